@@ -1,0 +1,175 @@
+"""Flags: upstream's names, and what the overlay adds; from the command line or one YAML file."""
+
+import argparse
+import difflib
+import os
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import transformers
+import yaml
+
+from overlays.errors import UserError
+
+
+@dataclass
+class ModelArguments:
+    """Which model, and which of its parts are trained."""
+
+    model_name_or_path: str = field(default="", metadata={"help": "hub name or folder of a Qwen-VL model"})
+    tune_mm_llm: bool = field(default=False, metadata={"help": "train the language model (with LoRA: its adapter)"})
+    tune_mm_mlp: bool = field(default=False, metadata={"help": "train the merger, DeepStack mergers included"})
+    tune_mm_vision: bool = field(default=False, metadata={"help": "train the vision tower"})
+    train_embeddings: bool = field(default=False, metadata={"help": "train the token embeddings beside an adapter"})
+    attn_implementation: str = field(
+        default="auto", metadata={"help": "auto | sdpa | flash_attention_2 | eager; auto: flash where usable"}
+    )
+
+
+@dataclass
+class DataArguments:
+    """Which records, at which resolution."""
+
+    dataset_use: str = field(default="", metadata={"help": "names or files, by comma; name%%N takes N percent"})
+    eval_dataset: str = field(default="", metadata={"help": "the same for the validation loss"})
+    data_flatten: bool = field(default=False, metadata={"help": "concatenate a batch into one row without padding"})
+    data_packing: bool = field(default=False, metadata={"help": "upstream's name for packed files: same as flatten"})
+    base_interval: int = field(default=2, metadata={"help": "kept for upstream's scripts; nothing reads it"})
+    max_pixels: int = field(default=28 * 28 * 576, metadata={"help": "pixels of one image at most"})
+    min_pixels: int = field(default=28 * 28 * 16, metadata={"help": "pixels of one image at least"})
+    video_max_frames: int = field(default=8, metadata={"help": "frames of one clip at most"})
+    video_min_frames: int = field(default=4, metadata={"help": "frames of one clip at least"})
+    video_max_pixels: int = field(default=1024 * 28 * 28, metadata={"help": "pixels of one frame at most"})
+    video_min_pixels: int = field(default=256 * 28 * 28, metadata={"help": "pixels of one frame at least"})
+    video_fps: float = field(default=2.0, metadata={"help": "frames taken a second of clip"})
+    video_backend: str = field(default="pyav", metadata={"help": "pyav | decord"})
+    on_bad_sample: str = field(default="stop", metadata={"help": "stop | skip: what a broken sample does"})
+
+
+@dataclass
+class TrainingArguments(transformers.TrainingArguments):
+    """transformers' own, with upstream's additions and other defaults where those of the library do harm."""
+
+    output_dir: str = field(default="outputs/run", metadata={"help": "run folder"})
+    cache_dir: str | None = field(default=None, metadata={"help": "where downloaded models are kept"})
+    optim: str = field(default="adamw_torch")
+    model_max_length: int = field(default=8192, metadata={"help": "longer samples are dropped and counted"})
+    mm_projector_lr: float | None = field(default=None, metadata={"help": "merger's rate; 0 freezes it"})
+    vision_tower_lr: float | None = field(default=None, metadata={"help": "vision tower's rate; 0 freezes it"})
+    lora_enable: bool = field(default=False)
+    lora_r: int = field(default=64)
+    lora_alpha: int = field(default=128)
+    lora_dropout: float = field(default=0.0)
+    lora_target_modules: str = field(default="", metadata={"help": "projections by comma; empty: the family's own"})
+    pure_bf16: bool = field(default=False, metadata={"help": "trainable weights in bf16 too (default fp32, autocast)"})
+    resume: str = field(default="auto", metadata={"help": "auto | never | a checkpoint folder"})
+    early_stopping_patience: int = field(default=0, metadata={"help": "evaluations without gain; 0: off"})
+    remove_unused_columns: bool = field(default=False)
+    report_to: str | None = field(default="tensorboard")
+    logging_steps: float = field(default=10)
+    prediction_loss_only: bool = field(default=True)
+    dataloader_num_workers: int = field(default=2)
+
+
+FLAG_CLASSES = (ModelArguments, DataArguments, TrainingArguments)
+
+
+class _Parser(transformers.HfArgumentParser):
+    """Errors as one sentence; no abbreviations, so that a flag is what it says."""
+
+    def __init__(self):
+        super().__init__(FLAG_CLASSES, allow_abbrev=False, prog="python -m overlays.train")
+
+    def error(self, message: str):
+        raise UserError(f"{message} (see python -m overlays.train --help)")
+
+    def flags(self) -> list[str]:
+        return [option for action in self._actions for option in action.option_strings if option.startswith("--")]
+
+
+def _yaml_arguments(file: Path) -> list[str]:
+    """A YAML mapping of flag names to values as command-line words."""
+    try:
+        values = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError) as error:
+        raise UserError(f"configuration {file} cannot be read: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise UserError(f"configuration {file} must be a mapping of flag names to values")
+    words = []
+    for name, value in values.items():
+        if value is None:
+            continue
+        text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
+        words += [f"--{name}", text]
+    return words
+
+
+def parse(words: list[str] | None = None) -> tuple[ModelArguments, DataArguments, TrainingArguments]:
+    """Flags of one training run; a first word without dashes is a YAML file, whose values later flags override.
+
+    Raises:
+        UserError: an unknown flag (the nearest is named), a bad value, or combinations that make no sense.
+    """
+    words = list(sys.argv[1:] if words is None else words)
+    parser = _Parser()
+    if words and words[0].endswith((".yaml", ".yml")):
+        words = [*_yaml_arguments(Path(words[0])), *words[1:]]
+    try:
+        namespace, unknown = parser.parse_known_args(words)
+    except argparse.ArgumentError as error:
+        raise UserError(str(error)) from None
+    if unknown:
+        word = unknown[0].split("=")[0]
+        near = difflib.get_close_matches(word, parser.flags(), n=1, cutoff=0.5)
+        hint = f"; did you mean {near[0]}?" if near and word.startswith("-") else ""
+        raise UserError(f"unknown flag {word}{hint}" if word.startswith("-") else f"unexpected word {word!r}")
+    if namespace.deepspeed:
+        _start_cpu_processes()
+    values = vars(namespace)
+    parts = []
+    for flag_class in FLAG_CLASSES:
+        own = {name: values[name] for name in flag_class.__dataclass_fields__ if name in values}
+        try:
+            parts.append(flag_class(**own))
+        except (ValueError, ImportError, FileNotFoundError) as error:
+            raise UserError(" ".join(str(error).split())) from None
+    _check(*parts)
+    return tuple(parts)
+
+
+def _start_cpu_processes() -> None:
+    """DeepSpeed on a machine without GPU talks over gloo, and that has to be said before TrainingArguments."""
+    import torch
+
+    if torch.cuda.is_available() or torch.distributed.is_initialized():
+        return
+    alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
+    for name, value in alone.items():
+        os.environ.setdefault(name, value)
+    import deepspeed
+
+    deepspeed.init_distributed(dist_backend="gloo")
+
+
+def _check(model: ModelArguments, data: DataArguments, training: TrainingArguments) -> None:
+    if not model.model_name_or_path:
+        raise UserError("no model is given: use --model_name_or_path")
+    if not data.dataset_use:
+        raise UserError("no data set is given: use --dataset_use")
+    if data.on_bad_sample not in ("stop", "skip"):
+        raise UserError(f"--on_bad_sample is stop or skip, not {data.on_bad_sample!r}")
+    if data.video_backend not in ("pyav", "decord"):
+        raise UserError(f"--video_backend is pyav or decord, not {data.video_backend!r}")
+    if data.min_pixels > data.max_pixels or data.video_min_pixels > data.video_max_pixels:
+        raise UserError("--min_pixels is above --max_pixels (or --video_min_pixels above --video_max_pixels)")
+    if training.lora_enable and training.lora_r < 1:
+        raise UserError(f"--lora_r must be at least 1, not {training.lora_r}")
+    if training.eval_strategy != "no" and not data.eval_dataset:
+        raise UserError("--eval_strategy needs --eval_dataset")
+    if training.early_stopping_patience and not training.load_best_model_at_end:
+        raise UserError("--early_stopping_patience needs --load_best_model_at_end True")
+    # The data core's own switch; transformers would drop keys that a plain forward does not name.
+    training.remove_unused_columns = False
+    training.label_names = ["labels"]
+    data.data_flatten = data.data_flatten or data.data_packing

@@ -1,0 +1,1 @@
+"""Record to batch."""

@@ -1,0 +1,380 @@
+"""Records -> chat messages -> token ids and labels, through the processor's own chat template.
+
+What is text stays text. A control token of the template (<|im_end|>, <|image_pad|>, ...) that somebody typed into a
+question or an answer is tokenised as the characters it consists of, so that only the template opens and closes turns.
+Tokens that a template does not use for structure (<think>, <|box_start|>, ...) keep their meaning.
+
+Labels come from the template's structure: the conversation is rendered once as it is and once with a stand-in for
+every answer, and what differs is the answer. Whatever the words are, they cannot be mistaken for structure.
+"""
+
+import re
+from bisect import bisect_left, bisect_right
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+
+from overlays.data import media as media_module
+from overlays.data import records
+from overlays.data.media import Media, open_media
+from overlays.errors import UserError
+
+IGNORE = -100
+_SPLIT = re.compile("(" + "|".join(records.PLACEHOLDERS.values()) + ")")
+_MEDIA_KEYS = ("pixel_values", "image_grid_thw", "pixel_values_videos", "video_grid_thw", "second_per_grid_ts")
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """A conversation as text, each medium still one placeholder token.
+
+    answers: (start, end, end with the end token) of every assistant turn's words, in characters of `text`.
+    typed: (position, token) of control tokens that are only typed text; `text` holds a stand-in there.
+    """
+
+    text: str
+    answers: list[tuple[int, int, int]]
+    typed: list[tuple[int, str]]
+
+
+def to_messages(record: Mapping, media: Media) -> list[dict]:
+    """Chat messages of a record for a processor's chat template, used by training and inference alike.
+
+    Human turns are cut at <image> and <video>; each piece of text is stripped and empty ones are left out, which is
+    upstream's rule. System turns and answers are kept to the character.
+
+    Raises:
+        UserError: an unknown role, or placeholders and media that do not match.
+    """
+    queues = {"image": iter(media.images), "video": iter([getattr(v, "frames", v) for v in media.videos])}
+    kinds = {placeholder: kind for kind, placeholder in records.PLACEHOLDERS.items()}
+    messages = []
+    for turn in record["conversations"]:
+        role = records.ROLES.get(turn["from"])
+        if role is None:
+            raise UserError(f"unknown role {turn['from']!r}; roles are human, gpt and system")
+        if role != "user":
+            messages.append({"role": role, "content": [{"type": "text", "text": turn["value"]}]})
+            continue
+        content = []
+        for piece in _SPLIT.split(turn["value"]):
+            if piece in kinds:
+                kind = kinds[piece]
+                try:
+                    content.append({"type": kind, kind: next(queues[kind])})
+                except StopIteration:
+                    raise UserError(f"there are more {piece} in the human turns than {kind} files") from None
+            elif piece.strip():
+                content.append({"type": "text", "text": piece.strip()})
+        messages.append({"role": role, "content": content})
+    for kind, queue in queues.items():
+        if next(queue, queues) is not queues:
+            raise UserError(f"there are more {kind} files than {records.PLACEHOLDERS[kind]} in the human turns")
+    return messages
+
+
+def encode(record: Mapping, processor, media_root: str | Path, video_backend: str = "pyav") -> dict:
+    """A training sample.
+
+    Returns:
+        input_ids, labels (-100 but at assistant words and their end token), mm_token_type_ids (0 text, 1 image,
+        2 video), each (L,) int64; where present pixel_values (P, D) and image_grid_thw (n, 3), pixel_values_videos
+        and video_grid_thw (m, 3), second_per_grid_ts (m,).
+
+    Raises:
+        UserError: a medium cannot be opened or does not match its placeholder.
+    """
+    media = open_media(record, media_root, processor, video_backend)
+    return encode_messages(to_messages(record, media), media, processor)
+
+
+def encode_prompt(record: Mapping, processor, media_root: str | Path, video_backend: str = "pyav") -> dict:
+    """A sample for generation: everything up to the last human turn, and what the template puts before an answer.
+
+    The ids are those that `encode` has before the last answer's first label. Same keys, without labels.
+
+    Raises:
+        UserError: as `encode`, and where there is no human turn.
+    """
+    media = open_media(record, media_root, processor, video_backend)
+    messages = to_messages(record, media)
+    last = max((i for i, message in enumerate(messages) if message["role"] == "user"), default=None)
+    if last is None:
+        raise UserError("there is no human turn to answer")
+    # With an answer at hand the template tells whether it opens with a block of reasoning; its words are not used.
+    answer = messages[last + 1 : last + 2] or [{"role": "assistant", "content": [{"type": "text", "text": "-"}]}]
+    rendered = render(messages[: last + 1] + answer, processor)
+    start = rendered.answers[-1][0]
+    prompt = Rendered(rendered.text[:start], [], [item for item in rendered.typed if item[0] < start])
+    sample = _tokenize(prompt, media, processor)
+    del sample["labels"]
+    return sample
+
+
+def encode_messages(messages: Sequence[dict], media: Media, processor) -> dict:
+    """`encode` for messages whose media are open."""
+    return _tokenize(render(messages, processor), media, processor)
+
+
+def prompt_text(record: Mapping, processor) -> str:
+    """The rendered conversation of a record with one placeholder token for each medium; opens no file."""
+    return render(to_messages(record, _unopened(record)), processor).text
+
+
+def _unopened(record: Mapping) -> Media:
+    return Media(records.media_names(record, "image"), records.media_names(record, "video"))
+
+
+# ---- text
+
+
+def render(messages: Sequence[dict], processor) -> Rendered:
+    """The text of a conversation by the processor's template, and where in it the answers are.
+
+    Raises:
+        UserError: the template changes other turns depending on an answer, so that its words cannot be told apart.
+    """
+    texts = [part["text"] for message in messages for part in message["content"] if part["type"] == "text"]
+    everything = "\n".join(texts)
+    mark, stand_in = _unused_characters(everything)
+    typed: list[str] = []
+    control = _control_tokens(processor.tokenizer, _template(processor), *_media_tokens(processor))
+    if control.search(everything):
+        messages = [_mark_typed(message, control, mark, typed) for message in messages]
+    text = _apply(messages, processor)
+    answers = _answer_spans(messages, text, stand_in, processor)
+    end = _end_token(_template(processor), processor)
+    spans = [(start, stop, stop + len(end) if text.startswith(end, stop) else stop) for start, stop in answers]
+    return _unmark(text, spans, mark, typed, processor) if typed else Rendered(text, spans, [])
+
+
+def _template(processor) -> str:
+    template = processor.chat_template
+    if isinstance(template, dict):
+        template = template.get("default")
+    if not template:
+        raise UserError("the processor has no chat template; copy chat_template.jinja from the base model")
+    return template
+
+
+def _media_tokens(processor) -> tuple[str, ...]:
+    names = (getattr(processor, name, None) for name in ("image_token", "video_token"))
+    return tuple(name for name in names if name)
+
+
+def _apply(messages: Sequence[dict], processor) -> str:
+    try:
+        return processor.apply_chat_template(messages, tokenize=False)
+    except Exception as error:  # jinja's errors, raise_exception() of a template
+        if type(error).__module__.startswith("jinja2"):
+            raise UserError(f"the chat template refuses this conversation: {error}") from None
+        raise
+
+
+def _unused_characters(text: str) -> tuple[str, str]:
+    """Two private-use characters that `text` does not hold."""
+    if text.isascii():
+        return "\ue000", "\ue001"
+    free = (chr(code) for code in range(0xE000, 0xF8FF) if chr(code) not in text)
+    return next(free), next(free)
+
+
+@lru_cache(maxsize=16)
+def _control_tokens(tokenizer, template: str, *media_tokens: str) -> re.Pattern:
+    """Matches the special tokens that make structure: those in the template, of media, and of text ends."""
+    ends = {tokenizer.eos_token, tokenizer.pad_token, tokenizer.bos_token, *media_tokens} - {None}
+    tokens = {
+        token.content for token in tokenizer.added_tokens_decoder.values()
+        if token.content in ends or (token.special and token.content in template)
+    }
+    return re.compile("|".join(re.escape(token) for token in sorted(tokens, key=len, reverse=True)) or "(?!)")
+
+
+@lru_cache(maxsize=16)
+def _end_token(template: str, processor) -> str:
+    """What the template writes directly behind an answer up to the special token that ends it; "" if none."""
+    mark = "\ue001"
+    question = {"role": "user", "content": [{"type": "text", "text": "?"}]}
+    answer = {"role": "assistant", "content": [{"type": "text", "text": mark}]}
+    tail = _apply([question, answer], processor).rpartition(mark)[2]
+    special = [token.content for token in processor.tokenizer.added_tokens_decoder.values() if token.special]
+    found = re.match(r"\s*(?:" + "|".join(map(re.escape, sorted(special, key=len, reverse=True))) + ")", tail)
+    return found[0] if special and found else ""
+
+
+def _answer_spans(messages: Sequence[dict], text: str, stand_in: str, processor) -> list[tuple[int, int]]:
+    """(start, end) of each answer's words in the rendered `text`."""
+    turns = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
+    if not turns:
+        return []
+
+    def without(hidden: Sequence[int]) -> str:
+        """The rendered text with a stand-in for the answers of the turns `hidden`."""
+        return _apply([
+            {**message, "content": [{"type": "text", "text": stand_in}]} if i in hidden else message
+            for i, message in enumerate(messages)
+        ], processor)
+
+    pieces = without(turns).split(stand_in)
+    words = ["".join(part["text"] for part in messages[i]["content"]) for i in turns]
+    if len(pieces) == len(turns) + 1:
+        joined, spans = pieces[0], []
+        for word, piece in zip(words, pieces[1:], strict=True):
+            spans.append((len(joined), len(joined) + len(word)))
+            joined += word + piece
+        if joined == text:
+            return spans
+    # The template changes answers (strips them, moves their reasoning): look at one at a time.
+    return [_differing(text, *without([turn]).partition(stand_in)[::2]) for turn in turns]
+
+
+def _differing(text: str, head: str, tail: str) -> tuple[int, int]:
+    """The part of `text` that is neither common with `head` from the start nor equal to `tail` at the end."""
+    low, high = 0, min(len(head), len(text))
+    while low < high:  # length of the common beginning, by bisection
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if text.startswith(head[:middle]) else (low, middle - 1)
+    if not text.endswith(tail) or len(text) - len(tail) < low:
+        raise UserError("the chat template renders other turns differently depending on an answer; "
+                        "split this conversation into records of one question and one answer")
+    return low, len(text) - len(tail)
+
+
+def _mark_typed(message: dict, control: re.Pattern, mark: str, typed: list[str]) -> dict:
+    """The message with every typed control token as mark, number, mark; the tokens are added to `typed`."""
+
+    def replace(match: re.Match) -> str:
+        typed.append(match[0])
+        return f"{mark}{len(typed) - 1}{mark}"
+
+    content = [
+        {**part, "text": control.sub(replace, part["text"])} if part["type"] == "text" else part
+        for part in message["content"]
+    ]
+    return {**message, "content": content}
+
+
+def _unmark(text: str, spans: list[tuple[int, int, int]], mark: str, typed: list[str], processor) -> Rendered:
+    """Put a stand-in token, a border that the tokenizer never crosses, where a control token was typed."""
+    border = processor.tokenizer.eos_token
+    pieces, places, ends, shifts, last, shift = [], [], [], [0], 0, 0
+    for match in re.finditer(f"{mark}(\\d+){mark}", text):
+        pieces += [text[last : match.start()], border]
+        places.append((match.start() + shift, typed[int(match[1])]))
+        shift += len(border) - len(match[0])
+        last = match.end()
+        ends.append(last)
+        shifts.append(shift)
+    moved = [tuple(place + shifts[bisect_right(ends, place)] for place in span) for span in spans]
+    return Rendered("".join(pieces) + text[last:], moved, places)
+
+
+# ---- tokens
+
+
+def _tokenize(rendered: Rendered, media: Media, processor) -> dict:
+    """Tokens, labels and pixels of a rendered conversation; the processor expands the placeholders."""
+    videos = {}
+    if media.videos:  # sampled and resized when they were opened
+        videos = {"videos": [clip.frames for clip in media.videos], "videos_kwargs": {
+            "do_sample_frames": False, "do_resize": False, "video_metadata": [clip.metadata for clip in media.videos],
+        }}
+    try:
+        output = processor(
+            text=[rendered.text], images=list(media.images) or None, return_offsets_mapping=True,
+            return_text_replacement_offsets=True, return_mm_token_type_ids=False, **videos,
+        )
+    except ValueError as error:
+        raise UserError(f"the processor refuses the media: {' '.join(str(error).split())}") from None
+    ids, offsets = output["input_ids"][0], output["offset_mapping"][0]
+    moves = (output.get("text_replacement_offsets") or [[]])[0]
+    borders = [move["span"][1] for move in moves]
+    gained = [0] + [move["new_span"][1] - move["span"][1] for move in moves]
+
+    def expanded(place: int) -> int:
+        return place + gained[bisect_right(borders, place)]
+
+    spans = [_tokens_between(offsets, expanded(start), expanded(stop)) for start, _, stop in rendered.answers]
+    if rendered.typed:
+        places = [(bisect_left(offsets, (expanded(place),)), token) for place, token in rendered.typed]
+        ids, spans = _as_text(ids, spans, places, processor.tokenizer)
+    sample = {"input_ids": torch.tensor(ids)}
+    sample["labels"] = torch.full_like(sample["input_ids"], IGNORE)
+    for first, last in spans:
+        sample["labels"][first:last] = sample["input_ids"][first:last]
+    kinds = torch.zeros_like(sample["input_ids"])
+    if media.images:
+        kinds[sample["input_ids"] == processor.image_token_id] = 1
+    if media.videos:
+        kinds[sample["input_ids"] == processor.video_token_id] = 2
+    sample["mm_token_type_ids"] = kinds
+    for key in _MEDIA_KEYS:
+        if output.get(key) is not None:
+            sample[key] = torch.as_tensor(output[key])
+    return sample
+
+
+def _tokens_between(offsets: Sequence[tuple[int, int]], start: int, stop: int) -> tuple[int, int]:
+    """[first, last) of the tokens that begin in characters [start, stop); one that straddles `start` is not among them.
+
+    Both ends of `offsets` ascend, so this is bisection: no loop over the tokens.
+    """
+    first = bisect_right(offsets, start, key=lambda pair: pair[1])
+    while first < len(offsets) and offsets[first][0] < start:
+        first += 1
+    return first, max(first, bisect_left(offsets, stop, key=lambda pair: pair[0]))
+
+
+def _as_text(ids: list[int], spans: list[tuple[int, int]], places: list[tuple[int, str]],
+             tokenizer) -> tuple[list[int], list[tuple[int, int]]]:
+    """Replace the stand-ins at token `places` by the tokens of the characters that were typed; spans move along."""
+    ids, grown, added = list(ids), [], 0
+    for place, token in places:
+        plain = _plain_ids(tokenizer, token)
+        ids[place + added : place + added + 1] = plain
+        added += len(plain) - 1
+        grown.append(added)
+    indices = [place for place, _ in places]
+    shifts = [0, *grown]
+    return ids, [tuple(end + shifts[bisect_left(indices, end)] for end in span) for span in spans]
+
+
+def _plain_ids(tokenizer, token: str) -> list[int]:
+    """Ids of a special token's characters as ordinary text."""
+    ids = tokenizer.encode(token, add_special_tokens=False, split_special_tokens=True)
+    if tokenizer.convert_tokens_to_ids(token) in ids:
+        raise UserError(f"this tokenizer cannot write {token!r} as text; remove it from the record")
+    return ids
+
+
+# ---- lengths
+
+
+def count_tokens(record: Mapping, processor, media_root: str | Path, video_backend: str = "pyav") -> int:
+    """Length of the sample that `encode` would give, from the headers of its media alone.
+
+    Raises:
+        UserError: a medium is missing, cannot be read, or does not match its placeholder.
+    """
+    rendered = render(to_messages(record, _unopened(record)), processor)
+    tokenizer, extra = processor.tokenizer, 0
+    for name in records.media_names(record, "image"):
+        path = records.media_file(media_root, name)
+        merge = processor.image_processor.merge_size**2
+        extra += media_module.image_patches(path, processor.image_processor) // merge - 1
+    pieces = [rendered.text]
+    for name in records.media_names(record, "video"):
+        video = processor.video_processor
+        path = records.media_file(media_root, name)
+        (frames, height, width), metadata = media_module.video_grid(path, video, video_backend)
+        # Each frame as one token, with the timestamps that some families write between frames; the rest is counted.
+        short = {"video_grid_thw": torch.tensor([[frames, video.merge_size, video.merge_size]]),
+                 "video_metadata": [metadata]}
+        before, _, after = pieces.pop().partition(processor.video_token)
+        pieces += [before, processor.replace_video_token(short, 0), after]
+        extra += frames * (height * width // video.merge_size**2 - 1)
+    typed = sum(len(_plain_ids(tokenizer, token)) - 1 for _, token in rendered.typed)
+    return len(tokenizer("".join(pieces))["input_ids"]) + extra + typed

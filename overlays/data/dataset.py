@@ -1,0 +1,248 @@
+"""Supervised samples from annotation files: memory-mapped, sampled by seed, checked and measured before training."""
+
+import hashlib
+import json
+import os
+import random
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from overlays import registry
+from overlays.data import chat, records
+from overlays.data.media import MediaOptions, open_media
+from overlays.errors import UserError
+from overlays.files import atomic_path, sha256
+
+CACHE = registry.ROOT / "data" / "cache"
+WORKERS_ABOVE = 2000  # samples; fewer are measured faster than processes start
+
+
+class SampleError(UserError):
+    """A broken sample. A DataLoader worker wraps the sentence into a traceback; str() gives the sentence alone."""
+
+    def __str__(self) -> str:
+        return super().__str__().rpartition(f"{type(self).__name__}: ")[2].strip()
+
+
+class SupervisedDataset(torch.utils.data.Dataset):
+    """Samples (see `chat.encode`) with position_ids (3, L), "id" and, where the record has one, "target".
+
+    Before training every record is checked and its length is computed from its text and the headers of its media.
+    Over-long samples are dropped and counted; image tokens are never cut. A broken sample is an error, or is dropped
+    and listed with on_bad_sample="skip" (media are then decoded once beforehand); it is never replaced by another.
+
+    Args:
+        datasets: what `registry.resolve` gives.
+        processor: with the resolution already applied (`media.apply_resolution`).
+        positions: `model.parts.position_function(config)`.
+        options: only its video backend is read here.
+        seed: of `name%N` sampling; the same records on every rank and in every resumed run.
+        model_max_length: tokens of a sample at most; None for no limit.
+        on_bad_sample: "stop" or "skip".
+        workers: processes that check and measure; None decides by the number of samples.
+
+    Attributes:
+        lengths: (len(self),) int64 tokens of each sample.
+        report: {"datasets": [{name, file, records, sampled, kept}], "kept", "too_long", "bad", "tokens": {max, mean,
+            total}, "dropped": [{id, file, row, reason}]}.
+
+    Raises:
+        UserError: a broken record or sample under "stop", or nothing is left.
+    """
+
+    def __init__(self, datasets: Sequence[registry.Dataset], processor, positions: Callable, options: MediaOptions,
+                 seed: int = 0, model_max_length: int | None = None, on_bad_sample: str = "stop",
+                 workers: int | None = None):
+        if on_bad_sample not in ("stop", "skip"):
+            raise UserError(f"on_bad_sample is stop or skip, not {on_bad_sample!r}")
+        self.sources, self.processor, self.positions = list(datasets), processor, positions
+        self.backend, self.on_bad_sample = options.video_backend, on_bad_sample
+        self._tables = [open_table(source.annotation) for source in self.sources]
+        chosen = [sample_rows(len(table), source.rate, f"{seed}:{source.name}")
+                  for table, source in zip(self._tables, self.sources, strict=True)]
+        self._index = np.array(  # (samples, 2): number of the source, row of its table
+            [(number, row) for number, rows in enumerate(chosen) for row in rows], dtype=np.int64
+        ).reshape(-1, 2)
+        lengths, problems = self._measure(workers)
+        self._keep(lengths, problems, model_max_length, [len(rows) for rows in chosen])
+
+    def __len__(self) -> int:
+        return len(self._index)
+
+    def record(self, i: int) -> dict:
+        """The annotation record of sample `i`."""
+        source, row = self._index[i]
+        return json.loads(self._tables[source][int(row)]["json"])
+
+    def __getitem__(self, i: int) -> dict:
+        record = self.record(i)
+        try:
+            return self._sample(i, record)
+        except UserError as error:
+            sentence = f"{self._where(i, record)}: {error}"
+            if self.on_bad_sample == "stop":
+                raise SampleError(sentence) from None
+            print(f"skipped: {sentence}", file=sys.stderr)
+            return {"id": self._id(i, record), "skipped": str(error)}
+
+    def _sample(self, i: int, record: dict) -> dict:
+        sample = chat.encode(record, self.processor, self.sources[self._index[i][0]].media_root, self.backend)
+        sample["position_ids"] = self.positions(
+            input_ids=sample["input_ids"][None], mm_token_type_ids=sample["mm_token_type_ids"][None],
+            image_grid_thw=sample.get("image_grid_thw"), video_grid_thw=sample.get("video_grid_thw"),
+            second_per_grid_ts=sample.get("second_per_grid_ts"),
+        )[:, 0]
+        sample["id"] = self._id(i, record)
+        if record.get("target") is not None:
+            sample["target"] = record["target"]
+        return sample
+
+    def _line(self, i: int) -> int:
+        source, row = self._index[i]
+        return self._tables[source][int(row)]["row"]
+
+    def _id(self, i: int, record: dict) -> str:
+        own = record.get("id")
+        return f"{self.sources[self._index[i][0]].annotation.stem}:{self._line(i)}" if own is None else str(own)
+
+    def _where(self, i: int, record: dict) -> str:
+        return f"{self.sources[self._index[i][0]].annotation}, row {self._line(i)} (id {self._id(i, record)})"
+
+    # ---- before training
+
+    def inspect(self, i: int) -> tuple[int, str]:
+        """(tokens, "") of sample `i`, or (0, what is wrong with it)."""
+        source = self.sources[self._index[i][0]]
+        record = self.record(i)
+        problems = records.check_record(record, source.media_root)
+        if problems:
+            return 0, "; ".join(problems)
+        try:
+            if self.on_bad_sample == "skip":
+                open_media(record, source.media_root, self.processor, self.backend)
+            return chat.count_tokens(record, self.processor, source.media_root, self.backend), ""
+        except UserError as error:
+            return 0, str(error)
+
+    def _measure(self, workers: int | None) -> tuple[np.ndarray, dict[int, str]]:
+        """(lengths, problem by sample); under "stop" the first problem is raised."""
+        count = len(self._index)
+        if workers is None:
+            workers = min(8, len(os.sched_getaffinity(0))) if count > WORKERS_ABOVE else 0
+        loader = torch.utils.data.DataLoader(
+            _Inspection(self), batch_size=64 if workers > 1 else 1, num_workers=workers if workers > 1 else 0,
+            collate_fn=list,
+        )
+        lengths, problems = np.zeros(count, dtype=np.int64), {}
+        quiet = count < 200 or int(os.environ.get("LOCAL_RANK", 0)) != 0
+        with tqdm(total=count, desc="checking samples", unit="", disable=quiet, file=sys.stderr) as bar:
+            i = 0
+            for batch in loader:
+                for lengths[i], problem in batch:
+                    if problem and self.on_bad_sample == "stop":
+                        raise UserError(f"{self._where(i, self.record(i))}: {problem} (scripts/check_data.py lists "
+                                        "every bad row, --on_bad_sample skip leaves them out)")
+                    if problem:
+                        problems[i] = problem
+                    i += 1
+                bar.update(len(batch))
+        return lengths, problems
+
+    def _keep(self, lengths: np.ndarray, problems: dict[int, str], limit: int | None, sampled: list[int]) -> None:
+        dropped, too_long = [], 0
+        keep = np.ones(len(lengths), dtype=bool)
+        for i in range(len(lengths)):
+            reason = problems.get(i)
+            if reason is None and limit is not None and lengths[i] > limit:
+                reason, too_long = f"{lengths[i]} tokens, more than {limit}", too_long + 1
+            if reason is not None:
+                keep[i] = False
+                source = self.sources[self._index[i][0]]
+                dropped.append({"id": self._id(i, self.record(i)), "file": str(source.annotation),
+                                "row": self._line(i), "reason": reason})
+        self._index, self.lengths = self._index[keep], lengths[keep]
+        names = ", ".join(source.name for source in self.sources)
+        if not len(self._index):
+            raise UserError(f"no sample is left of {names}: {too_long} have more than {limit} tokens "
+                            f"(--model_max_length) and {len(problems)} are broken")
+        kept = np.bincount(self._index[:, 0], minlength=len(self.sources))
+        self.report = {
+            "datasets": [
+                {"name": source.name, "file": str(source.annotation), "records": len(table), "sampled": taken,
+                 "kept": int(left)}
+                for source, table, taken, left in zip(self.sources, self._tables, sampled, kept, strict=True)
+            ],
+            "kept": len(self._index), "too_long": too_long, "bad": len(problems),
+            "tokens": {"max": int(self.lengths.max()), "mean": round(float(self.lengths.mean()), 1),
+                       "total": int(self.lengths.sum())},
+            "dropped": dropped,
+        }
+
+
+class _Inspection(torch.utils.data.Dataset):
+    """`SupervisedDataset.inspect` as a data set, so that DataLoader workers can share the work."""
+
+    def __init__(self, dataset: SupervisedDataset):
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, i: int) -> tuple[int, str]:
+        return self.dataset.inspect(i)
+
+
+def sample_rows(count: int, rate: float, seed: str) -> list[int]:
+    """Rows that `name%N` takes, ascending: the same for the same seed everywhere, and a larger N adds to a smaller."""
+    if rate >= 1:
+        return list(range(count))
+    order = list(range(count))
+    random.Random(seed).shuffle(order)
+    return sorted(order[: max(1, int(count * rate))])
+
+
+def open_table(annotation: Path):
+    """Records of an annotation file as a memory-mapped table with columns `row` (its number) and `json`.
+
+    The table is built once and kept in data/cache under the checksum of the file.
+
+    Raises:
+        UserError: a row that holds no record, or no rows at all.
+    """
+    import datasets
+    from datasets.arrow_writer import ArrowWriter
+
+    annotation = Path(annotation)
+    key = hashlib.sha256(f"{annotation.suffix}:{sha256(annotation)}".encode()).hexdigest()[:24]
+    file = _cache_folder() / f"{annotation.stem}-{key}.arrow"
+    if not file.is_file():
+        features = datasets.Features({"row": datasets.Value("int64"), "json": datasets.Value("large_string")})
+        with atomic_path(file) as temporary, ArrowWriter(path=str(temporary), features=features) as writer:
+            count = 0
+            for row, record in records.scan(annotation):
+                if isinstance(record, records.Defect):
+                    raise UserError(str(record))
+                writer.write({"row": row, "json": json.dumps(record, ensure_ascii=False)})
+                count += 1
+            if not count:
+                raise UserError(f"annotation file {annotation} holds no records")
+            writer.finalize()
+    return datasets.Dataset.from_file(str(file))
+
+
+def _cache_folder() -> Path:
+    """data/cache, or a temporary folder where the repository cannot be written."""
+    for folder in (CACHE, Path(tempfile.gettempdir()) / "qwen-vl-overlays"):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError:
+            continue
+        if os.access(folder, os.W_OK):
+            return folder
+    raise UserError(f"neither {CACHE} nor {tempfile.gettempdir()} can be written")

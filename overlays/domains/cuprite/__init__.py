@@ -1,0 +1,1 @@
+"""Mineral mapping from imaging spectroscopy: hyperspectral cube -> tiles, questions, scores."""

@@ -1,0 +1,36 @@
+"""Three-band composites: which wavelengths, how they are stretched, and how a window becomes a picture."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from overlays.domains.cuprite.bands import nearest_band
+from overlays.domains.cuprite.cube import Cube
+
+COMPOSITES_NM: dict[str, tuple[float, float, float]] = {
+    "clay": (2200.0, 2100.0, 1650.0),
+    "iron": (860.0, 660.0, 480.0),
+    "natural": (660.0, 550.0, 470.0),
+}
+PERCENT = (2.0, 98.0)
+
+
+def composite_bands(cube: Cube, good: np.ndarray, names: list[str]) -> dict[str, list[int]]:
+    """Band indexes (red, green, blue) of each composite on this cube."""
+    return {name: [nearest_band(cube, good, nm, f"the {name} composite") for nm in COMPOSITES_NM[name]]
+            for name in names}
+
+
+def fit_limits(values: np.ndarray) -> list[list[float]]:
+    """2nd and 98th percentile of each channel, [[low, high]] * 3, from (n, 3) reflectances of the training area."""
+    low, high = np.nanpercentile(values, PERCENT, axis=0)
+    high = np.maximum(high, low + 1e-6)
+    return [[float(a), float(b)] for a, b in zip(low, high, strict=True)]
+
+
+def stretch(values: np.ndarray, limits: list[list[float]]) -> np.ndarray:
+    """(h, w, 3) reflectance -> (h, w, 3) uint8 between the limits; pixels without data are black."""
+    low, high = np.asarray(limits, np.float32).T
+    scaled = (np.asarray(values, np.float32) - low) / (high - low)
+    scaled[~np.isfinite(scaled).all(-1)] = 0
+    return np.rint(np.clip(scaled, 0, 1) * 255).astype(np.uint8)

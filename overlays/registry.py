@@ -1,0 +1,101 @@
+"""Dataset names -> annotation file, media root and sampling rate."""
+
+import difflib
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from overlays.errors import UserError
+
+ROOT = Path(__file__).resolve().parents[1]
+USER_FILE = Path("data") / "datasets.json"
+SPLITS = ("train", "val", "test")
+ANNOTATION_SUFFIXES = (".json", ".jsonl")
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """One data set of a run. `rate` is the share of its records that is used, in (0, 1]."""
+
+    name: str
+    annotation: Path
+    media_root: Path
+    rate: float = 1.0
+
+
+def resolve(names: str, root: Path = ROOT) -> list[Dataset]:
+    """Data sets of a comma-separated list such as "cuprite_train,mine%30,path/to/file.jsonl".
+
+    A name is `<domain>_<train|val|test>` (a prepared domain), a key of data/datasets.json, or a .json/.jsonl file,
+    whose media are then relative to its folder. `%N` behind it takes N percent of the records.
+
+    Raises:
+        UserError: an unknown name (the near misses are given), a missing file, a rate outside (0, 100].
+    """
+    words = [word.strip() for word in names.split(",") if word.strip()]
+    if not words:
+        raise UserError(f"no data set is named in {names!r}; known names: {', '.join(known(root)) or 'none'}")
+    return [_resolve_one(word, Path(root)) for word in words]
+
+
+def known(root: Path = ROOT) -> list[str]:
+    """Names that can be used without a path: the splits of every domain and the user's own."""
+    from overlays.domains import DOMAINS
+
+    prepared = Path(root) / "data" / "prepared"
+    domains = set(DOMAINS) | {path.name for path in prepared.glob("*") if path.is_dir()}
+    return sorted({f"{domain}_{split}" for domain in domains for split in SPLITS} | set(_user_sets(Path(root))))
+
+
+def _resolve_one(word: str, root: Path) -> Dataset:
+    name, rate = _split_rate(word)
+    own = _user_sets(root)
+    if name in own:
+        annotation, media_root = own[name]
+    elif name.endswith(ANNOTATION_SUFFIXES):
+        annotation = Path(name)
+        media_root = annotation.parent
+    else:
+        domain, _, split = name.rpartition("_")
+        if name not in known(root):
+            near = difflib.get_close_matches(name, known(root), n=3, cutoff=0.4)
+            hint = f"did you mean {' or '.join(near)}?" if near else f"known names: {', '.join(known(root))}"
+            raise UserError(f"unknown data set {name!r}; {hint} (own ones go into {USER_FILE})")
+        media_root = root / "data" / "prepared" / domain
+        annotation = media_root / f"{split}.jsonl"
+        if not annotation.is_file():
+            raise UserError(f"data set {name} is not prepared: {annotation} is missing; "
+                            f"run scripts/prepare_{domain}.py first")
+    if not annotation.is_file():
+        raise UserError(f"data set {name}: there is no annotation file {annotation}")
+    if not media_root.is_dir():
+        raise UserError(f"data set {name}: there is no media folder {media_root}")
+    return Dataset(name, annotation, media_root, rate)
+
+
+def _split_rate(word: str) -> tuple[str, float]:
+    """("name", share) of "name%30"; the share of a bare name is 1."""
+    match = re.search(r"%(\d+(?:\.\d+)?)$", word)
+    if not match:
+        return word, 1.0
+    rate = float(match[1]) / 100
+    if not 0 < rate <= 1:
+        raise UserError(f"{word!r}: the number behind % must be above 0 and at most 100")
+    return word[: match.start()], rate
+
+
+def _user_sets(root: Path) -> dict[str, tuple[Path, Path]]:
+    """name -> (annotation file, media root) of data/datasets.json; relative paths start at the repository."""
+    file = root / USER_FILE
+    if not file.is_file():
+        return {}
+    try:
+        rows = json.loads(file.read_text(encoding="utf-8-sig"))
+        sets = {}
+        for name, row in rows.items():
+            annotation = root / row["annotation_path"]
+            sets[name] = (annotation, root / row["data_path"] if row.get("data_path") else annotation.parent)
+        return sets
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f'{file} must be {{"name": {{"annotation_path": ..., "data_path": ...}}}}: {error}') from None

@@ -1,0 +1,162 @@
+"""The run folder: run.json, which checkpoint is whole, what a resumed run must have in common with it."""
+
+import json
+import os
+import platform
+import shutil
+import subprocess
+from pathlib import Path
+
+from overlays.errors import UserError
+from overlays.files import write_json
+
+ROOT = Path(__file__).resolve().parents[1]
+WHOLE = "whole"  # empty file written into a checkpoint after everything else
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that decide a result."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    found = {"python": platform.python_version()}
+    for package in ("torch", "transformers", "peft", "accelerate", "deepspeed", "datasets"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "absent"
+    return found
+
+
+def commit(folder: Path = ROOT) -> str | None:
+    """Commit of a git checkout, with "+changes" where files differ from it; None outside one."""
+    def git(*words: str) -> str:
+        return subprocess.run(
+            ["git", "-C", str(folder), *words], capture_output=True, text=True, check=True
+        ).stdout.strip()
+
+    try:
+        return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain", "-uno") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def read_run(folder: Path) -> dict | None:
+    """run.json of a run folder or of the run folder that a checkpoint lies in; None where there is none."""
+    for place in (folder, folder.parent):
+        file = place / "run.json"
+        if file.is_file():
+            try:
+                return json.loads(file.read_text(encoding="utf-8"))
+            except ValueError as error:
+                raise UserError(f"{file} is damaged: {error}") from None
+    return None
+
+
+def checkpoints(run: Path) -> list[Path]:
+    """Whole checkpoints of a run folder, oldest first."""
+    found = [
+        path for path in run.glob("checkpoint-*") if path.name.rsplit("-", 1)[1].isdigit() and (path / WHOLE).is_file()
+    ]
+    return sorted(found, key=lambda path: int(path.name.rsplit("-", 1)[1]))
+
+
+def find_checkpoint(checkpoint: str | None, outputs: Path, domain: str | None = None) -> Path:
+    """The checkpoint a user means: the one named, or the newest finished run below `outputs`.
+
+    Args:
+        domain: only runs trained on data sets whose name starts with it.
+
+    Raises:
+        UserError: there is none.
+    """
+    if checkpoint is not None:
+        path = Path(checkpoint)
+        if not path.is_dir():
+            raise UserError(f"there is no checkpoint folder {checkpoint}")
+        return path if _has_model(path) else _newest_in(path)
+    runs = []
+    for file in outputs.glob("*/run.json"):
+        names = [row["name"] for row in (read_run(file.parent) or {}).get("data", {}).get("train", [])]
+        if domain is None or any(name.startswith(f"{domain}_") for name in names):
+            runs.append(file.parent)
+    runs = [run for run in runs if _has_model(run) or checkpoints(run)]
+    if not runs:
+        what = f"{domain} run" if domain else "run"
+        script = f"./scripts/train_{domain}_single_gpu.sh" if domain == "cuprite" else "a launcher in scripts/"
+        raise UserError(f"there is no finished {what} below {outputs}: run {script} first, or give --checkpoint")
+    newest = max(runs, key=lambda run: (run / "run.json").stat().st_mtime)
+    return newest if _has_model(newest) else _newest_in(newest)
+
+
+def _has_model(path: Path) -> bool:
+    return (path / "adapter_config.json").is_file() or (path / "config.json").is_file()
+
+
+def _newest_in(run: Path) -> Path:
+    whole = checkpoints(run)
+    if not whole:
+        raise UserError(f"{run} holds neither a model nor a whole checkpoint")
+    return whole[-1]
+
+
+def checkpoint_to_resume(run: Path, resume: str, identity: dict) -> Path | None:
+    """Where training goes on, or None for a start from the beginning.
+
+    Args:
+        resume: "auto" (newest whole checkpoint), "never" or a checkpoint folder.
+        identity: what must be as it was: model, data, parts, adapter and schedule; compared with run.json.
+
+    Raises:
+        UserError: run.json says otherwise about model, data or parts, or the folder named is not whole.
+    """
+    if resume == "never":
+        return None
+    if resume == "auto":
+        whole = checkpoints(run)
+        found = whole[-1] if whole else None
+    else:
+        found = Path(resume)
+        if not (found / WHOLE).is_file():
+            raise UserError(f"--resume {resume}: this is no whole checkpoint folder")
+    if found is None:
+        return None
+    before = (read_run(found) or {}).get("identity", {})
+    for name, value in identity.items():
+        if name in before and before[name] != value:
+            raise UserError(
+                f"{found} was trained with another {name} ({_difference(before[name], value)}): "
+                "use --resume never to start over, or another OUTPUT_DIR"
+            )
+    return found
+
+
+def _difference(old, new) -> str:
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in sorted({*old, *new}):
+            if old.get(key) != new.get(key):
+                return f"{key}: {old.get(key)} then, {new.get(key)} now"
+    return f"{old} then, {new} now"
+
+
+def clean(run: Path, all_checkpoints: bool) -> list[str]:
+    """Remove checkpoints that a killed run left half-written, or all of them; returns their names."""
+    whole = set(checkpoints(run))
+    found = [path for path in sorted(run.glob("checkpoint-*")) if path.is_dir()]
+    gone = [path for path in found if all_checkpoints or path not in whole]
+    for path in gone:
+        shutil.rmtree(path)
+    return [path.name for path in gone]
+
+
+def mark_whole(checkpoint: Path) -> None:
+    """Say that a checkpoint is complete, once its files have reached the disk."""
+    for file in checkpoint.rglob("*"):
+        if file.is_file():
+            with file.open("rb") as stream:
+                os.fsync(stream.fileno())
+    (checkpoint / WHOLE).touch()
+
+
+def write_run(run: Path, values: dict) -> None:
+    """run.json, atomically."""
+    write_json(run / "run.json", values)

@@ -1,0 +1,138 @@
+"""Trainer subclass: parameter groups from the parts table, whole checkpoints, what a checkpoint holds."""
+
+import math
+import sys
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+import transformers
+from safetensors.torch import save_file
+from transformers.trainer_utils import rotate_checkpoints
+
+from overlays import runs
+from overlays.files import atomic_path
+from overlays.model import parts
+from overlays.model.load import TRAINED_PARTS, load_trained_parts
+
+
+def _is_lora(model) -> bool:
+    return hasattr(model, "peft_config")
+
+
+class Trainer(transformers.Trainer):
+    """transformers' Trainer with one learning rate for each part.
+
+    Args:
+        rates: learning rate by part, see `parts.learning_rates`.
+        Everything else as in transformers.
+    """
+
+    def __init__(self, *args, rates: dict[str, float], **kwargs):
+        super().__init__(*args, **kwargs)
+        self.rates = rates
+        # The installed forward divides by the token count of the whole optimisation step (see model/forward.py).
+        self.model_accepts_loss_kwargs = True
+
+    def create_optimizer(self, model=None):
+        """Optimizer over the trainable parameters, grouped by part and by weight decay."""
+        if self.optimizer is None:
+            model = self.model if model is None else model
+            groups = parts.optimizer_groups(
+                model, self.model.config, self.rates, self.args.weight_decay,
+                set(self.get_decay_parameter_names(model)),
+            )
+            optimizer_class, options = self.get_optimizer_cls_and_kwargs(self.args, model)
+            self.optimizer = optimizer_class(groups, **options)
+        return self.optimizer
+
+    def _save(self, output_dir=None, state_dict=None):
+        super()._save(output_dir, state_dict=state_dict)
+        if not self.args.should_save or not _is_lora(self.model):
+            return
+        # Beside the adapter: parts trained in full, by their names in the plain model.
+        family = parts.family_of(self.model.config)
+        values = dict(self.model.named_parameters()) if state_dict is None else state_dict
+        wanted = {
+            name for name, parameter in self.model.named_parameters()
+            if parameter.requires_grad and parts.part_of(name, family) != "adapter"
+        }
+        full = {parts.plain_name(name): values[name].detach().cpu().contiguous() for name in wanted}
+        if full:
+            with atomic_path(Path(output_dir or self.args.output_dir) / TRAINED_PARTS) as temporary:
+                save_file(full, temporary, metadata={"format": "pt"})
+
+    def _save_checkpoint(self, model, trial):
+        limit, self.args.save_total_limit = self.args.save_total_limit, None
+        try:
+            super()._save_checkpoint(model, trial)
+        finally:
+            self.args.save_total_limit = limit
+        if dist.is_initialized():
+            dist.barrier()
+        if self.args.should_save:
+            run = Path(self._get_output_dir(trial))
+            runs.mark_whole(run / f"checkpoint-{self.state.global_step}")
+            # Old checkpoints go only after the new one is known to be whole.
+            rotate_checkpoints(output_dir=str(run), save_total_limit=limit,
+                               best_model_checkpoint=self.state.best_model_checkpoint)
+            draw_losses(self.state.log_history, run / "training_loss.png")
+
+    def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        load_trained_parts(self.model if model is None else model, resume_from_checkpoint)
+
+    def _load_best_model(self):
+        super()._load_best_model()
+        if not self.is_deepspeed_enabled:
+            load_trained_parts(self.model, self.state.best_model_checkpoint)
+
+
+class LossPrinter(transformers.TrainerCallback):
+    """Stops a run whose loss is no number any more, saying so."""
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        """Raise on the first loss that is not finite."""
+        from overlays.errors import UserError
+
+        loss = (logs or {}).get("loss")
+        if loss is not None and not math.isfinite(float(loss)):
+            raise UserError(f"the loss became {loss} at step {state.global_step}: lower the learning rate")
+
+
+def draw_losses(history: list[dict], file: Path) -> None:
+    """Picture of training and validation loss over the steps of `history` (the trainer's log)."""
+    train = [(row["step"], float(row["loss"])) for row in history if "loss" in row]
+    valid = [(row["step"], float(row["eval_loss"])) for row in history if "eval_loss" in row]
+    if not train and not valid:
+        return
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    for rows, label, style in ((train, "training", "-"), (valid, "validation", "o-")):
+        if rows:
+            axes.plot(*zip(*rows, strict=True), style, label=label, markersize=4, linewidth=1.5)
+    positive = [loss for _, loss in train + valid if loss > 0]
+    if positive and max(positive) / min(positive) > 20:
+        axes.set_yscale("log")
+    axes.set(xlabel="optimisation step", ylabel="loss per supervised token (nats)")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    with atomic_path(file) as temporary:
+        figure.savefig(temporary, dpi=120)
+
+
+def print_once(*words) -> None:
+    """Print on the first process only."""
+    if not dist.is_initialized() or dist.get_rank() == 0:
+        print(*words, flush=True, file=sys.stdout)
+
+
+def to_fp32(model: torch.nn.Module) -> None:
+    """Trainable weights to fp32 in place: in bf16 a small step rounds away (upstream's defect 4)."""
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()

@@ -1,0 +1,53 @@
+"""Run folders: which checkpoint is whole, which run is newest, what a resumed run must share."""
+
+import os
+
+import pytest
+
+from overlays import runs
+from overlays.errors import UserError
+from overlays.files import write_json
+
+
+def checkpoint(run, step, whole=True):
+    folder = run / f"checkpoint-{step}"
+    folder.mkdir(parents=True)
+    (folder / "adapter_config.json").write_text("{}")
+    if whole:
+        runs.mark_whole(folder)
+    return folder
+
+
+def test_only_whole_checkpoints_count_and_by_number(tmp_path):
+    first, last = checkpoint(tmp_path, 9), checkpoint(tmp_path, 10)
+    checkpoint(tmp_path, 11, whole=False)
+    assert runs.checkpoints(tmp_path) == [first, last]
+    assert runs.clean(tmp_path, all_checkpoints=False) == ["checkpoint-11"]
+
+
+def test_resume_takes_the_newest_and_refuses_another_model(tmp_path):
+    write_json(tmp_path / "run.json", {"identity": {"model": {"name": "a"}, "data": {"d": "1"}}})
+    assert runs.checkpoint_to_resume(tmp_path, "auto", {"model": {"name": "b"}}) is None  # nothing to resume yet
+    newest = checkpoint(tmp_path, 3)
+    same = {"model": {"name": "a"}, "data": {"d": "1"}}
+    assert runs.checkpoint_to_resume(tmp_path, "auto", same) == newest
+    assert runs.checkpoint_to_resume(tmp_path, "never", {"model": {"name": "b"}}) is None
+    with pytest.raises(UserError, match="another model .name: a then, b now"):
+        runs.checkpoint_to_resume(tmp_path, "auto", {**same, "model": {"name": "b"}})
+    with pytest.raises(UserError, match="another data"):
+        runs.checkpoint_to_resume(tmp_path, "auto", {**same, "data": {"d": "2"}})
+    with pytest.raises(UserError, match="no whole checkpoint"):
+        runs.checkpoint_to_resume(tmp_path, str(tmp_path / "checkpoint-99"), same)
+
+
+def test_the_newest_run_of_the_domain_is_found(tmp_path):
+    for number, (name, data) in enumerate([("a", "cuprite_train"), ("b", "cuprite_train"), ("c", "gui_train")]):
+        write_json(tmp_path / name / "run.json", {"data": {"train": [{"name": data}]}})
+        (tmp_path / name / "adapter_config.json").write_text("{}")
+        os.utime(tmp_path / name / "run.json", (number, number))
+    assert runs.find_checkpoint(None, tmp_path, "cuprite").name == "b"
+    assert runs.find_checkpoint(None, tmp_path).name == "c"
+    with pytest.raises(UserError, match="no finished driving run"):
+        runs.find_checkpoint(None, tmp_path, "driving")
+    with pytest.raises(UserError, match="no checkpoint folder"):
+        runs.find_checkpoint(str(tmp_path / "nowhere"), tmp_path)

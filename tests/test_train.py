@@ -1,0 +1,208 @@
+"""Training from the command line: what is trained, what is saved, what a killed run leaves."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from overlays import runs
+from overlays.files import write_jsonl
+from overlays.model import load
+
+ROOT = Path(__file__).resolve().parents[1]
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "",
+               "HF_DATASETS_CACHE": ""}
+COLOURS = {"red": (220, 30, 30), "green": (30, 200, 30), "blue": (40, 40, 230)}
+
+
+@pytest.fixture(scope="module")
+def records(tmp_path_factory):
+    """Twelve records: one coloured picture each, and every fourth of text only."""
+    folder = tmp_path_factory.mktemp("colours")
+    rows = []
+    for number in range(12):
+        name = list(COLOURS)[number % 3]
+        Image.new("RGB", (64, 64), COLOURS[name]).save(folder / f"{number}.png")
+        row = {"id": str(number), "image": f"{number}.png",
+               "conversations": [{"from": "human", "value": "<image>\nWhich colour?"}, {"from": "gpt", "value": name}]}
+        if number % 4 == 3:
+            del row["image"]
+            row["conversations"][0]["value"] = "Name a colour."
+        rows.append(row)
+    write_jsonl(folder / "train.jsonl", rows)
+    return folder / "train.jsonl"
+
+
+def command(model, data, output, *flags, module="overlays.train"):
+    return [
+        *([sys.executable, "-m", module] if isinstance(module, str) else module),
+        "--model_name_or_path", str(model), "--dataset_use", str(data), "--output_dir", str(output),
+        "--report_to", "none", "--logging_steps", "1", "--per_device_train_batch_size", "2", "--max_steps", "6",
+        "--min_pixels", "1024", "--max_pixels", "4096", "--learning_rate", "1e-3", "--dataloader_num_workers", "0",
+        "--lr_scheduler_type", "cosine", "--save_steps", "2", *flags,
+    ]
+
+
+def train(*words, fails=False, **options):
+    done = subprocess.run(command(*words, **options), env=ENVIRONMENT, cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode == 2) if fails else (done.returncode == 0), done.stderr[-3000:]
+    return done
+
+
+def losses(output):
+    state = json.loads((Path(output) / "trainer_state.json").read_text())
+    return {row["step"]: row["loss"] for row in state["log_history"] if "loss" in row}
+
+
+LORA = ("--lora_enable", "True", "--lora_r", "4", "--lora_dropout", "0.1", "--tune_mm_mlp", "True",
+        "--mm_projector_lr", "1e-3")
+
+
+@pytest.fixture(scope="module")
+def lora_run(tiny_model_dir, records, tmp_path_factory):
+    output = tmp_path_factory.mktemp("lora") / "run"
+    train(tiny_model_dir("qwen3_vl"), records, output, *LORA)
+    return output
+
+
+def test_lora_with_projector_trains_the_merger_and_leaves_vision_alone(tiny_model_dir, lora_run):
+    before = load.load_base(tiny_model_dir("qwen3_vl"), torch.float32).state_dict()
+    after = load.load_model(lora_run).merge_and_unload().state_dict()
+    changed = {name for name, value in before.items() if not torch.equal(value, after[name])}
+    assert any("visual.merger." in name for name in changed)
+    assert any("deepstack_merger_list" in name for name in changed)
+    assert any("language_model.layers" in name for name in changed)
+    assert not any("visual." in name and "merger" not in name for name in changed)
+
+
+def test_the_run_folder_holds_what_the_design_says(lora_run):
+    run = json.loads((lora_run / "run.json").read_text())
+    assert {"arguments", "versions", "commit", "parts", "data", "base_model"} <= run.keys()
+    assert {row["part"]: row["trainable"] > 0 for row in run["parts"]} == {
+        "vision": False, "merger": True, "embeddings": False, "language_model": False, "adapter": True
+    }
+    assert (lora_run / "training_loss.png").stat().st_size > 1000
+    for folder in (lora_run, *runs.checkpoints(lora_run)):
+        load.load_processor(folder)
+        assert (folder / "preprocessor_config.json").is_file() or (folder / "processor_config.json").is_file()
+    assert len(runs.checkpoints(lora_run)) == 3
+
+
+def test_resolution_reaches_the_saved_processor(lora_run):
+    size = load.load_processor(lora_run).image_processor.size
+    assert (size["shortest_edge"], size["longest_edge"]) == (1024, 4096)
+
+
+def logits(model, processor):
+    ids = torch.tensor([processor.tokenizer.encode("Which colour is it, red or green?")])
+    with torch.no_grad():
+        return model.eval()(input_ids=ids, attention_mask=torch.ones_like(ids)).logits
+
+
+def test_the_merged_model_answers_as_the_adapter_in_plain_transformers(lora_run, tmp_path):
+    from transformers import AutoModelForImageTextToText
+
+    done = subprocess.run(
+        [sys.executable, "scripts/merge_lora.py", "--checkpoint", str(lora_run), "--output", str(tmp_path / "merged"),
+         "--dtype", "float32"], env=ENVIRONMENT, cwd=ROOT, capture_output=True, text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    processor = load.load_processor(tmp_path / "merged")
+    merged = AutoModelForImageTextToText.from_pretrained(tmp_path / "merged", dtype=torch.float32)
+    expected = logits(load.load_model(lora_run), processor)
+    assert (logits(merged, processor) - expected).abs().max() < 1e-4
+
+
+def test_a_killed_run_goes_on_as_if_nothing_had_happened(tiny_model_dir, records, lora_run, tmp_path):
+    output = tmp_path / "run"
+    words = command(tiny_model_dir("qwen3_vl"), records, output, *LORA)
+    process = subprocess.Popen(words, env=ENVIRONMENT, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    until = time.time() + 120
+    while not runs.checkpoints(output) and process.poll() is None and time.time() < until:
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+    assert runs.checkpoints(output)
+    (output / "checkpoint-5").mkdir()  # what a kill in the middle of saving leaves
+    done = train(tiny_model_dir("qwen3_vl"), records, output, *LORA)
+    assert "resuming from" in done.stdout and "removed checkpoint-5" in done.stdout
+    assert losses(output) == losses(lora_run)
+    expected, found = (load_file(run / "adapter_model.safetensors") for run in (lora_run, output))
+    assert all(torch.equal(value, found[name]) for name, value in expected.items())
+
+
+def test_a_resumed_run_refuses_other_data(tiny_model_dir, records, lora_run, tmp_path):
+    other = tmp_path / "other.jsonl"
+    write_jsonl(other, [{"id": "a", "conversations": [{"from": "human", "value": "x"}, {"from": "gpt", "value": "y"}]}])
+    done = train(tiny_model_dir("qwen3_vl"), other, lora_run, *LORA, fails=True)
+    assert "another data" in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("family", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl_moe", "qwen3_5"])
+def test_every_family_trains_in_full_and_loads_again(tiny_model_dir, records, tmp_path, family):
+    train(tiny_model_dir(family), records, tmp_path / "run", "--tune_mm_llm", "True", "--tune_mm_mlp", "True",
+          "--tune_mm_vision", "True", "--max_steps", "2")
+    found = losses(tmp_path / "run")
+    assert len(found) == 2 and all(0 < value < 20 for value in found.values())
+    load.load_model(tmp_path / "run")
+
+
+def test_validation_keeps_the_best_checkpoint(tiny_model_dir, records, tmp_path):
+    output = tmp_path / "run"
+    train(tiny_model_dir("qwen3_vl"), records, output, *LORA, "--eval_dataset", str(records), "--eval_strategy",
+          "steps", "--eval_steps", "2", "--load_best_model_at_end", "True", "--save_total_limit", "1",
+          "--early_stopping_patience", "3")
+    history = json.loads((output / "trainer_state.json").read_text())["log_history"]
+    assert sum("eval_loss" in row for row in history) == 3
+
+
+def test_gradient_checkpointing_changes_no_loss(tiny_model_dir, records, tmp_path):
+    flags = ("--lora_enable", "True", "--tune_mm_mlp", "True", "--max_steps", "2")
+    train(tiny_model_dir("qwen3_vl"), records, tmp_path / "a", *flags)
+    train(tiny_model_dir("qwen3_vl"), records, tmp_path / "b", *flags, "--gradient_checkpointing", "True")
+    a, b = losses(tmp_path / "a"), losses(tmp_path / "b")
+    assert a.keys() == b.keys() and all(abs(a[step] - b[step]) < 1e-5 for step in a)
+
+
+def test_trainable_weights_are_fp32_under_bf16_autocast(tiny_model_dir, records, tmp_path):
+    train(tiny_model_dir("qwen3_vl"), records, tmp_path / "run", *LORA, "--bf16", "True", "--max_steps", "2")
+    run = tmp_path / "run"
+    stored = load_file(run / load.TRAINED_PARTS) | load_file(run / "adapter_model.safetensors")
+    assert {value.dtype for value in stored.values()} == {torch.float32}
+    train(tiny_model_dir("qwen3_vl"), records, tmp_path / "pure", *LORA, "--pure_bf16", "True", "--max_steps", "2")
+    assert {value.dtype for value in load_file(tmp_path / "pure" / load.TRAINED_PARTS).values()} == {torch.bfloat16}
+
+
+def test_two_cpu_processes_under_zero3_give_the_losses_of_one(tiny_model_dir, records, tmp_path):
+    flags = (*LORA, "--lora_dropout", "0.0", "--max_steps", "3")
+    train(tiny_model_dir("qwen3_vl"), records, tmp_path / "one", *flags, "--per_device_train_batch_size", "4")
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29613",
+                "-m", "overlays.train"]
+    train(tiny_model_dir("qwen3_vl"), records, tmp_path / "two", *flags, "--deepspeed", "scripts/zero3.json",
+          module=torchrun)
+    one, two = losses(tmp_path / "one"), losses(tmp_path / "two")
+    assert one.keys() == two.keys() and all(abs(one[step] - two[step]) < 1e-3 for step in one)
+    load.load_model(tmp_path / "two")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model": "Qwen/not-here"}, "Qwen/not-here is not on this machine"),
+        ({"model": "./nowhere"}, "there is no model folder ./nowhere"),
+        ({"data": "cuprite_trian"}, "cuprite_train"),
+    ],
+)
+def test_a_mistake_is_one_sentence_and_status_2(tiny_model_dir, records, tmp_path, changes, message):
+    model, data = changes.get("model", tiny_model_dir("qwen3_vl")), changes.get("data", records)
+    done = train(model, data, tmp_path / "run", *LORA, fails=True)
+    assert message in done.stderr and "Traceback" not in done.stderr
+    assert not (tmp_path / "run").exists()
