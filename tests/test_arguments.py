@@ -12,8 +12,10 @@ def test_upstreams_flags_are_known(tmp_path):
     model, data, training = arguments.parse([
         *NEEDED, "--tune_mm_llm", "True", "--tune_mm_mlp", "True", "--tune_mm_vision", "False",
         "--data_flatten", "True", "--data_packing", "False", "--max_pixels", "50176", "--min_pixels", "784", "--video_max_frames", "8",
-        "--video_min_frames", "4", "--video_max_pixels", "1304576", "--video_min_pixels", "200704", "--video_fps", "2",
-        "--base_interval", "2", "--model_max_length", "4096", "--mm_projector_lr", "1e-5", "--vision_tower_lr", "1e-6",
+        "--video_min_frames", "4",
+        "--video_max_pixels", "1304576", "--video_min_pixels", "200704", "--video_fps", "2",
+        "--base_interval", "2",
+        "--model_max_length", "4096", "--mm_projector_lr", "1e-5", "--vision_tower_lr", "1e-6",
         "--lora_enable", "True", "--lora_r", "8", "--lora_alpha", "16", "--lora_dropout", "0.0",
         "--cache_dir", str(tmp_path), "--optim", "adamw_torch", "--output_dir", str(tmp_path),
     ])

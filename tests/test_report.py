@@ -70,7 +70,7 @@ def test_texts_are_escaped_everywhere():
         report.samples([report.Sample(evil, evil, evil, evil, True, ())])], evil)
     checked = Checker(text)
     assert "script" not in {tag for tag, _ in checked.tags}
-    assert sum(word.count("<script>") for word in checked.words) == 13
+    assert sum(word.count("<script>") for word in checked.words) == 16
 
 
 def test_a_gain_is_good_where_higher_or_lower_is_better():
@@ -103,6 +103,6 @@ def test_pictures_are_reduced_and_small_tiles_stay_sharp(tmp_path, tile):
 
 def test_a_missing_or_broken_picture_leaves_the_page_whole(tmp_path):
     (tmp_path / "broken.png").write_bytes(b"not a picture")
-    assert report.picture(tmp_path / "none.png") == report.picture(tmp_path / "broken.png") == report.picture(None) == ""
+    assert all(report.picture(path) == "" for path in (tmp_path / "none.png", tmp_path / "broken.png", None))
     assert report.section("Curve", "") == ""
     assert "broken.png" in report.samples([sample(tmp_path / "broken.png")])

@@ -118,8 +118,11 @@ class SupervisedDataset(torch.utils.data.Dataset):
 
     def inspect(self, i: int) -> tuple[int, str]:
         """(tokens, "") of sample `i`, or (0, what is wrong with it)."""
-        source = self.sources[self._index[i][0]]
-        record = self.record(i)
+        number, row = self._index[i]
+        source, entry = self.sources[number], self._tables[number][int(row)]
+        if entry["problem"]:
+            return 0, entry["problem"]
+        record = json.loads(entry["json"])
         problems = records.check_record(record, source.media_root)
         if problems:
             return 0, "; ".join(problems)
@@ -134,7 +137,7 @@ class SupervisedDataset(torch.utils.data.Dataset):
         """(lengths, problem by sample); under "stop" the first problem is raised."""
         count = len(self._index)
         if workers is None:
-            workers = min(8, len(os.sched_getaffinity(0))) if count > WORKERS_ABOVE else 0
+            workers = min(8, os.cpu_count() or 1) if count > WORKERS_ABOVE else 0
         loader = torch.utils.data.DataLoader(
             _Inspection(self), batch_size=64 if workers > 1 else 1, num_workers=workers if workers > 1 else 0,
             collate_fn=list,
@@ -208,12 +211,16 @@ def sample_rows(count: int, rate: float, seed: str) -> list[int]:
 
 
 def open_table(annotation: Path):
-    """Records of an annotation file as a memory-mapped table with columns `row` (its number) and `json`.
+    """Records of an annotation file as a memory-mapped table.
 
     The table is built once and kept in data/cache under the checksum of the file.
 
+    Returns:
+        datasets.Dataset with the columns `row` (its number in the file), `json` (the record) and `problem` (why the
+        row holds no record; "" where it does).
+
     Raises:
-        UserError: a row that holds no record, or no rows at all.
+        UserError: the file holds no rows.
     """
     import datasets
     from datasets.arrow_writer import ArrowWriter
@@ -222,13 +229,14 @@ def open_table(annotation: Path):
     key = hashlib.sha256(f"{annotation.suffix}:{sha256(annotation)}".encode()).hexdigest()[:24]
     file = _cache_folder() / f"{annotation.stem}-{key}.arrow"
     if not file.is_file():
-        features = datasets.Features({"row": datasets.Value("int64"), "json": datasets.Value("large_string")})
+        text = datasets.Value("large_string")
+        features = datasets.Features({"row": datasets.Value("int64"), "json": text, "problem": text})
         with atomic_path(file) as temporary, ArrowWriter(path=str(temporary), features=features) as writer:
             count = 0
             for row, record in records.scan(annotation):
-                if isinstance(record, records.Defect):
-                    raise UserError(str(record))
-                writer.write({"row": row, "json": json.dumps(record, ensure_ascii=False)})
+                problem = record.problem if isinstance(record, records.Defect) else ""
+                text = "{}" if problem else json.dumps(record, ensure_ascii=False)
+                writer.write({"row": row, "json": text, "problem": problem})
                 count += 1
             if not count:
                 raise UserError(f"annotation file {annotation} holds no records")

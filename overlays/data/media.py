@@ -210,6 +210,15 @@ def video_grid(path: Path, video_processor, backend: str = "pyav") -> tuple[tupl
     return (len(numbers) // temporal, height // patch, width // patch), metadata
 
 
+def probe_video(path: Path, backend: str = "pyav") -> None:
+    """Decode a video's first, middle and last frame. Raises UserError where one of them cannot be had."""
+    if not path.is_file():
+        raise UserError(f"video file {path} is missing")
+    timeline = BACKENDS[backend][0](path)
+    last = len(timeline.seconds) - 1
+    BACKENDS[backend][1](path, timeline, np.array([0, last // 2, last]))
+
+
 def _plan_video(path: Path, video_processor, backend: str) -> tuple[Timeline, VideoMetadata, np.ndarray]:
     """Timeline of a file, metadata for the processor, and the numbers of the frames to take (T,), ascending."""
     if backend not in BACKENDS:

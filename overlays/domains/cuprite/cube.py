@@ -119,7 +119,7 @@ def _open_envi(path: Path, wavelengths: str | Path | None) -> Cube:
     scale = float(meta["reflectance scale factor"]) if "reflectance scale factor" in meta else None
     ignore = float(meta["data ignore value"]) if "data ignore value" in meta else None
     layout = {"file": image.filename, "offset": image.offset, "dtype": np.dtype(image.dtype).str,
-              "interleave": ("bil", "bip", "bsq")[image.interleave]}
+              "interleave": str(meta.get("interleave", "bsq")).strip().lower()}
     return Cube(path, "envi", (header, Path(image.filename)), (rows, cols, bands), centres,
                 _widths(centres, widths), good, scale or 0.0, "header" if scale else "values", ignore, layout)
 

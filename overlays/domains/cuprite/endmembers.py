@@ -24,6 +24,8 @@ VARIANTS: dict[str, tuple[tuple[str, float], ...]] = {
     "chlorite": (("chlorite_lowFe", 0.3), ("clinochlore_Fe", 0.7)),
     "epidote": (("epidote", 1.0),),
 }
+# Powdered calcite is far brighter than limestone and marble in the field; the factor leaves band depths as they are.
+BRIGHTNESS = {"calcite": 0.55}
 GRASS = "dry_veg_grass"
 # Relative reflectance below the first measured wavelength, at these wavelengths in nm.
 COLOUR_NM = (350, 450, 550, 660, 760, 860, 1000, 1250, 1700)
@@ -65,8 +67,8 @@ def endmembers() -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]:
         library = np.load(stream, allow_pickle=False)
         grid, names, spectra = library["grid"] * 1000, list(library["rule"]), library["spectra"]
     centres, widths = aviris_bands()
-    result = {name: band_means(grid, np.stack([_whole(grid, spectra[names.index(rule)], name)
-                                               for rule, _ in variants]), centres, widths)
+    result = {name: BRIGHTNESS.get(name, 1.0) * band_means(grid, np.stack([_whole(grid, spectra[names.index(rule)], name)
+                                                                        for rule, _ in variants]), centres, widths)
               for name, variants in VARIANTS.items()}
     result["grass"] = band_means(grid, spectra[[names.index(GRASS)]], centres, widths)
     result["rock"] = PchipInterpolator(ROCK_NM, ROCK)(centres)[None]

@@ -31,13 +31,13 @@ CENTRES = (
 )
 # Where along the distance from a centre (1 = its radius) each mineral peaks, how wide, how strong.
 ZONES = {
-    "alunite": (0.00, 0.30, 3.4),
-    "kaolinite": (0.34, 0.20, 2.6),
-    "montmorillonite": (0.56, 0.13, 2.3),
-    "muscovite": (0.74, 0.15, 2.9),
-    "chlorite": (1.02, 0.16, 2.5),
-    "epidote": (1.08, 0.16, 2.5),
-    "calcite": (1.14, 0.17, 2.0),
+    "alunite": (0.00, 0.40, 9.0),
+    "kaolinite": (0.42, 0.21, 7.4),
+    "montmorillonite": (0.60, 0.14, 7.0),
+    "muscovite": (0.77, 0.15, 7.4),
+    "chlorite": (0.99, 0.15, 6.8),
+    "epidote": (1.04, 0.15, 6.8),
+    "calcite": (1.13, 0.12, 5.6),
 }
 BUDDINGTONITE = ((0.10, 0.30), (0.52, 0.10), (0.50, 0.36), (0.90, 0.33), (0.10, 0.94), (0.40, 0.92), (0.93, 0.72),
                  (0.60, 0.93))
@@ -58,29 +58,27 @@ def abundances(rows: int, cols: int, rng: np.random.Generator) -> np.ndarray:
     unit = min(rows, cols)
     large, medium, small = unit / 14, unit / 45, max(unit / 130, 0.8)
     y, x = np.mgrid[:rows, :cols].astype(float)
-    logits = np.zeros((rows, cols, len(CLASSES)))
-    logits[:, :, 0] = 1.25
+    logits = np.full((rows, cols, len(CLASSES)), -4.6)
+    logits[:, :, 0] = 0.0
     codes = {mineral.name: mineral.code for mineral in CLASSES}
     for row, col, radius, stretch, angle, erosion in CENTRES:
         turn = np.deg2rad(angle)
         dy, dx = y - row * (rows - 1), x - col * (cols - 1)
         along, across = dx * np.cos(turn) + dy * np.sin(turn), dy * np.cos(turn) - dx * np.sin(turn)
         distance = np.hypot(along / stretch, across * stretch) / (radius * unit)
-        distance = distance * (1 + 0.16 * smooth_noise(rng, (rows, cols), (large, medium))) + 0.8 * erosion * (
-            distance < 1.6)
+        distance = distance * (1 + 0.13 * smooth_noise(rng, (rows, cols), (large, medium)))
         for name, (peak, width, strength) in ZONES.items():
-            bump = np.exp(-(((distance - peak) / width) ** 2))
-            logits[:, :, codes[name]] += 2.2 * strength * bump
-        logits[:, :, 0] += 3.0 / (1 + np.exp(-(distance - 1.30) / 0.05)) - 3.0
-    logits[:, :, 0] = np.maximum(logits[:, :, 0], -1.2)
-    for name, spots, size, strength in (("buddingtonite", BUDDINGTONITE, 0.030, 7.0), ("calcite", MARBLE, 0.05, 6.0)):
+            bump = np.exp(-(((erosion + (1 - 0.75 * erosion) * distance - peak) / width) ** 2))
+            uneven = 1 + 0.30 * smooth_noise(rng, (rows, cols), (1.6 * large,))
+            logits[:, :, codes[name]] += strength * np.clip(uneven, 0.45, 1.2) * bump
+    for name, spots, size, strength in (("buddingtonite", BUDDINGTONITE, 0.045, 9.0), ("calcite", MARBLE, 0.055, 8.0)):
         for row, col in spots:
             distance = np.hypot(y - row * (rows - 1), x - col * (cols - 1)) / (size * unit)
-            distance *= 1 + 0.25 * smooth_noise(rng, (rows, cols), (medium,))
+            distance *= np.maximum(1 + 0.25 * smooth_noise(rng, (rows, cols), (medium,)), 0.2)
             logits[:, :, codes[name]] += strength * np.exp(-(distance**2))
     for code in range(len(CLASSES)):
-        logits[:, :, code] += 0.75 * smooth_noise(rng, (rows, cols), (large, medium, small))
-    weights = np.exp(1.35 * (logits - logits.max(-1, keepdims=True)))
+        logits[:, :, code] += 0.6 * smooth_noise(rng, (rows, cols), (large, medium, small))
+    weights = np.exp(1.5 * (logits - logits.max(-1, keepdims=True)))
     return (weights / weights.sum(-1, keepdims=True)).astype(np.float32)
 
 
@@ -105,7 +103,7 @@ def sample(output: str | Path, lines: int = 400, samples: int = 480, seed: int =
     truth = abundances(lines, samples, rng)
     iron = 1 / (1 + np.exp(-2.2 * (smooth_noise(rng, shape, (unit / 12, unit / 45)) - 0.7)))
     iron = np.clip(iron * (0.35 + 0.65 * truth[:, :, 1:4].sum(-1)), 0, 0.75)
-    light = np.clip(1 + 0.13 * smooth_noise(rng, shape, (unit / 16, unit / 60)), 0.6, 1.35)
+    light = np.clip(1 + 0.13 * smooth_noise(rng, shape, (unit / 16, unit / 60, unit / 200)), 0.6, 1.35)
     spectra, centres, widths = endmembers()
     mixing = {name: _variant_shares(name, rng, shape) for name in spectra if name in VARIANTS}
     grass = np.clip(0.08 + 0.05 * smooth_noise(rng, shape, (unit / 30,)), 0, 0.25)

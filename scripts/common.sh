@@ -1,0 +1,93 @@
+# Sourced by the launchers, which name DOMAIN and REAL_MODEL before: set-up, model, data, and the one command.
+# Any variable below can be set from outside; flags after a launcher go through to the trainer and win.
+set -euo pipefail
+ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
+cd "$ROOT"
+: "${DRY_RUN:=0}"
+
+if [[ "$DRY_RUN" = 1 ]]; then
+    PYTHON="${PYTHON:-python}"
+elif [[ -z "${PYTHON:-}" ]]; then
+    PYTHON="$(scripts/setup.sh)" || exit 2
+fi
+
+gpu_count() {  # GPUs that this process may use
+    if [[ -n "${CUDA_VISIBLE_DEVICES+set}" ]]; then
+        [[ -z "$CUDA_VISIBLE_DEVICES" ]] && echo 0 || tr ',' '\n' <<< "$CUDA_VISIBLE_DEVICES" | wc -l
+    elif command -v nvidia-smi > /dev/null; then
+        { nvidia-smi -L 2> /dev/null || true; } | grep -c '^GPU' || true
+    else
+        echo 0
+    fi
+}
+
+step() {  # run a preparing command, or only show it
+    if [[ "$DRY_RUN" = 1 ]]; then printf '%q ' "$@"; echo; else "$@" || exit $?; fi
+}
+
+GPUS="$(gpu_count)"
+if [[ -z "${MODEL_PATH:-}" ]]; then
+    if [[ "$GPUS" -gt 0 ]]; then
+        MODEL_PATH="$REAL_MODEL"
+    else
+        MODEL_PATH="data/models/tiny-qwen3_vl"
+        echo "no GPU and no MODEL_PATH: training a tiny Qwen3-VL with random weights ($MODEL_PATH)"
+        if [[ ! -f "$MODEL_PATH/config.json" || overlays/model/tiny.py -nt "$MODEL_PATH/config.json" ]]; then
+            step "$PYTHON" scripts/make_tiny_model.py --family qwen3_vl --output "$MODEL_PATH"
+        fi
+    fi
+fi
+
+# Random weights have nothing to adapt, so such a model also trains vision, merger and embeddings, at rates that
+# suit it. A launcher's own defaults come after and fill only what is left.
+if [[ "$MODEL_PATH" == data/models/tiny-* ]] || grep -qs '"tiny_random": true' "$MODEL_PATH/config.json"; then
+    : "${LR:=2e-3}" "${MM_PROJECTOR_LR:=1e-3}" "${TUNE_VISION:=True}" "${VISION_LR:=1e-3}" "${TRAIN_EMBEDDINGS:=True}"
+    : "${LORA_R:=16}" "${LORA_ALPHA:=32}" "${LORA_DROPOUT:=0.0}" "${EPOCHS:=$TINY_EPOCHS}" "${WARMUP_STEPS:=20}"
+    : "${BATCH_SIZE:=16}" "${GRAD_ACCUM:=1}"
+fi
+
+if [[ -n "${DEEPSPEED_CONFIG:-}" ]]; then : "${NPROC_PER_NODE:=$((GPUS > 0 ? GPUS : 2))}"; fi
+: "${NPROC_PER_NODE:=1}" "${NNODES:=1}" "${NODE_RANK:=0}" "${MASTER_ADDR:=127.0.0.1}" "${MASTER_PORT:=29500}"
+: "${ATTN:=auto}" "${SEED:=42}" "${REPORT_TO:=tensorboard}" "${TUNE_VISION:=False}" "${TRAIN_EMBEDDINGS:=False}"
+if [[ "$GPUS" -gt 0 ]]; then : "${BF16:=True}" "${GRADIENT_CHECKPOINTING:=True}"; fi
+: "${BF16:=False}" "${GRADIENT_CHECKPOINTING:=False}" "${DATASETS:=${DOMAIN}_train}" "${EVAL_DATASETS:=${DOMAIN}_val}"
+
+if [[ "$DATASETS" == *"${DOMAIN}_train"* && ! -f "data/prepared/$DOMAIN/metadata.json" ]]; then
+    echo "no data in data/prepared/$DOMAIN: preparing the sample"
+    step "$PYTHON" "scripts/prepare_$DOMAIN.py"
+fi
+
+launch() {  # launch "$@": the trainer in one process or under torchrun, with the variables above as flags
+    local arguments=(
+        --model_name_or_path "$MODEL_PATH" --dataset_use "$DATASETS" --output_dir "$OUTPUT_DIR"
+        --tune_mm_vision "$TUNE_VISION" --tune_mm_mlp "${TUNE_MERGER:-True}" --tune_mm_llm "${TUNE_LLM:-False}"
+        --train_embeddings "$TRAIN_EMBEDDINGS" --learning_rate "$LR"
+        --max_pixels "$MAX_PIXELS" --min_pixels "$MIN_PIXELS"
+        --num_train_epochs "$EPOCHS" --per_device_train_batch_size "$BATCH_SIZE"
+        --per_device_eval_batch_size "$BATCH_SIZE" --gradient_accumulation_steps "$GRAD_ACCUM"
+        --bf16 "$BF16" --gradient_checkpointing "$GRADIENT_CHECKPOINTING" --attn_implementation "$ATTN"
+        --lr_scheduler_type cosine --warmup_steps "${WARMUP_STEPS:-0.03}" --weight_decay "${WEIGHT_DECAY:-0.0}"
+        --logging_steps "${LOGGING_STEPS:-10}" --save_strategy "${SAVE_STRATEGY:-epoch}" --save_total_limit 2
+        --seed "$SEED" --report_to "$REPORT_TO"
+    )
+    [[ -n "$EVAL_DATASETS" ]] && arguments+=(--eval_dataset "$EVAL_DATASETS" --eval_strategy "${EVAL_STRATEGY:-epoch}")
+    [[ -n "${MM_PROJECTOR_LR:-}" ]] && arguments+=(--mm_projector_lr "$MM_PROJECTOR_LR")
+    [[ -n "${VISION_LR:-}" ]] && arguments+=(--vision_tower_lr "$VISION_LR")
+    [[ "${LORA_R:-0}" != 0 ]] && arguments+=(
+        --lora_enable True --lora_r "$LORA_R" --lora_alpha "$LORA_ALPHA" --lora_dropout "$LORA_DROPOUT"
+    )
+    [[ -n "${DEEPSPEED_CONFIG:-}" ]] && arguments+=(--deepspeed "$DEEPSPEED_CONFIG")
+    local command=("$PYTHON" -m overlays.train)
+    if [[ "$NPROC_PER_NODE" -gt 1 || "$NNODES" -gt 1 ]]; then
+        command=(
+            "$PYTHON" -m torch.distributed.run --nproc_per_node "$NPROC_PER_NODE" --nnodes "$NNODES"
+            --node_rank "$NODE_RANK" --master_addr "$MASTER_ADDR" --master_port "$MASTER_PORT" -m overlays.train
+        )
+    fi
+    if [[ "$DRY_RUN" = 1 ]]; then
+        printf '%q ' "${command[@]}" "${arguments[@]}" "$@"
+        echo
+        exit 0
+    fi
+    exec "${command[@]}" "${arguments[@]}" "$@"
+}
