@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from overlays.data import media as media_module
@@ -193,15 +194,24 @@ def _control_tokens(tokenizer, template: str, *media_tokens: str) -> re.Pattern:
     return re.compile("|".join(re.escape(token) for token in sorted(tokens, key=len, reverse=True)) or "(?!)")
 
 
+_PROBE = "\ue001"
+
+
+@lru_cache(maxsize=16)
+def _probe(template: str, processor) -> tuple[str, str]:
+    """What the template writes before and behind the answer of a conversation without media."""
+    question = {"role": "user", "content": [{"type": "text", "text": "?"}]}
+    answer = {"role": "assistant", "content": [{"type": "text", "text": _PROBE}]}
+    before, _, behind = _apply([question, answer], processor).rpartition(_PROBE)
+    return before, behind
+
+
 @lru_cache(maxsize=16)
 def _end_token(template: str, processor) -> str:
     """What the template writes directly behind an answer up to the special token that ends it; "" if none."""
-    mark = "\ue001"
-    question = {"role": "user", "content": [{"type": "text", "text": "?"}]}
-    answer = {"role": "assistant", "content": [{"type": "text", "text": mark}]}
-    tail = _apply([question, answer], processor).rpartition(mark)[2]
     special = [token.content for token in processor.tokenizer.added_tokens_decoder.values() if token.special]
-    found = re.match(r"\s*(?:" + "|".join(map(re.escape, sorted(special, key=len, reverse=True))) + ")", tail)
+    alternatives = "|".join(map(re.escape, sorted(special, key=len, reverse=True)))
+    found = re.match(rf"\s*(?:{alternatives})", _probe(template, processor)[1])
     return found[0] if special and found else ""
 
 
@@ -284,24 +294,18 @@ def _tokenize(rendered: Rendered, media: Media, processor) -> dict:
         }}
     try:
         output = processor(
-            text=[rendered.text], images=list(media.images) or None, return_offsets_mapping=True,
-            return_text_replacement_offsets=True, return_mm_token_type_ids=False, **videos,
+            text=[rendered.text], images=list(media.images) or None, return_text_replacement_offsets=True,
+            return_mm_token_type_ids=False, **videos,
         )
     except ValueError as error:
         raise UserError(f"the processor refuses the media: {' '.join(str(error).split())}") from None
-    ids, offsets = output["input_ids"][0], output["offset_mapping"][0]
+    # torch.tensor of a list of 4,096 takes 0.8 ms, this a tenth of it
+    ids = np.fromiter(output["input_ids"][0], dtype=np.int64, count=len(output["input_ids"][0]))
     moves = (output.get("text_replacement_offsets") or [[]])[0]
-    borders = [move["span"][1] for move in moves]
-    gained = [0] + [move["new_span"][1] - move["span"][1] for move in moves]
-
-    def expanded(place: int) -> int:
-        return place + gained[bisect_right(borders, place)]
-
-    spans = [_tokens_between(offsets, expanded(start), expanded(stop)) for start, _, stop in rendered.answers]
+    spans, places = _by_anchors(rendered, ids, processor) or _by_offsets(rendered, moves, processor)
     if rendered.typed:
-        places = [(bisect_left(offsets, (expanded(place),)), token) for place, token in rendered.typed]
-        ids, spans = _as_text(ids, spans, places, processor.tokenizer)
-    sample = {"input_ids": torch.tensor(ids)}
+        ids, spans = _as_text(ids, spans, places, rendered.typed, processor.tokenizer)
+    sample = {"input_ids": torch.from_numpy(ids)}
     sample["labels"] = torch.full_like(sample["input_ids"], IGNORE)
     for first, last in spans:
         sample["labels"][first:last] = sample["input_ids"][first:last]
@@ -317,6 +321,65 @@ def _tokenize(rendered: Rendered, media: Media, processor) -> dict:
     return sample
 
 
+def _by_anchors(rendered: Rendered, ids: np.ndarray, processor) -> tuple[list, list] | None:
+    """Token spans of the answers and token places of typed control tokens, from the special tokens beside them.
+
+    The n-th end token or turn opener in the text is the n-th in `ids`, and the tokenizer never merges across one.
+    None where that does not settle it: no end token, or the first words merge with the header before them.
+    """
+    if not rendered.answers and not rendered.typed:
+        return [], []
+    special, turn_ids = _turn_tokens(_template(processor), processor)
+    found = list(special.finditer(rendered.text))
+    at = np.flatnonzero(np.isin(ids, turn_ids))
+    if len(found) != len(at):
+        return None
+    starts, ends = [match.start() for match in found], [match.end() for match in found]
+    spans = []
+    for start, stop, full in rendered.answers:
+        before, behind = bisect_right(ends, start) - 1, bisect_left(starts, stop)
+        if before < 0 or behind == len(found) or ends[behind] != full:
+            return None
+        header = _header_ids(processor.tokenizer, rendered.text[ends[before] : start])
+        first = int(at[before]) + 1 + len(header)
+        if tuple(ids[first - len(header) : first]) != header:
+            return None
+        spans.append((first, int(at[behind]) + 1))
+    return spans, [int(at[bisect_left(starts, place)]) for place, _ in rendered.typed]
+
+
+@lru_cache(maxsize=16)
+def _turn_tokens(template: str, processor) -> tuple[re.Pattern, np.ndarray]:
+    """Pattern and ids of the special tokens that make turns; those of media multiply when these are expanded."""
+    control = _control_tokens(processor.tokenizer, template, *_media_tokens(processor))
+    turns = {*control.findall("".join(_probe(template, processor))), processor.tokenizer.eos_token}
+    return re.compile("|".join(map(re.escape, turns))), np.array(processor.tokenizer.convert_tokens_to_ids(list(turns)))
+
+
+@lru_cache(maxsize=64)
+def _header_ids(tokenizer, text: str) -> tuple[int, ...]:
+    return tuple(tokenizer(text, add_special_tokens=False)["input_ids"]) if text else ()
+
+
+def _by_offsets(rendered: Rendered, moves: Sequence[dict], processor) -> tuple[list, list]:
+    """The same by the characters that each token covers: always right, at 1 ms for 4,000 tokens."""
+    pieces, borders, gained, last = [], [], [0], 0
+    for move in moves:  # placeholders and what the processor put in their place
+        start, stop = move["span"]
+        pieces += [rendered.text[last:start], move["replacement"]]
+        borders.append(stop)
+        gained.append(move["new_span"][1] - stop)
+        last = stop
+    text = "".join(pieces) + rendered.text[last:]
+    offsets = processor.tokenizer(text, return_offsets_mapping=True)["offset_mapping"]
+
+    def expanded(place: int) -> int:
+        return place + gained[bisect_right(borders, place)]
+
+    spans = [_tokens_between(offsets, expanded(start), expanded(stop)) for start, _, stop in rendered.answers]
+    return spans, [bisect_left(offsets, (expanded(place),)) for place, _ in rendered.typed]
+
+
 def _tokens_between(offsets: Sequence[tuple[int, int]], start: int, stop: int) -> tuple[int, int]:
     """[first, last) of the tokens that begin in characters [start, stop); one that straddles `start` is not among them.
 
@@ -328,18 +391,17 @@ def _tokens_between(offsets: Sequence[tuple[int, int]], start: int, stop: int) -
     return first, max(first, bisect_left(offsets, stop, key=lambda pair: pair[0]))
 
 
-def _as_text(ids: list[int], spans: list[tuple[int, int]], places: list[tuple[int, str]],
-             tokenizer) -> tuple[list[int], list[tuple[int, int]]]:
+def _as_text(ids: np.ndarray, spans: list[tuple[int, int]], places: list[int], typed: list[tuple[int, str]],
+             tokenizer) -> tuple[np.ndarray, list[tuple[int, int]]]:
     """Replace the stand-ins at token `places` by the tokens of the characters that were typed; spans move along."""
-    ids, grown, added = list(ids), [], 0
-    for place, token in places:
+    pieces, shifts, last = [], [0], 0
+    for place, (_, token) in zip(places, typed, strict=True):
         plain = _plain_ids(tokenizer, token)
-        ids[place + added : place + added + 1] = plain
-        added += len(plain) - 1
-        grown.append(added)
-    indices = [place for place, _ in places]
-    shifts = [0, *grown]
-    return ids, [tuple(end + shifts[bisect_left(indices, end)] for end in span) for span in spans]
+        pieces += [ids[last:place], np.array(plain, dtype=np.int64)]
+        shifts.append(shifts[-1] + len(plain) - 1)
+        last = place + 1
+    moved = [tuple(end + shifts[bisect_left(places, end)] for end in span) for span in spans]
+    return np.concatenate([*pieces, ids[last:]]), moved
 
 
 def _plain_ids(tokenizer, token: str) -> list[int]:

@@ -1,153 +1,171 @@
-"""Tiny Qwen-VL models: each family's real architecture in small, random weights, own tokenizer, built in seconds.
+"""Tiny Qwen-VL models: each family's real architecture in small, with random weights and its own tokenizer.
 
-What `build` writes is loaded by `AutoProcessor` and `AutoModelForImageTextToText` like a released checkpoint. It is what
-every launcher trains where no GPU is found, and what the tests run on.
+They carry the launchers on a machine without GPU and the tests. Every size is in this file.
 """
 
-import ast
-import hashlib
-import json
-import re
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
-SEED = 0
-BPE_SIZE = 2000  # byte-level tokens before the added ones
-VOCABULARY = 2048  # rows of the embedding table, as in Qwen more than there are tokens
+import torch
 
-# The sizes, all in one place. A head is 32 wide, so rotary embeddings have 16 frequencies for time, height and width.
+from overlays.errors import UserError
+from overlays.files import atomic_path
+
+ROOT = Path(__file__).resolve().parents[2]
+VOCABULARY = 2000  # byte-level BPE tokens, special ones not counted
+SPECIAL = (
+    "<|im_start|>", "<|im_end|>", "<|object_ref_start|>", "<|object_ref_end|>", "<|box_start|>", "<|box_end|>",
+    "<|quad_start|>", "<|quad_end|>", "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", "<|image_pad|>",
+    "<|video_pad|>",
+)
+WORDS = ("<think>", "</think>")  # whole tokens that stay visible when special tokens are left out
+HIDDEN, HEADS, KEY_VALUE_HEADS, HEAD_DIM, LAYERS = 128, 4, 2, 32, 4
+
 TEXT = dict(
-    hidden_size=192, intermediate_size=512, num_hidden_layers=4, num_attention_heads=6, num_key_value_heads=2,
-    max_position_embeddings=32768, rms_norm_eps=1e-6, initializer_range=0.02,
+    hidden_size=HIDDEN, intermediate_size=3 * HIDDEN, num_hidden_layers=LAYERS, num_attention_heads=HEADS,
+    num_key_value_heads=KEY_VALUE_HEADS, max_position_embeddings=32768,
 )
-HEAD = 32
-VISION = dict(hidden_size=192, intermediate_size=512, depth=4, num_heads=6, in_channels=3)
-CHUNKED = dict(rope_type="default", mrope_section=[4, 6, 6])  # time, height, width in a row
-INTERLEAVED = dict(rope_type="default", mrope_section=[6, 5, 5], mrope_interleaved=True)
-QWEN3_VISION = VISION | dict(
-    patch_size=16, hidden_act="gelu_pytorch_tanh", num_position_embeddings=256, out_hidden_size=TEXT["hidden_size"]
+VISION = dict(depth=4, num_heads=4, spatial_merge_size=2, temporal_patch_size=2)
+# M-RoPE shares the HEAD_DIM / 2 frequencies out to time, height and width.
+ROPE_2 = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [4, 6, 6]}
+ROPE_3 = {**ROPE_2, "mrope_section": [6, 5, 5], "mrope_interleaved": True}
+VISION_3 = dict(
+    VISION, hidden_size=HIDDEN, intermediate_size=3 * HIDDEN, out_hidden_size=HIDDEN, patch_size=16,
+    num_position_embeddings=256,
 )
-# family -> (text config, vision config); what is not named keeps the family's default
-FAMILIES = {
+
+SIZES = {
     "qwen2_vl": (
-        TEXT | dict(rope_parameters=CHUNKED | dict(rope_theta=1e6)),
-        dict(
-            embed_dim=VISION["hidden_size"], hidden_size=TEXT["hidden_size"], depth=VISION["depth"], mlp_ratio=3,
-            num_heads=VISION["num_heads"], in_channels=3, patch_size=14,
-        ),
+        dict(TEXT, rope_parameters=ROPE_2),
+        dict(VISION, embed_dim=HIDDEN, hidden_size=HIDDEN, mlp_ratio=3, patch_size=14),
     ),
     "qwen2_5_vl": (
-        TEXT | dict(rope_parameters=CHUNKED | dict(rope_theta=1e6)),
-        VISION | dict(
-            patch_size=14, window_size=112, fullatt_block_indexes=[1, 3], tokens_per_second=2,
-            out_hidden_size=TEXT["hidden_size"],
-        ),
+        dict(TEXT, rope_parameters=ROPE_2),
+        dict(VISION, hidden_size=HIDDEN, intermediate_size=3 * HIDDEN, out_hidden_size=HIDDEN, patch_size=14,
+             window_size=112, fullatt_block_indexes=[1, 3]),
     ),
     "qwen3_vl": (
-        TEXT | dict(head_dim=HEAD, rope_parameters=INTERLEAVED | dict(rope_theta=5e6)),
-        QWEN3_VISION | dict(deepstack_visual_indexes=[0, 1, 2]),
+        dict(TEXT, head_dim=HEAD_DIM, rope_parameters=ROPE_3), dict(VISION_3, deepstack_visual_indexes=[1, 2]),
     ),
     "qwen3_vl_moe": (
-        TEXT | dict(
-            head_dim=HEAD, rope_parameters=INTERLEAVED | dict(rope_theta=5e6), num_experts=4, num_experts_per_tok=2,
-            moe_intermediate_size=256, decoder_sparse_step=1,
-        ),
-        QWEN3_VISION | dict(deepstack_visual_indexes=[0, 1, 2]),
+        dict(TEXT, head_dim=HEAD_DIM, rope_parameters=ROPE_3, num_experts=4, num_experts_per_tok=2,
+             moe_intermediate_size=HIDDEN, decoder_sparse_step=1),
+        dict(VISION_3, deepstack_visual_indexes=[1, 2]),
     ),
     "qwen3_5": (
-        TEXT | dict(
-            head_dim=64, num_attention_heads=4, linear_num_key_heads=4, linear_num_value_heads=8,
-            linear_key_head_dim=32, linear_value_head_dim=32,
-            layer_types=["linear_attention"] * 3 + ["full_attention"],
-            rope_parameters=INTERLEAVED | dict(rope_theta=1e7, partial_rotary_factor=0.5),
-        ),
-        QWEN3_VISION,
+        dict(TEXT, head_dim=HEAD_DIM, partial_rotary_factor=1.0, full_attention_interval=4, linear_key_head_dim=32,
+             rope_parameters={**ROPE_3, "partial_rotary_factor": 1.0}, linear_value_head_dim=32,
+             linear_num_key_heads=4, linear_num_value_heads=4),
+        VISION_3,
     ),
 }
 
-SPECIAL = (
-    "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|object_ref_start|>", "<|object_ref_end|>", "<|box_start|>",
-    "<|box_end|>", "<|quad_start|>", "<|quad_end|>", "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>",
-    "<|image_pad|>", "<|video_pad|>",
-)
-ADDED = ("<tool_call>", "</tool_call>", "<think>", "</think>")  # one token each, kept when special ones are skipped
-DEFAULT_SYSTEM = "You are a helpful assistant."
-
-# Qwen's chat format: every turn "<|im_start|>role\n...<|im_end|>\n", media as a pad token between start and end marks.
-TEMPLATE = """\
-{%- macro words(content) -%}
+# Qwen's format: ChatML turns, an image or video between vision marks.
+CHAT_TEMPLATE = """\
+{%- macro render(content) -%}
 {%- if content is string -%}{{ content }}
 {%- else -%}
 {%- for part in content -%}
 {%- if part.type == 'image' -%}<|vision_start|><|image_pad|><|vision_end|>
-{%- elif part.type == 'video' -%}<|vision_start|><|video_pad|><|vision_end|>
-{%- elif 'text' in part -%}{{ part.text }}
+{%- elif part.type == 'video' -%}VIDEO_MARK
+{%- else -%}{{ part.text }}
 {%- endif -%}
 {%- endfor -%}
 {%- endif -%}
 {%- endmacro -%}
-@SYSTEM@
+SYSTEM_DEFAULT
 {%- for message in messages -%}
 {{- '<|im_start|>' + message.role + '\\n' -}}
-@ANSWER@
-{{- words(message.content) + '<|im_end|>\\n' -}}
+THINKING_TURN
+{{- render(message.content) + '<|im_end|>\\n' -}}
 {%- endfor -%}
-{%- if add_generation_prompt -%}
-{{- '<|im_start|>assistant\\n' -}}
-@PROMPT@
-{%- endif -%}"""
-SYSTEM = (
-    "{%- if messages and messages[0].role != 'system' -%}"
-    f"{{{{- '<|im_start|>system\\n{DEFAULT_SYSTEM}<|im_end|>\\n' -}}}}"
-    "{%- endif -%}"
-)
-NO_THOUGHT = "{{- '<think>\\n\\n</think>\\n\\n' -}}"
+{%- if add_generation_prompt -%}{{- '<|im_start|>assistant\\nTHINKING' -}}{%- endif -%}
+"""
 
 
 def chat_template(family: str) -> str:
-    """Jinja chat template in Qwen's format.
-
-    Qwen2 and 2.5 put a default system turn first where none is given. Qwen3.5 answers after an empty block of thought,
-    which the generation prompt opens and closes; only the last answer of a conversation keeps it.
-    """
-    system = SYSTEM if family in ("qwen2_vl", "qwen2_5_vl") else ""
-    answer = prompt = ""
-    if family == "qwen3_5":
-        answer = "{%- if message.role == 'assistant' and loop.last -%}" + NO_THOUGHT + "{%- endif -%}"
-        prompt = NO_THOUGHT
-    filled = TEMPLATE.replace("@SYSTEM@", system).replace("@ANSWER@", answer).replace("@PROMPT@", prompt)
-    return re.sub(r"\n{2,}", "\n", filled)
+    """The family's chat template: Qwen2 adds a system turn of its own, Qwen3.5 opens answers with an empty thought."""
+    old, thinks = family.startswith("qwen2"), family == "qwen3_5"
+    system = (
+        "{%- if messages and messages[0].role != 'system' -%}"
+        "{{- '<|im_start|>system\\nYou are a helpful assistant.<|im_end|>\\n' -}}{%- endif -%}"
+    )
+    thought = "<think>\\n\\n</think>\\n\\n"
+    turn = f"{{%- if message.role == 'assistant' -%}}{{{{- '{thought}' -}}}}{{%- endif -%}}"
+    return (
+        CHAT_TEMPLATE.replace("VIDEO_MARK", "<|vision_start|><|video_pad|><|vision_end|>")
+        .replace("SYSTEM_DEFAULT\n", system + "\n" if old else "")
+        .replace("THINKING_TURN\n", turn + "\n" if thinks else "")
+        .replace("THINKING", thought if thinks else "")
+    )
 
 
 def corpus() -> list[str]:
-    """Texts that the tokenizer is trained on: all string literals of the domains, file by file in sorted order.
+    """What the tokenizer is trained on: the domains' own words, English and Chinese, in a fixed order."""
+    files = sorted((ROOT / "overlays" / "domains").rglob("*.py"))
+    return [line for file in files for line in file.read_text(encoding="utf-8").splitlines(keepends=True)]
 
-    They hold the questions, answers and explanations of every domain in English and Chinese and nothing of any data
-    set. Code around them may change without changing the tokenizer.
+
+def build_tokenizer(family: str):
+    """Byte-level BPE in Qwen's pipeline (single digits, every byte encodable) with Qwen's special tokens."""
+    from transformers import Qwen2Tokenizer
+
+    trained = Qwen2Tokenizer().train_new_from_iterator(corpus(), VOCABULARY, show_progress=False)
+    trained.add_special_tokens({"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>",
+                                "additional_special_tokens": list(SPECIAL)})
+    trained.add_tokens(list(WORDS))
+    trained.model_max_length = 32768
+    return trained
+
+
+def build_processor(family: str):
+    """Tokenizer, image and video processors and chat template as the family's own processor class."""
+    import transformers
+
+    patch = SIZES[family][1]["patch_size"]
+    new = not family.startswith("qwen2")
+    geometry = dict(patch_size=patch, temporal_patch_size=2, merge_size=2)
+    if new:
+        geometry |= dict(image_mean=[0.5] * 3, image_std=[0.5] * 3)
+    pixels = {"shortest_edge": (2 * patch) ** 2 * 4, "longest_edge": (2 * patch) ** 2 * 1024}
+    names = {"qwen2_vl": "Qwen2VLProcessor", "qwen2_5_vl": "Qwen2_5_VLProcessor"}
+    video_class = transformers.Qwen3VLVideoProcessor if new else transformers.Qwen2VLVideoProcessor
+    return getattr(transformers, names.get(family, "Qwen3VLProcessor"))(
+        image_processor=transformers.Qwen2VLImageProcessor(size=dict(pixels), **geometry),
+        video_processor=video_class(size=dict(pixels), **geometry),
+        tokenizer=build_tokenizer(family), chat_template=chat_template(family),
+    )
+
+
+def build(family: str, out: str | Path) -> Path:
+    """Write model, generation config and processor of a tiny `family` to the folder `out`, the same bytes every time.
+
+    Raises:
+        UserError: the family is not in SIZES.
     """
-    texts = []
-    for path in sorted((ROOT / "overlays" / "domains").rglob("*.py"), key=lambda path: path.as_posix()):
-        tree = ast.parse(path.read_text(encoding="utf-8"))
-        texts += [node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and type(node.value) is str]
-    return texts
+    import transformers
 
+    from overlays.model.parts import FAMILIES
 
-def fingerprint(family: str) -> str:
-    """Hexadecimal digest of all that decides what `build(family)` writes: this module and the corpus."""
-    return hashlib.sha256(
-        json.dumps([family, Path(__file__).read_text(encoding="utf-8"), corpus()]).encode()
-    ).hexdigest()
-
-
-def is_current(family: str, folder: Path) -> bool:
-    """Whether `folder` holds what `build(family)` would write now."""
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return config.get("tiny_fingerprint") == fingerprint(family)
-
-
-def _tokenizer(family: str):
-    """Byte-level BPE with Qwen's pre-tokenizer (every digit alone), special tokens after the vocabulary."""
-    from transformers import AutoTokenizer  # noqa: F401  (resolves the classes below)
+    if family not in SIZES:
+        raise UserError(f"there is no tiny model for family {family!r}; there are {', '.join(SIZES)}")
+    processor = build_processor(family)
+    token = processor.tokenizer.convert_tokens_to_ids
+    model_class = getattr(transformers, FAMILIES[family].model_class)
+    text, vision = SIZES[family]
+    end, pad = token("<|im_end|>"), token("<|endoftext|>")
+    text = dict(text, vocab_size=len(processor.tokenizer), pad_token_id=pad, bos_token_id=None, eos_token_id=end)
+    config = model_class.config_class(
+        text_config=text, vision_config=dict(vision), image_token_id=token("<|image_pad|>"),
+        video_token_id=token("<|video_pad|>"), vision_start_token_id=token("<|vision_start|>"),
+        vision_end_token_id=token("<|vision_end|>"), tie_word_embeddings=True, tiny_random=True,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = model_class(config)
+    model.generation_config = transformers.GenerationConfig(
+        do_sample=False, eos_token_id=[end, pad], pad_token_id=pad, bos_token_id=None
+    )
+    with atomic_path(out) as folder:
+        model.save_pretrained(folder)
+        processor.save_pretrained(folder)
+    return Path(out)

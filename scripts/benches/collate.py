@@ -38,7 +38,7 @@ def _records(processor) -> dict[str, tuple[dict, Media]]:
     image = {"conversations": [{"from": "human", "value": "<image>\nWhich minerals does the assistant see here?"},
                                {"from": "gpt", "value": "Alunite and kaolinite in the core of the alteration. " * 12}]}
     words = {"conversations": [
-        {"from": speaker, "value": "Kaolinite surrounds the alunite, muscovite follows outside of it. " * 16}
+        {"from": speaker, "value": "Kaolinite surrounds the alunite, muscovite follows outside of it. " * 15}
         for _ in range(6) for speaker in ("human", "gpt")
     ]}
     return {"image": (image, Media([Image.fromarray(noise)])), "text": (words, Media())}

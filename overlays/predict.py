@@ -1,0 +1,265 @@
+"""Entry: answers of a checkpoint to the questions of a data set -> predictions.jsonl. Knows no domain.
+
+    python -m overlays.predict --checkpoint outputs/run --dataset_use cuprite_test --output predictions.jsonl
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import re
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from overlays import registry
+from overlays.data import chat, records
+from overlays.data.collate import PromptCollator
+from overlays.data.dataset import sample_rows
+from overlays.errors import UserError, run
+from overlays.files import write_jsonl
+
+_PLACEHOLDER = re.compile("|".join(map(re.escape, records.PLACEHOLDERS.values())))
+
+
+# ---------------------------------------------------------------- records
+
+def last_turns(record: Mapping) -> tuple[str, str]:
+    """(last human turn without media placeholders, the answer after it or "")."""
+    question, answer = "", ""
+    for turn in record["conversations"]:
+        role = records.ROLES.get(turn["from"])
+        if role == "user":
+            question, answer = _PLACEHOLDER.sub("", turn["value"]).strip(), ""
+        elif role == "assistant":
+            answer = turn["value"]
+    return question, answer
+
+
+def prediction_row(record: Mapping, prediction: str) -> dict:
+    """A row of predictions.jsonl: the record with its conversation cut down to question, answer and prediction."""
+    question, answer = last_turns(record)
+    kept = {key: value for key, value in record.items() if key != "conversations"}
+    return kept | {"question": question, "answer": answer, "prediction": prediction}
+
+
+def load_records(dataset_use: str, limit: int | None = None) -> tuple[list[dict], Path]:
+    """Records of one data set (`name`, `name%N` or a file) and its media root; the first `limit` of them.
+
+    Raises:
+        UserError: several data sets, an unknown one, a broken record (named with file, row and id), or none.
+    """
+    sets = registry.resolve(dataset_use)
+    if len(sets) > 1:
+        raise UserError(f"{dataset_use!r} names {len(sets)} data sets; predict on one at a time")
+    source = sets[0]
+    found = []
+    for row, record in records.scan(source.annotation):
+        if isinstance(record, records.Defect):
+            raise UserError(str(record))
+        problems = [text for text in records.check_record(record, source.media_root)
+                    if not text.startswith("there is no gpt turn")]
+        if problems:
+            raise UserError(f"{source.annotation}, row {row} (id {record.get('id')}): {'; '.join(problems)}")
+        found.append(record)
+    found = [found[i] for i in sample_rows(len(found), source.rate, f"0:{source.name}")][:limit]
+    if not found:
+        raise UserError(f"data set {source.name} holds no records: {source.annotation}")
+    return found, source.media_root
+
+
+# ---------------------------------------------------------------- generation
+
+def end_ids(model, processor) -> list[int]:
+    """Ids at which an answer ends: those of the generation config and the tokenizer's own."""
+    ends = model.generation_config.eos_token_id
+    ends = [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
+    own = processor.tokenizer.eos_token_id
+    turn = processor.tokenizer.convert_tokens_to_ids("<|im_end|>")
+    known = turn is not None and turn != processor.tokenizer.unk_token_id
+    return sorted({*ends, *([own] if own is not None else []), *([turn] if known else [])})
+
+
+@torch.inference_mode()
+def answer_batch(model, processor, prompts: Sequence[dict] | Mapping, max_new_tokens: int) -> list[str]:
+    """Greedy answers to prompts (`chat.encode_prompt`) or to a batch of them that is already collated."""
+    batch = dict(prompts) if isinstance(prompts, Mapping) else PromptCollator(processor)(prompts)
+    batch.pop("ids", None)
+    device = next(model.parameters()).device
+    batch = {key: value.to(device) for key, value in batch.items()}
+    ends = end_ids(model, processor)
+    pad = processor.tokenizer.pad_token_id
+    output = model.generate(**batch, max_new_tokens=max_new_tokens, do_sample=False, num_beams=1, use_cache=True,
+                            temperature=None, top_p=None, top_k=None, eos_token_id=ends,
+                            pad_token_id=ends[0] if pad is None else pad)
+    answers = []
+    for ids in output[:, batch["input_ids"].shape[1]:].tolist():
+        stop = next((i for i, token in enumerate(ids) if token in ends), len(ids))
+        answers.append(processor.tokenizer.decode(ids[:stop], skip_special_tokens=True).strip())
+    return answers
+
+
+def answer(model, processor, record: Mapping, media_root: str | Path, max_new_tokens: int = 128) -> str:
+    """The answer to one record's last question. Raises UserError where a medium cannot be opened."""
+    return answer_batch(model, processor, [chat.encode_prompt(record, processor, media_root)], max_new_tokens)[0]
+
+
+class _Prompts(torch.utils.data.Dataset):
+    def __init__(self, chosen: Sequence[dict], processor, media_root: Path):
+        self.chosen, self.processor, self.media_root = chosen, processor, media_root
+
+    def __len__(self) -> int:
+        return len(self.chosen)
+
+    def __getitem__(self, index: int) -> dict:
+        record = self.chosen[index]
+        try:
+            return chat.encode_prompt(record, self.processor, self.media_root)
+        except UserError as error:
+            return {"problem": f"record {record.get('id')}: {error}"}  # raised outside a worker process
+
+
+class _Collate:
+    def __init__(self, processor):
+        self.collator = PromptCollator(processor)
+
+    def __call__(self, prompts: Sequence[dict]) -> dict:
+        problem = next((prompt["problem"] for prompt in prompts if "problem" in prompt), None)
+        return {"problem": problem} if problem else self.collator(prompts)
+
+
+def _batches(chosen: Sequence[dict], missing: Iterable[int], batch_size: int) -> list[list[int]]:
+    """Row numbers in batches of like questions: the same task and language, then similar length of text.
+
+    A batch is as slow as its longest prompt and its longest answer, and the task decides both.
+    """
+    def likeness(i: int) -> tuple:
+        record = chosen[i]
+        media = sum(len(records.media_names(record, kind)) for kind in records.PLACEHOLDERS)
+        return str(record.get("task")), str(record.get("language")), media, len(last_turns(record)[0])
+
+    order = sorted(missing, key=likeness)
+    return [order[start:start + batch_size] for start in range(0, len(order), batch_size)]
+
+
+# ---------------------------------------------------------------- interruption
+
+def checkpoint_identity(checkpoint: str | Path, base_model: str | None = None) -> str:
+    """Digest that changes when a checkpoint's files do (name, size, time of change), or its name where it is no folder."""
+    folder = Path(checkpoint)
+    files = sorted(path for path in folder.glob("*") if path.suffix in (".safetensors", ".bin", ".json"))
+    rows = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files if path.name != "run.json"]
+    words = json.dumps([str(folder.resolve()) if files else str(checkpoint), base_model, rows])
+    return hashlib.sha256(words.encode()).hexdigest()
+
+
+def _job(chosen: Sequence[dict], media_root: Path, max_new_tokens: int, identity: str) -> str:
+    """Digest of all that decides a prediction; a partial file of another job is of no use."""
+    digest = hashlib.sha256(json.dumps([identity, max_new_tokens, str(media_root.resolve())]).encode())
+    for record in chosen:
+        digest.update(json.dumps(record, sort_keys=True, ensure_ascii=False).encode())
+    return digest.hexdigest()
+
+
+def _done_before(partial: Path, job: str, count: int) -> dict[int, str]:
+    """Row number -> prediction in the partial file of the same job; a line cut short by the interruption is left out."""
+    try:
+        lines = partial.read_text(encoding="utf-8").split("\n")
+        if json.loads(lines[0]) != {"job": job}:
+            return {}
+    except (OSError, ValueError):
+        return {}
+    done = {}
+    for line in lines[1:-1]:
+        number, prediction = json.loads(line)
+        if 0 <= number < count:
+            done[number] = prediction
+    return done
+
+
+# ---------------------------------------------------------------- the whole
+
+def predict(model, processor, records: Sequence[dict], media_root: str | Path, batch_size: int, max_new_tokens: int,
+            out_path: str | Path, identity: str = "", note: Callable[[str], None] | None = None) -> list[dict]:
+    """Answer every record greedily and write predictions.jsonl, in the order of the records.
+
+    Answers are kept in `<out_path>.partial` batch by batch; a call that is interrupted goes on there the next time, if
+    records, checkpoint and length are the same. The output itself appears only when it is whole.
+
+    Args:
+        records: with media paths relative to `media_root`; the last human turn is asked, what follows it is the truth.
+        max_new_tokens: an answer is cut there.
+        identity: which checkpoint this is, see `checkpoint_identity`.
+        note: told in one sentence when an interrupted prediction goes on.
+
+    Returns:
+        Rows of the file: the records' keys without the conversation, and "question", "answer", "prediction".
+
+    Raises:
+        UserError: a medium is missing or broken, named with the record's id.
+    """
+    chosen, media_root, out_path = list(records), Path(media_root), Path(out_path)
+    if batch_size < 1 or max_new_tokens < 1:
+        raise UserError(f"batch size and answer length must be at least 1, not {batch_size} and {max_new_tokens}")
+    out_path.parent.mkdir(parents=True, exist_ok=True)
+    partial = out_path.with_name(out_path.name + ".partial")
+    job = _job(chosen, media_root, max_new_tokens, identity)
+    done = _done_before(partial, job, len(chosen))
+    if done and note:
+        note(f"{len(done)} of {len(chosen)} answers are there from an interrupted run; going on")
+    lines = [json.dumps({"job": job})] + [json.dumps(item, ensure_ascii=False) for item in done.items()]
+    partial.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+    batches = _batches(chosen, [i for i in range(len(chosen)) if i not in done], batch_size)
+    workers = min(4, os.cpu_count() or 1) if next(model.parameters()).is_cuda and len(batches) > 4 else 0
+    loader = torch.utils.data.DataLoader(_Prompts(chosen, processor, media_root), batch_sampler=batches,
+                                         collate_fn=_Collate(processor), num_workers=workers)
+    bar = tqdm(total=len(chosen), initial=len(done), desc="answering", unit="question", file=sys.stderr)
+    with partial.open("a", encoding="utf-8") as out, bar:
+        for rows, batch in zip(batches, loader, strict=True):
+            if "problem" in batch:
+                raise UserError(batch["problem"])
+            for number, text in zip(rows, answer_batch(model, processor, batch, max_new_tokens), strict=True):
+                done[number] = text
+                out.write(json.dumps([number, text], ensure_ascii=False) + "\n")
+            out.flush()
+            bar.update(len(rows))
+    found = [prediction_row(record, done[i]) for i, record in enumerate(chosen)]
+    write_jsonl(out_path, found)
+    partial.unlink()
+    return found
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    """Command line of the module."""
+    parser = argparse.ArgumentParser(prog="python -m overlays.predict", description=__doc__.split("\n")[0])
+    parser.add_argument("--checkpoint", help="run folder, checkpoint or model; default: the newest run")
+    parser.add_argument("--base_model", help="base of an adapter, where it is not the one it names")
+    parser.add_argument("--dataset_use", required=True, help="one data set: a name or a .json/.jsonl file")
+    parser.add_argument("--output", required=True, type=Path, help="predictions.jsonl")
+    parser.add_argument("--batch_size", type=int, default=8)
+    parser.add_argument("--max_new_tokens", type=int, default=128)
+    parser.add_argument("--limit", type=int, help="only the first N records")
+    parser.add_argument("--attn_implementation", default="auto")
+    flags = parser.parse_args(words)
+
+    from overlays.model.load import load_for_inference
+    from overlays.runs import find_checkpoint
+
+    chosen, media_root = load_records(flags.dataset_use, flags.limit)
+    checkpoint = flags.checkpoint
+    if checkpoint is None or Path(checkpoint).is_dir():
+        checkpoint = find_checkpoint(checkpoint, registry.ROOT / "outputs")
+    print(f"checkpoint {checkpoint}, {len(chosen)} records of {flags.dataset_use}")
+    model, processor = load_for_inference(checkpoint, flags.base_model, flags.attn_implementation)
+    predict(model, processor, chosen, media_root, flags.batch_size, flags.max_new_tokens, flags.output,
+            checkpoint_identity(checkpoint, flags.base_model), note=print)
+    print(f"wrote {flags.output}")
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    run(main)
