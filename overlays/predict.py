@@ -148,7 +148,7 @@ def _batches(chosen: Sequence[dict], missing: Iterable[int], batch_size: int) ->
 # ---------------------------------------------------------------- interruption
 
 def checkpoint_identity(checkpoint: str | Path, base_model: str | None = None) -> str:
-    """Digest that changes when a checkpoint's files do (name, size, time of change), or its name where it is no folder."""
+    """Digest of a checkpoint's files by name, size and time of change; of its name where it is no folder."""
     folder = Path(checkpoint)
     files = sorted(path for path in folder.glob("*") if path.suffix in (".safetensors", ".bin", ".json"))
     rows = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files if path.name != "run.json"]
@@ -165,7 +165,7 @@ def _job(chosen: Sequence[dict], media_root: Path, max_new_tokens: int, identity
 
 
 def _done_before(partial: Path, job: str, count: int) -> dict[int, str]:
-    """Row number -> prediction in the partial file of the same job; a line cut short by the interruption is left out."""
+    """Row number -> prediction in the partial file of the same job, without a line that the interruption cut short."""
     try:
         lines = partial.read_text(encoding="utf-8").split("\n")
         if json.loads(lines[0]) != {"job": job}:

@@ -145,6 +145,9 @@ def clean(run: Path, all_checkpoints: bool) -> list[str]:
     gone = [path for path in found if all_checkpoints or path not in whole]
     for path in gone:
         shutil.rmtree(path)
+    if all_checkpoints:
+        for name in ("config.json", "adapter_config.json"):  # without it the old model no longer counts as one
+            (run / name).unlink(missing_ok=True)
     return [path.name for path in gone]
 
 

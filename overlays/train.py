@@ -146,7 +146,7 @@ def main() -> None:
     trainer.train(resume_from_checkpoint=str(resume) if resume else None)
     trainer.save_state()
     model.config.use_cache = True
-    trainer.save_model()
+    trainer.save_final()
     if training.process_index == 0:
         draw_losses(trainer.state.log_history, output / "training_loss.png")
     print_once(f"saved {output}")

@@ -1,6 +1,8 @@
 """Trainer subclass: parameter groups from the parts table, whole checkpoints, what a checkpoint holds."""
 
 import math
+import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -77,6 +79,21 @@ class Trainer(transformers.Trainer):
             rotate_checkpoints(output_dir=str(run), save_total_limit=limit,
                                best_model_checkpoint=self.state.best_model_checkpoint)
             draw_losses(self.state.log_history, run / "training_loss.png")
+
+    def save_final(self) -> None:
+        """Model and processor into the run folder itself; a kill in the middle leaves what was there before."""
+        run = Path(self.args.output_dir)
+        unfinished = run / ".final"
+        self.save_model(str(unfinished))
+        if dist.is_initialized():
+            dist.barrier()
+        if self.args.should_save:
+            # What makes the folder a checkpoint comes last, when everything it speaks of is there.
+            last = ("config.json", "adapter_config.json")
+            for file in sorted(unfinished.iterdir(), key=lambda file: (file.name in last, file.name)):
+                if file.is_file():
+                    os.replace(file, run / file.name)
+            shutil.rmtree(unfinished)
 
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
         super()._load_from_checkpoint(resume_from_checkpoint, model)

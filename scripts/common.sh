@@ -1,6 +1,7 @@
 # Sourced by the launchers, which name DOMAIN and REAL_MODEL before: set-up, model, data, and the one command.
 # Any variable below can be set from outside; flags after a launcher go through to the trainer and win.
 set -euo pipefail
+export TOKENIZERS_PARALLELISM=false OMP_WAIT_POLICY=PASSIVE  # threads that wait do not spin: data workers need the cores too
 ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 cd "$ROOT"
 : "${DRY_RUN:=0}"

@@ -17,7 +17,11 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="folder; default: data/models/tiny-FAMILY")
     flags = parser.parse_args()
     start = time.perf_counter()
-    folder = tiny.build(flags.family, flags.output or tiny.ROOT / "data" / "models" / f"tiny-{flags.family}")
+    folder = flags.output or tiny.ROOT / "data" / "models" / f"tiny-{flags.family}"
+    if tiny.is_current(flags.family, folder):
+        print(f"{folder}: up to date")
+        return
+    tiny.build(flags.family, folder)
     size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
     print(f"{folder}: {size / 1e6:.1f} MB in {time.perf_counter() - start:.1f} s")
 

@@ -1,10 +1,10 @@
 """Prepare the mineral data set: a hyperspectral cube -> labelled tiles with questions and answers, split by area."""
 
-import _bootstrap  # noqa: F401  (re-runs in .venv, puts the repository on the path)
-
 import argparse
 import os
 from pathlib import Path
+
+import _bootstrap  # noqa: F401  (re-runs in .venv, puts the repository on the path)
 
 from overlays import errors
 from overlays.errors import UserError
@@ -62,6 +62,11 @@ def report(metadata: dict, output: Path) -> None:
     print(f"tiles of {metadata['parameters']['tile_size']} px: {counts['tiles']} = {counts['train']} train + "
           f"{counts['val']} val + {counts['test']} test + {counts['dropped_buffer']} dropped (buffer between the "
           f"areas) + {counts['dropped_invalid']} dropped (too few valid pixels)")
+    tile = metadata["parameters"]["tile_size"]
+    for pair, pixels in metadata["buffer_px"].items():
+        if pixels < tile:
+            print(f"note: the scene leaves a buffer of only {pixels} px between {pair.replace('-', ' and ')}, less "
+                  f"than a tile of {tile}; a smaller --tile-size gives a full one")
     splits = list(metadata["mineral_shares"])
     print(f"{'mineral':<16}" + "".join(f"{name:>9}" for name in splits))
     for mineral in metadata["mineral_shares"]["train"]:

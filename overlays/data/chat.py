@@ -381,13 +381,11 @@ def _by_offsets(rendered: Rendered, moves: Sequence[dict], processor) -> tuple[l
 
 
 def _tokens_between(offsets: Sequence[tuple[int, int]], start: int, stop: int) -> tuple[int, int]:
-    """[first, last) of the tokens that begin in characters [start, stop); one that straddles `start` is not among them.
+    """[first, last) of the tokens that hold a character of [start, stop), one that begins before it included.
 
     Both ends of `offsets` ascend, so this is bisection: no loop over the tokens.
     """
     first = bisect_right(offsets, start, key=lambda pair: pair[1])
-    while first < len(offsets) and offsets[first][0] < start:
-        first += 1
     return first, max(first, bisect_left(offsets, stop, key=lambda pair: pair[0]))
 
 

@@ -18,6 +18,7 @@ from overlays.data import records
 from overlays.errors import UserError
 
 MAX_IMAGE_PIXELS = 89_478_485  # Pillow's own limit: what a small file may unpack to is bounded
+MAX_CLOCK = 240.0  # ticks a second for the clock of a video with a variable frame rate
 DEFAULT_FPS = 2.0  # of qwen-vl-utils, where a processor names none
 
 
@@ -255,15 +256,21 @@ def _frame_size(timeline: Timeline, frames: int, video_processor, path: Path) ->
 
 
 def _timeline(path: Path, seconds: np.ndarray, rate: float | None, height: int, width: int, handle) -> Timeline:
-    """A Timeline whose rate is the header's where that agrees with the frames' own times within 1 %."""
+    """A Timeline on a clock of constant rate.
+
+    The clock is the header's frame rate where frames follow it to half a frame, else their measured mean rate, else
+    (a variable rate) that of the two frames nearest to each other, at most MAX_CLOCK.
+    """
     seconds = np.sort(seconds)
     if not len(seconds) or not height or not width:
         raise UserError(f"video {path} holds no frame that can be read")
     seconds = seconds - seconds[0]
-    measured = (len(seconds) - 1) / seconds[-1] if seconds[-1] > 0 else None
-    if not rate or (measured and abs(rate / measured - 1) > 0.01):
-        rate = measured or rate or 1.0
-    return Timeline(seconds, float(rate), height, width, handle)
+    gaps = np.diff(seconds)
+    rates = [rate or 0.0, *([len(gaps) / seconds[-1], min(MAX_CLOCK, 1 / gaps.min())] if len(gaps) else [1.0])]
+    for clock in filter(None, rates):
+        if np.abs(seconds * clock - np.arange(len(seconds))).max() < 0.5:
+            break
+    return Timeline(seconds, float(clock), height, width, handle)
 
 
 def _pyav_timeline(path: Path) -> Timeline:

@@ -91,43 +91,49 @@ def _json_lines(path: Path) -> Iterator[tuple[int, object]]:
 
 
 def _json_list(path: Path) -> Iterator[tuple[int, object]]:
-    """Elements of a JSON list without holding the file in memory; the rest is lost behind a syntax error."""
-    decoder, skip = json.JSONDecoder(), re.compile(r"[\s]*")
-    row, position, size, opened, done = 0, 0, _CHUNK, False, False
+    """Elements of a JSON list without holding the file in memory; what follows a syntax error is lost."""
+    lost = "; the rows after it cannot be read"
+    decoder, space = json.JSONDecoder(), re.compile(r"\s*")
+    buffer, position, size, row, expected = "", 0, _CHUNK, 0, "list"
     with path.open(encoding="utf-8-sig") as stream:
         try:
-            buffer = stream.read(size)
             while True:
-                position = skip.match(buffer, position).end()
-                if opened and row and buffer.startswith(",", position):
-                    position = skip.match(buffer, position + 1).end()
-                elif opened and buffer.startswith("]", position):
-                    done = True
-                    return
-                if not opened and position < len(buffer):
+                position = space.match(buffer, position).end()
+                if position == len(buffer):
+                    buffer, position = stream.read(size), 0
+                    if not buffer:
+                        yield row + 1, Defect(path, row + 1, None, "not JSON: the list does not end" + lost)
+                        return
+                elif expected == "list":
                     if buffer[position] != "[":
                         yield 1, Defect(path, 1, None, "a .json file must hold one list of records "
                                                        "(name it .jsonl if it holds a record a line)")
                         return
-                    opened, position = True, position + 1
-                    continue
-                try:
-                    value, position = decoder.raw_decode(buffer, position)
-                    row, size = row + 1, _CHUNK
-                    yield row, value
-                except json.JSONDecodeError as error:
-                    more = stream.read(size)
-                    if not more:
-                        yield row + 1, Defect(path, row + 1, None, f"not JSON: {error.msg}; the rows after it "
-                                                                   "cannot be read")
+                    position, expected = position + 1, "row or end"
+                elif buffer[position] == "]" and expected != "row":
+                    return
+                elif expected == "comma or end":
+                    if buffer[position] != ",":
+                        yield row + 1, Defect(path, row + 1, None, "not JSON: no comma before this row" + lost)
                         return
-                    # A row longer than the buffer: read ever larger pieces, so that decoding it again stays cheap.
-                    buffer, position, size = buffer[position:] + more, 0, 2 * size
+                    position, expected = position + 1, "row"
+                else:
+                    try:
+                        value, position = decoder.raw_decode(buffer, position)
+                    except json.JSONDecodeError as error:
+                        more = stream.read(size)
+                        if not more:
+                            yield row + 1, Defect(path, row + 1, None, f"not JSON: {error.msg}{lost}")
+                            return
+                        # Longer than the buffer: read ever larger pieces, so that decoding it again stays cheap.
+                        buffer, position, size = buffer[position:] + more, 0, 2 * size
+                        continue
+                    row, size, expected = row + 1, _CHUNK, "comma or end"
+                    yield row, value
         except UnicodeDecodeError:
-            if not done:
-                yield row + 1, Defect(path, row + 1, None, "not UTF-8; the rows after it cannot be read")
+            yield row + 1, Defect(path, row + 1, None, "not UTF-8" + lost)
         except RecursionError:
-            yield row + 1, Defect(path, row + 1, None, "nested too deeply; the rows after it cannot be read")
+            yield row + 1, Defect(path, row + 1, None, "nested too deeply" + lost)
 
 
 def media_names(record: Mapping, kind: str) -> list[str]:

@@ -3,9 +3,10 @@
 They carry the launchers on a machine without GPU and the tests. Every size is in this file.
 """
 
+import ast
+import hashlib
+import json
 from pathlib import Path
-
-import torch
 
 from overlays.errors import UserError
 from overlays.files import atomic_path
@@ -83,14 +84,17 @@ THINKING_TURN
 
 
 def chat_template(family: str) -> str:
-    """The family's chat template: Qwen2 adds a system turn of its own, Qwen3.5 opens answers with an empty thought."""
+    """The family's chat template.
+
+    Qwen2 and 2.5 add a system turn of their own; Qwen3.5 opens its newest answer with an empty thought, earlier ones not.
+    """
     old, thinks = family.startswith("qwen2"), family == "qwen3_5"
     system = (
         "{%- if messages and messages[0].role != 'system' -%}"
         "{{- '<|im_start|>system\\nYou are a helpful assistant.<|im_end|>\\n' -}}{%- endif -%}"
     )
     thought = "<think>\\n\\n</think>\\n\\n"
-    turn = f"{{%- if message.role == 'assistant' -%}}{{{{- '{thought}' -}}}}{{%- endif -%}}"
+    turn = f"{{%- if message.role == 'assistant' and loop.last -%}}{{{{- '{thought}' -}}}}{{%- endif -%}}"
     return (
         CHAT_TEMPLATE.replace("VIDEO_MARK", "<|vision_start|><|video_pad|><|vision_end|>")
         .replace("SYSTEM_DEFAULT\n", system + "\n" if old else "")
@@ -100,9 +104,32 @@ def chat_template(family: str) -> str:
 
 
 def corpus() -> list[str]:
-    """What the tokenizer is trained on: the domains' own words, English and Chinese, in a fixed order."""
-    files = sorted((ROOT / "overlays" / "domains").rglob("*.py"))
-    return [line for file in files for line in file.read_text(encoding="utf-8").splitlines(keepends=True)]
+    """What the tokenizer is trained on: every string in the domains' code, English and Chinese, in a fixed order.
+
+    These are their questions, answers, messages and docstrings, and nothing of any data set. Code around the strings
+    may change without changing the tokenizer.
+    """
+    texts = []
+    for file in sorted((ROOT / "overlays" / "domains").rglob("*.py"), key=lambda file: file.as_posix()):
+        tree = ast.parse(file.read_text(encoding="utf-8"))
+        constants = (node.value for node in ast.walk(tree) if isinstance(node, ast.Constant))
+        texts += [text for text in constants if isinstance(text, str)]
+    return texts
+
+
+def fingerprint(family: str) -> str:
+    """Hexadecimal digest of what decides the content of a tiny `family`: this module and the corpus."""
+    parts = [family, Path(__file__).read_text(encoding="utf-8"), *corpus()]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+def is_current(family: str, folder: str | Path) -> bool:
+    """Whether `folder` holds what `build` would write there now."""
+    try:
+        config = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return config.get("tiny_fingerprint") == fingerprint(family)
 
 
 def build_tokenizer(family: str):
@@ -142,12 +169,13 @@ def build(family: str, out: str | Path) -> Path:
     Raises:
         UserError: the family is not in SIZES.
     """
+    if family not in SIZES:
+        raise UserError(f"there is no tiny model for family {family!r}; there are {', '.join(SIZES)}")
+    import torch
     import transformers
 
     from overlays.model.parts import FAMILIES
 
-    if family not in SIZES:
-        raise UserError(f"there is no tiny model for family {family!r}; there are {', '.join(SIZES)}")
     processor = build_processor(family)
     token = processor.tokenizer.convert_tokens_to_ids
     model_class = getattr(transformers, FAMILIES[family].model_class)
@@ -158,6 +186,7 @@ def build(family: str, out: str | Path) -> Path:
         text_config=text, vision_config=dict(vision), image_token_id=token("<|image_pad|>"),
         video_token_id=token("<|video_pad|>"), vision_start_token_id=token("<|vision_start|>"),
         vision_end_token_id=token("<|vision_end|>"), tie_word_embeddings=True, tiny_random=True,
+        tiny_fingerprint=fingerprint(family),
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)

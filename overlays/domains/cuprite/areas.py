@@ -43,13 +43,19 @@ def valid_shares(valid: np.ndarray, rows: list[int], cols: list[int], tile: int)
     return inside / tile**2
 
 
+# Buffers tried one after the other, in tiles: beside the training area, between validation and test area.
+BUFFERS = ((1.0, 1.0), (1.0, 0.75), (1.0, 0.5), (1.0, 0.25), (1.0, 0.0), (0.75, 0.0), (0.5, 0.0), (0.25, 0.0),
+           (0.0, 0.0))
+
+
 def split_areas(kept: np.ndarray, rows: list[int], cols: list[int], shape: tuple[int, int], tile: int,
                 fractions: tuple[float, float, float]) -> dict[str, Area]:
     """Areas for train, val and test with at least one tile of unused ground between any two.
 
     The longer axis is cut once: train on one side, and across the other side val and test (a second cut along the
     shorter axis). A scene too narrow for that is cut into three stripes. Among all possible cuts the one is taken
-    whose numbers of tiles come nearest to `fractions`; of equals the one that loses fewest tiles to the buffer.
+    whose numbers of tiles come nearest to `fractions` and that loses few tiles to the buffer. Where the scene is too
+    small, first the buffer between val and test shrinks, then the one beside train (`gap` tells); areas never overlap.
 
     Args:
         kept: (len(rows), len(cols)) bool, tiles with enough valid pixels.
@@ -59,7 +65,7 @@ def split_areas(kept: np.ndarray, rows: list[int], cols: list[int], shape: tuple
         fractions: shares of train, val and test; 0 leaves a split empty.
 
     Raises:
-        UserError: the scene is too small for the splits and their buffers.
+        UserError: the scene is too small for the splits even without a buffer.
     """
     if min(fractions) < 0 or fractions[0] <= 0 or abs(sum(fractions) - 1) > 1e-6:
         raise UserError(f"split fractions {fractions} must be three numbers that sum to 1, the first above 0")
@@ -67,13 +73,16 @@ def split_areas(kept: np.ndarray, rows: list[int], cols: list[int], shape: tuple
     if len(wanted) == 1:
         return {"train": Area(0, shape[0], 0, shape[1])}
     along_cols = shape[1] >= shape[0]
-    found = _best_cut(kept, rows, cols, tile, fractions, wanted) if along_cols else _best_cut(
-        kept.T, cols, rows, tile, fractions, wanted)
-    if found is None:
+    table, across, along = (kept, rows, cols) if along_cols else (kept.T, cols, rows)
+    for buffers in BUFFERS:
+        gaps = [round(tile * share) for share in buffers]
+        found = _best_cut(table, across, along, tile, gaps, fractions, wanted)
+        if found:
+            break
+    else:
         raise UserError(
-            f"no cut of the {shape[0]} x {shape[1]} scene leaves tiles of {tile} pixels for {', '.join(wanted)} and a "
-            f"buffer of one tile between them (about three tiles each way are needed): give --tile-size "
-            f"{max(min(shape) // 3, 1)} or less, or check --min-valid")
+            f"the {shape[0]} x {shape[1]} scene is too small for tiles of {tile} pixels in separate areas for "
+            f"{', '.join(wanted)}: give --tile-size {max(min(shape) // 3, 1)} or less, or check --min-valid")
     height, width = shape if along_cols else shape[::-1]
     areas = {}
     for name, (top, bottom, left, right) in found.items():
@@ -82,48 +91,54 @@ def split_areas(kept: np.ndarray, rows: list[int], cols: list[int], shape: tuple
     return areas
 
 
-def _best_cut(kept: np.ndarray, across: list[int], along: list[int], tile: int, fractions: tuple[float, ...],
-              wanted: list[str]) -> dict[str, tuple] | None:
+def gap(one: Area, other: Area) -> int:
+    """Pixels of unused ground between two areas."""
+    return max(one.row - other.row_stop, other.row - one.row_stop, one.col - other.col_stop, other.col - one.col_stop)
+
+
+def _best_cut(kept: np.ndarray, across: list[int], along: list[int], tile: int, gaps: list[int],
+              fractions: tuple[float, ...], wanted: list[str]) -> dict[str, tuple] | None:
     """(top, bottom, left, right) per split for the best cut; `along` is the axis of the first cut."""
     share = dict(zip(SPLITS, fractions, strict=True))
     total = np.zeros((len(across) + 1, len(along) + 1), np.int64)
     total[1:, 1:] = kept.cumsum(0).cumsum(1)
-    after_along, after_across = _next_start(along, tile), _next_start(across, tile)
     candidates = []
 
-    def consider(counts: dict[str, int], boxes: dict[str, tuple]) -> None:
+    def consider(**parts: tuple[int, tuple]) -> None:
+        counts = {name: int(count) for name, (count, _) in parts.items()}
         number = sum(counts.values())
         if min(counts.values()) > 0:
             error = sum(abs(counts[name] / number - share[name]) for name in wanted)
-            candidates.append((round(error, 3), -number, len(candidates), boxes))
+            lost = 1 - number / total[-1, -1]
+            boxes = {name: box for name, (_, box) in parts.items()}
+            candidates.append((round(error + 0.5 * lost, 6), len(candidates), boxes))
 
-    for i, j in enumerate(after_along):
+    for i, j in enumerate(_next_start(along, tile, gaps[0])):
         if j is None:
             continue
-        train, train_box = int(total[-1, i + 1]), (0, None, 0, along[i] + tile)
+        train = total[-1, i + 1], (0, None, 0, along[i] + tile)
+        rest = total[-1, -1] - total[-1, j], (0, None, along[j], None)
         if len(wanted) == 2:
-            consider({"train": train, wanted[1]: int(total[-1, -1] - total[-1, j])},
-                     {"train": train_box, wanted[1]: (0, None, along[j], None)})
+            consider(**{"train": train, wanted[1]: rest})
             continue
-        for a, b in enumerate(after_across):
+        for a, b in enumerate(_next_start(across, tile, gaps[1])):
             if b is not None:
-                val = int(total[a + 1, -1] - total[a + 1, j])
-                test = int(total[-1, -1] - total[b, -1] - total[-1, j] + total[b, j])
-                consider({"train": train, "val": val, "test": test},
-                         {"train": train_box, "val": (0, across[a] + tile, along[j], None),
-                          "test": (across[b], None, along[j], None)})
+                consider(train=train,
+                         val=(total[a + 1, -1] - total[a + 1, j], (0, across[a] + tile, along[j], None)),
+                         test=(total[-1, -1] - total[b, -1] - total[-1, j] + total[b, j],
+                               (across[b], None, along[j], None)))
     if not candidates and len(wanted) == 3:
-        for i, j in enumerate(after_along):
+        after_train, after_val = _next_start(along, tile, gaps[0]), _next_start(along, tile, gaps[1])
+        for i, j in enumerate(after_train):
             for k in range(j if j is not None else len(along), len(along)):
-                m = after_along[k]
+                m = after_val[k]
                 if m is not None:
-                    consider({"train": int(total[-1, i + 1]), "val": int(total[-1, k + 1] - total[-1, j]),
-                              "test": int(total[-1, -1] - total[-1, m])},
-                             {"train": (0, None, 0, along[i] + tile), "val": (0, None, along[j], along[k] + tile),
-                              "test": (0, None, along[m], None)})
-    return min(candidates)[3] if candidates else None
+                    consider(train=(total[-1, i + 1], (0, None, 0, along[i] + tile)),
+                             val=(total[-1, k + 1] - total[-1, j], (0, None, along[j], along[k] + tile)),
+                             test=(total[-1, -1] - total[-1, m], (0, None, along[m], None)))
+    return min(candidates)[2] if candidates else None
 
 
-def _next_start(starts: list[int], tile: int) -> list[int | None]:
-    """For each tile, the index of the first tile that leaves one whole tile of ground between the two."""
-    return [next((j for j, start in enumerate(starts) if start >= first + 2 * tile), None) for first in starts]
+def _next_start(starts: list[int], tile: int, buffer: int) -> list[int | None]:
+    """For each tile, the index of the first tile that leaves `buffer` pixels between the two."""
+    return [next((j for j, start in enumerate(starts) if start >= first + tile + buffer), None) for first in starts]

@@ -67,9 +67,10 @@ def endmembers() -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]:
         library = np.load(stream, allow_pickle=False)
         grid, names, spectra = library["grid"] * 1000, list(library["rule"]), library["spectra"]
     centres, widths = aviris_bands()
-    result = {name: BRIGHTNESS.get(name, 1.0) * band_means(grid, np.stack([_whole(grid, spectra[names.index(rule)], name)
-                                                                        for rule, _ in variants]), centres, widths)
-              for name, variants in VARIANTS.items()}
+    result = {}
+    for name, variants in VARIANTS.items():
+        whole = np.stack([_whole(grid, spectra[names.index(rule)], name) for rule, _ in variants])
+        result[name] = BRIGHTNESS.get(name, 1.0) * band_means(grid, whole, centres, widths)
     result["grass"] = band_means(grid, spectra[[names.index(GRASS)]], centres, widths)
     result["rock"] = PchipInterpolator(ROCK_NM, ROCK)(centres)[None]
     return result, centres, widths

@@ -10,6 +10,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from overlays.domains.cuprite import pictures
-from overlays.domains.cuprite.areas import SPLITS, Area, split_areas, tile_starts, valid_shares
+from overlays.domains.cuprite.areas import SPLITS, Area, gap, split_areas, tile_starts, valid_shares
 from overlays.domains.cuprite.bands import band_faults, good_bands
 from overlays.domains.cuprite.classes import CLASSES
 from overlays.domains.cuprite.composites import COMPOSITES_NM, composite_bands, fit_limits, stretch
@@ -289,7 +290,10 @@ def _metadata(cube: Cube, settings: Settings, faults: list[str], composites: dic
                   for centre, width, fault in zip(cube.wavelength_nm, cube.fwhm_nm, faults, strict=True)],
         "composites": composites, "labels": labels,
         "classes": {mineral.name: mineral.code for mineral in CLASSES},
-        "areas": {name: asdict(area) for name, area in areas.items()}, "counts": counts,
+        "areas": {name: asdict(area) for name, area in areas.items()},
+        "buffer_px": {f"{one}-{other}": gap(areas[one], areas[other])
+                      for one, other in combinations(areas, 2)},
+        "counts": counts,
         "valid_share": float(found.valid.mean()), "mineral_shares": shares,
         "iron_share": None if found.iron is None else float(found.iron[found.valid].mean()),
     }

@@ -67,6 +67,18 @@ def _answer(record: dict) -> str:
     return next(turn["value"] for turn in reversed(record["conversations"]) if turn["from"] in ("gpt", "assistant"))
 
 
+def right(row: dict) -> bool:
+    """Whether an answer is right as a whole: the verdict (its share aside), the mineral list, or all of an analysis
+    (zone, list of minerals, potential; shares aside). Raises UserError as `score` does."""
+    reading = _read(row)
+    if reading.task == "alteration":
+        return reading.said[0] == reading.truth[0]
+    if reading.task == "minerals" or not _parsed(reading):
+        return reading.said == reading.truth
+    return all(reading.said[field] == reading.truth[field] for field in ("zone", "potential")) and (
+        set(reading.said["minerals"]) == set(reading.truth["minerals"]))
+
+
 def _parsed(reading: Reading) -> bool:
     if reading.said is None or reading.task == "minerals":
         return reading.said is not None

@@ -7,7 +7,7 @@ import random
 import pytest
 
 from overlays.domains.cuprite import questions as q
-from overlays.domains.cuprite.score import HEADLINES, majority, score
+from overlays.domains.cuprite.score import HEADLINES, majority, right, score
 from overlays.errors import UserError
 
 
@@ -136,3 +136,15 @@ def test_a_row_that_cannot_be_scored_is_named(change):
     row = rows(records(TILES)[:1])[0] | change
     with pytest.raises(UserError, match="t0-alteration"):
         score([row])
+
+
+@pytest.mark.parametrize(("task", "said", "is_right"), [
+    ("alteration", "Yes, about 10 %", True), ("alteration", "no", False), ("alteration", "?", False),
+    ("minerals", "kaolinite and alunite", True), ("minerals", "alunite", False), ("minerals", "?", False),
+    ("analysis", "Zone: advanced argillic. Minerals: alunite, kaolinite. Copper potential: high.", True),
+    ("analysis", "Zone: advanced argillic. Minerals: alunite, kaolinite. Copper potential: low.", False),
+    ("analysis", "Zone: advanced argillic. Minerals: alunite, kaolinite.", False),
+])
+def test_an_answer_is_right_as_a_whole_or_not(task, said, is_right):
+    row = next(row for row in rows(records(TILES[:1]), lambda record: said) if row["task"] == task)
+    assert right(row) is is_right

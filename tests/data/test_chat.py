@@ -1,0 +1,240 @@
+"""Records -> ids and labels: the processor's own ids, labels on the answer's words and their end token, nothing else."""
+
+import copy
+import inspect
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from overlays.data import chat
+from overlays.data.media import Media, open_media
+from overlays.errors import UserError
+from overlays.model.load import load_processor
+
+FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5")
+SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
+
+# As Qwen3.5 does: answers are stripped, an earlier turn's reasoning is left out, the last one's always shown.
+THINKING = """\
+{%- set ns = namespace(last=-1) -%}
+{%- for m in messages -%}{%- if m.role == 'user' -%}{%- set ns.last = loop.index0 -%}{%- endif -%}{%- endfor -%}
+{%- if ns.last < 0 -%}{{- raise_exception('no question') -}}{%- endif -%}
+{%- for m in messages -%}
+{%- set words = m.content | map(attribute='text') | join | trim -%}
+{%- if m.role == 'assistant' -%}
+{%- set thought = '' -%}
+{%- if '</think>' in words -%}
+{%- set thought = words.split('</think>')[0].split('<think>')[-1] | trim -%}
+{%- set words = words.split('</think>')[-1] | trim -%}
+{%- endif -%}
+{{- '<|im_start|>assistant\\n' -}}
+{%- if loop.index0 > ns.last -%}{{- '<think>\\n' + thought + '\\n</think>\\n\\n' -}}{%- endif -%}
+{{- words + '<|im_end|>\\n' -}}
+{%- else -%}{{- '<|im_start|>' + m.role + '\\n' + words + '<|im_end|>\\n' -}}{%- endif -%}
+{%- endfor -%}"""
+NO_END = "{% for m in messages %}<|im_start|>{{ m.role }}: {{ m.content | map(attribute='text') | join }}\n{% endfor %}"
+
+
+@pytest.fixture
+def processor(tiny_model_dir, request):
+    return load_processor(tiny_model_dir(getattr(request, "param", "qwen3_vl")))
+
+
+def with_template(processor, template):
+    processor = copy.copy(processor)
+    processor.chat_template = template
+    return processor
+
+
+def record(*words, **extra):
+    """human, gpt, human, gpt ..."""
+    sides = ("human", "gpt")
+    return {"conversations": [{"from": sides[i % 2], "value": word} for i, word in enumerate(words)], **extra}
+
+
+def labelled(sample, processor):
+    """The texts of consecutive labels; also checks that a label is the token it stands at."""
+    ids, labels = sample["input_ids"], sample["labels"]
+    on = labels != chat.IGNORE
+    assert (labels[on] == ids[on]).all()
+    edges = np.flatnonzero(np.diff(np.concatenate([[0], on.numpy().astype(int), [0]])))
+    return [processor.tokenizer.decode(ids[a:b]) for a, b in edges.reshape(-1, 2)]
+
+
+@pytest.fixture
+def images(tmp_path):
+    noise = np.random.default_rng(0)
+    for name, shape in (("a.png", (70, 130, 3)), ("b.png", (90, 60, 3))):
+        Image.fromarray(noise.integers(0, 255, shape, dtype=np.uint8)).save(tmp_path / name)
+    return tmp_path
+
+
+@pytest.mark.parametrize("processor", FAMILIES, indirect=True)
+def test_ids_and_pixels_are_the_processors_own(processor, images):
+    row = record("<image>\nAnd <image> what? 矿物", "Two\n things. ", "Sure?", "Yes", image=["a.png", "b.png"])
+    row["conversations"].insert(0, {"from": "system", "value": "Be brief."})
+    messages = chat.to_messages(row, open_media(row, images, processor))
+    own = processor.apply_chat_template(messages, tokenize=True, return_dict=True, return_tensors="pt")
+    sample = chat.encode(row, processor, images)
+    assert sample["input_ids"].equal(own["input_ids"][0])
+    assert sample["pixel_values"].equal(own["pixel_values"])
+    assert sample["image_grid_thw"].equal(own["image_grid_thw"])
+    assert sample["mm_token_type_ids"].equal(own["mm_token_type_ids"][0])
+    assert labelled(sample, processor) == ["Two\n things. <|im_end|>", "Yes<|im_end|>"]
+
+
+@pytest.mark.parametrize("processor", FAMILIES, indirect=True)
+def test_a_prompt_is_what_training_saw_before_the_answer(processor, images):
+    row = record("<image>\nQ", "A", "Q two", "A two", image="a.png")
+    sample, prompt = chat.encode(row, processor, images), chat.encode_prompt(row, processor, images)
+    start = int(np.flatnonzero(sample["labels"] == chat.IGNORE)[-1])
+    first = next(i for i in range(start, 0, -1) if sample["labels"][i] != chat.IGNORE)
+    first = next(i for i in range(first, 0, -1) if sample["labels"][i] == chat.IGNORE) + 1
+    assert prompt["input_ids"].equal(sample["input_ids"][:first])
+    assert "labels" not in prompt and prompt["pixel_values"].equal(sample["pixel_values"])
+    open_row = {**row, "conversations": row["conversations"][:-1]}
+    assert chat.encode_prompt(open_row, processor, images)["input_ids"].equal(prompt["input_ids"])
+    messages = chat.to_messages(open_row, open_media(open_row, images, processor))
+    own = processor.apply_chat_template(messages, tokenize=True, return_dict=True, add_generation_prompt=True)
+    assert prompt["input_ids"].tolist() == list(own["input_ids"][0])
+
+
+@pytest.mark.parametrize("words, expected", [
+    (("Which assistant said assistant\nfirst?", "None."), ["None.<|im_end|>"]),
+    (("Q", ""), ["<|im_end|>"]),
+    (("Q", "", "Q", "B"), ["<|im_end|>", "B<|im_end|>"]),
+    (("Q", " spaces around  "), [" spaces around  <|im_end|>"]),
+    (("Q", "ends with\n\n"), ["ends with\n\n<|im_end|>"]),
+    (("A", "A", "A", "A"), ["A<|im_end|>", "A<|im_end|>"]),
+    (("Q", "user\nassistant\n"), ["user\nassistant\n<|im_end|>"]),
+    (("Q", "蚀变 😀 \ue000\ue001"), ["蚀变 😀 \ue000\ue001<|im_end|>"]),
+    (("Q", "<|box_start|>(1,2)<|box_end|>"), ["<|box_start|>(1,2)<|box_end|><|im_end|>"]),
+])
+def test_labels_cover_the_answer_and_its_end_token(processor, words, expected):
+    assert labelled(chat.encode(record(*words), processor, "."), processor) == expected
+
+
+@pytest.mark.parametrize("question, answer", [
+    ("Q", "say <|im_end|>\n<|im_start|>assistant\nto answer"),
+    ("What is <|im_end|>\n<|im_start|>assistant\nHi<|im_end|>?", "A mark."),
+    ("<|im_start|>", "<|im_end|>"),
+    ("Where does <|image_pad|> or <|video_pad|> go?", "<|vision_start|><|image_pad|><|vision_end|>"),
+    ("<|endoftext|>", "<|endoftext|>x"),
+])
+@pytest.mark.parametrize("processor", ("qwen2_vl", "qwen3_vl"), indirect=True)
+def test_typed_template_text_stays_text(processor, question, answer):
+    row = record(question, answer, "Again", answer)
+    sample = chat.encode(row, processor, ".")
+    ids = sample["input_ids"].tolist()
+    end = processor.tokenizer.convert_tokens_to_ids("<|im_end|>")
+    assert ids.count(end) == 4 + (processor.image_processor.patch_size == 14)  # Qwen2 adds a system turn
+    assert processor.image_token_id not in ids and not sample["mm_token_type_ids"].any()
+    assert labelled(sample, processor) == [answer + "<|im_end|>"] * 2
+    assert [label for label in sample["labels"].tolist() if label == end] == [end, end]
+    if "sanitize_control_tokens" in inspect.signature(processor.apply_chat_template).parameters:
+        own = processor.apply_chat_template(
+            chat.to_messages(row, Media()), tokenize=True, sanitize_control_tokens=True, return_dict=True
+        )
+        assert ids == list(own["input_ids"][0])
+    assert chat.count_tokens(row, processor, ".") == len(ids)
+    prompt = chat.encode_prompt(row, processor, ".")["input_ids"].tolist()
+    assert ids[: len(prompt)] == prompt
+
+
+def test_typed_template_text_beside_an_image(processor, images):
+    row = record("<image>a<|image_pad|>b", "c<|im_end|>", image="a.png")
+    sample = chat.encode(row, processor, images)
+    merged = int(sample["image_grid_thw"].prod()) // 4
+    assert sample["input_ids"].tolist().count(processor.image_token_id) == merged
+    assert labelled(sample, processor) == ["c<|im_end|><|im_end|>"]
+    assert chat.count_tokens(row, processor, images) == len(sample["input_ids"])
+
+
+def test_answers_that_a_template_strips_or_moves_are_found(processor):
+    processor = with_template(processor, THINKING)
+    row = record("Q", "<think>\nfirst\n</think>\n\nA", "Q", "<think>\nhm, A?\n</think>\n\nA ")
+    sample = chat.encode(row, processor, ".")
+    assert labelled(sample, processor) == ["A<|im_end|>", "hm, A?\n</think>\n\nA<|im_end|>"]
+    prompt = processor.tokenizer.decode(chat.encode_prompt(row, processor, ".")["input_ids"])
+    assert prompt.endswith("<|im_start|>assistant\n<think>\n")
+    plain = record("Q", " A ", "Q", " A ")
+    assert labelled(chat.encode(plain, processor, "."), processor) == ["A<|im_end|>", "A<|im_end|>"]
+    prompt = processor.tokenizer.decode(chat.encode_prompt(plain, processor, ".")["input_ids"])
+    assert prompt.endswith("<|im_start|>assistant\n<think>\n\n</think>\n\n")
+
+
+def test_a_turn_without_an_end_token_has_labels_on_its_words_only(processor):
+    processor = with_template(processor, NO_END)
+    sample = chat.encode(record("Q", "one two", "Q", "three"), processor, ".")
+    assert labelled(sample, processor) == [" one two", " three"]  # the tokenizer joins the space before a word to it
+    opener = processor.tokenizer.convert_tokens_to_ids("<|im_start|>")
+    assert opener not in sample["labels"].tolist()
+
+
+def test_what_a_template_refuses_is_one_sentence(processor):
+    refusing = with_template(processor, THINKING)
+    with pytest.raises(UserError, match="refuses this conversation: no question"):
+        chat.encode({"conversations": [{"from": "gpt", "value": "A"}]}, refusing, ".")
+    with pytest.raises(UserError, match="no human turn"):
+        chat.encode_prompt({"conversations": [{"from": "system", "value": "A"}]}, processor, ".")
+    with pytest.raises(UserError, match="no chat template"):
+        chat.encode(record("Q", "A"), with_template(processor, None), ".")
+
+
+def test_text_around_media_is_cut_as_upstream_cuts_it_and_answers_are_kept():
+    row = record("  before\n<image>\n  between <image>\n", " kept \n", image=["x", "y"])
+    parts = chat.to_messages(row, Media(["X", "Y"]))[0]["content"]
+    assert parts == [{"type": "text", "text": "before"}, {"type": "image", "image": "X"},
+                     {"type": "text", "text": "between"}, {"type": "image", "image": "Y"}]
+    assert chat.to_messages(row, Media(["X", "Y"]))[1]["content"][0]["text"] == " kept \n"
+    with pytest.raises(UserError, match="more <image> in the human turns than image files"):
+        chat.to_messages(row, Media(["X"]))
+    with pytest.raises(UserError, match="more image files than <image>"):
+        chat.to_messages(row, Media(["X", "Y", "Z"]))
+
+
+def test_both_ways_of_finding_labels_agree_on_arbitrary_text(processor):
+    """By special tokens and by characters, on words that merge, split and imitate structure."""
+    rng = random.Random(0)
+    pieces = ["<|im_end|>", "<|im_start|>", "assistant", "\n", " ", "A", "蚀", "é", "e\u0301", "😀", ".", "1", "user\n",
+              "</think>", "<|box_start|>"]
+    compared = 0
+    for _ in range(200):
+        words = ["".join(rng.choices(pieces, k=rng.randint(0, 6))) for _ in range(2 * rng.randint(1, 3))]
+        rendered = chat.render(chat.to_messages(record(*words), Media()), processor)
+        ids = np.array(processor(text=[rendered.text])["input_ids"][0])
+        slow, fast = chat._by_offsets(rendered, [], processor), chat._by_anchors(rendered, ids, processor)
+        if fast is not None:
+            compared += 1
+            assert [tuple(span) for span in slow[0]] == fast[0] and slow[1] == fast[1], words
+        else:  # only where the answer's first line breaks merge with the header's
+            assert any(word.startswith(("\n", " ")) for word in words[1::2]), words
+        for (start, stop, _), (first, last) in zip(rendered.answers, slow[0], strict=True):
+            learnt = processor.tokenizer.decode(ids[first:last])
+            assert learnt.endswith(rendered.text[start:stop] + "<|im_end|>") or not learnt.isascii()
+    assert compared > 100
+
+
+@pytest.mark.parametrize("processor", ("qwen2_vl", "qwen2_5_vl", "qwen3_vl"), indirect=True)
+def test_a_video_brings_its_frames_times_and_tokens(processor):
+    if not SHARED.is_dir():
+        pytest.skip(f"real data {SHARED} is not here")
+    row = record("<video>\nWhat moves?", "Blocks.", video="h264_vfr.mp4")
+    root = SHARED / "video_probes"
+    sample = chat.encode(row, processor, root)
+    frames, height, width = sample["video_grid_thw"][0].tolist()
+    tokens = frames * height * width // 4
+    assert len(sample["pixel_values_videos"]) == frames * height * width
+    assert int((sample["mm_token_type_ids"] == 2).sum()) == tokens
+    assert chat.count_tokens(row, processor, root) == len(sample["input_ids"])
+    assert ("second_per_grid_ts" in sample) == ("2_5" in type(processor).__name__)
+    assert labelled(sample, processor) == ["Blocks.<|im_end|>"]
+
+
+@pytest.mark.parametrize("processor", ("qwen2_vl", "qwen3_vl"), indirect=True)
+def test_the_length_of_a_sample_is_known_from_headers(processor, images):
+    row = record("<image><image>Q", "A", image=["a.png", "b.png"])
+    assert chat.count_tokens(row, processor, images) == len(chat.encode(row, processor, images)["input_ids"])

@@ -1,0 +1,168 @@
+"""The training set: what is sampled, what is dropped and why, and what a broken sample does."""
+
+import json
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from overlays.data import dataset as dataset_module
+from overlays.data import records
+from overlays.data.collate import PaddedCollator
+from overlays.data.dataset import SupervisedDataset, sample_rows
+from overlays.data.media import MediaOptions
+from overlays.errors import UserError
+from overlays.model.load import load_config, load_processor
+from overlays.model.parts import position_function
+from overlays.registry import Dataset
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setattr(dataset_module, "CACHE", tmp_path / "cache")
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def tiny(tiny_model_dir):
+    folder = tiny_model_dir("qwen3_vl")
+    return load_processor(folder), position_function(load_config(folder))
+
+
+@pytest.fixture
+def media(tmp_path):
+    noise = np.random.default_rng(0)
+    for i in range(4):
+        pixels = noise.integers(0, 255, (64 + 32 * i, 96, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"{i}.png")
+    return tmp_path
+
+
+def row(i, question="<image>\nWhat?", answer="A rock.", **extra):
+    return {"id": f"r{i}", "image": f"{i % 4}.png", **extra, "conversations": [
+        {"from": "human", "value": question}, {"from": "gpt", "value": answer}]}
+
+
+def build(media, rows, tiny, rate=1.0, name="set", **options):
+    file = media / f"{name}.jsonl"
+    records.write(file, rows)
+    return SupervisedDataset([Dataset(name, file, media, rate)], *tiny, MediaOptions(), **options)
+
+
+def test_a_sample_has_what_the_collators_need(media, tiny):
+    data = build(media, [row(0, target={"share": 0.5}), row(1)], tiny)
+    sample = data[0]
+    length = len(sample["input_ids"])
+    assert sample["position_ids"].shape == (3, length) and sample["position_ids"].dtype == torch.int64
+    assert sample["labels"].shape == sample["mm_token_type_ids"].shape == (length,)
+    assert sample["id"] == "r0" and sample["target"] == {"share": 0.5} and "target" not in data[1]
+    assert sample["position_ids"][0].max() < length - 1  # an image takes fewer positions than tokens
+
+
+def test_lengths_are_those_of_the_samples(media, tiny):
+    data = build(media, [row(i, answer="word " * (7 * i)) for i in range(4)], tiny)
+    assert data.lengths.tolist() == [len(data[i]["input_ids"]) for i in range(4)]
+
+
+def test_percent_sampling_is_the_same_everywhere_and_grows(media, tiny):
+    rows = [row(i) for i in range(40)]
+    data = build(media, rows, tiny, rate=0.3, seed=5)
+    assert len(data) == 12 and data.report["datasets"][0] == {
+        "name": "set", "file": str(media / "set.jsonl"), "records": 40, "sampled": 12, "kept": 12}
+    again = build(media, rows, tiny, rate=0.3, seed=5)
+    ids = [data.record(i)["id"] for i in range(12)]
+    assert ids == [again.record(i)["id"] for i in range(12)]
+    other = build(media, rows, tiny, rate=0.3, seed=6)
+    assert ids != [other.record(i)["id"] for i in range(12)]
+    assert set(sample_rows(40, 0.3, "s")) < set(sample_rows(40, 0.5, "s"))
+    assert sample_rows(10, 0.3, "0:set") == [2, 6, 9]  # does not change from release to release
+
+
+def test_over_long_samples_are_dropped_and_counted_and_none_is_cut(media, tiny):
+    rows = [row(0), row(1, answer="long " * 500), row(2)]
+    data = build(media, rows, tiny, model_max_length=200)
+    assert [data.record(i)["id"] for i in range(len(data))] == ["r0", "r2"]
+    assert data.report["too_long"] == 1 and data.report["bad"] == 0 and data.report["kept"] == 2
+    dropped = data.report["dropped"]
+    assert [(d["id"], d["row"]) for d in dropped] == [("r1", 2)] and "more than 200" in dropped[0]["reason"]
+    assert data.report["tokens"]["max"] == data.lengths.max() <= 200
+    json.dumps(data.report)
+    with pytest.raises(UserError, match="no sample is left of set: 3 have more than 10 tokens"):
+        build(media, rows, tiny, model_max_length=10)
+
+
+def bad_rows():
+    return [row(0), row(1, question="no placeholder"), {**row(2), "image": "gone.png"}, row(3)]
+
+
+def test_a_broken_record_stops_before_training_with_its_place(media, tiny):
+    with pytest.raises(UserError, match=r"set.jsonl, row 2 \(id r1\): 0 <image> in the human turns but 1 image file"):
+        build(media, bad_rows(), tiny)
+    with pytest.raises(UserError, match="stop or skip"):
+        build(media, bad_rows(), tiny, on_bad_sample="ignore")
+
+
+def test_skip_drops_lists_and_never_replaces(media, tiny):
+    whole = (media / "3.png").read_bytes()
+    (media / "3.png").write_bytes(whole[: len(whole) // 2])  # its header is sound
+    (media / "set.jsonl").unlink(missing_ok=True)
+    data = build(media, bad_rows(), tiny, on_bad_sample="skip")
+    assert [data.record(i)["id"] for i in range(len(data))] == ["r0"]
+    assert [d["id"] for d in data.report["dropped"]] == ["r1", "r2", "r3"] and data.report["bad"] == 3
+    assert "gone.png is missing" in data.report["dropped"][1]["reason"]
+    assert "damaged or cut short" in data.report["dropped"][2]["reason"]
+
+
+def test_a_row_that_is_no_json_is_a_bad_sample(media, tiny):
+    file = media / "x.jsonl"
+    file.write_text(json.dumps(row(0)) + "\n{oops\n")
+    sets = [Dataset("x", file, media, 1.0)]
+    with pytest.raises(UserError, match=r"x.jsonl, row 2 \(id x:2\): not JSON"):
+        SupervisedDataset(sets, *tiny, MediaOptions())
+    assert SupervisedDataset(sets, *tiny, MediaOptions(), on_bad_sample="skip").report["bad"] == 1
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_file_that_breaks_during_training_is_named(media, tiny, workers, capfd):
+    data = build(media, [row(0), row(1)], tiny)
+    skipping = build(media, [row(0), row(1)], tiny, on_bad_sample="skip")
+    (media / "1.png").unlink()
+    loader = torch.utils.data.DataLoader(data, batch_size=2, num_workers=workers, collate_fn=PaddedCollator(tiny[0]))
+    with pytest.raises(UserError) as caught:
+        list(loader)
+    assert str(caught.value) == f"{media}/set.jsonl, row 2 (id r1): image file {media}/1.png is missing"
+    loader = torch.utils.data.DataLoader(skipping, batch_size=1, num_workers=workers,
+                                         collate_fn=PaddedCollator(tiny[0]))
+    first, second = list(loader)
+    assert (first["labels"] != -100).any() and not (second["labels"] != -100).any()
+    assert "skipped: " in capfd.readouterr().err
+
+
+def test_workers_measure_what_one_process_measures(media, tiny):
+    rows = [row(i, answer="word " * i) for i in range(70)]
+    one, two = build(media, rows, tiny, workers=0), build(media, rows, tiny, workers=2)
+    assert one.lengths.tolist() == two.lengths.tolist()
+
+
+def test_annotations_are_converted_once_and_again_when_they_change(media, tiny, cache):
+    build(media, [row(0)], tiny)
+    assert len(list(cache.iterdir())) == 1
+    build(media, [row(0)], tiny)
+    assert len(list(cache.iterdir())) == 1
+    assert len(build(media, [row(0), row(1)], tiny)) == 2
+    assert len(list(cache.iterdir())) == 2
+
+
+def test_rows_of_different_shape_fit_one_table(media, tiny):
+    rows = [row(0), {**row(1, "<image><image>"), "image": ["0.png", "1.png"]}, {**row(2, "Q"), "image": None, "extra": [1]}]
+    data = build(media, rows, tiny)
+    assert [len(data[i].get("image_grid_thw", [])) for i in range(3)] == [1, 2, 0]
+
+
+def test_a_dataset_travels_to_another_process(media, tiny):
+    data = build(media, [row(0)], tiny)
+    again = pickle.loads(pickle.dumps(data))
+    assert again[0]["input_ids"].equal(data[0]["input_ids"])
+    assert again[0]["position_ids"].equal(data[0]["position_ids"])
