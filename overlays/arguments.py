@@ -65,6 +65,12 @@ class TrainingArguments(transformers.TrainingArguments):
     lora_target_modules: str = field(default="", metadata={"help": "projections by comma; empty: the family's own"})
     pure_bf16: bool = field(default=False, metadata={"help": "trainable weights in bf16 too (default fp32, autocast)"})
     resume: str = field(default="auto", metadata={"help": "auto | never | a checkpoint folder"})
+    engine: str = field(
+        default="auto", metadata={"help": "auto | upstream | native: whose train() drives; auto: upstream's if it fits"}
+    )
+    warmup_ratio: float | None = field(
+        default=None, metadata={"help": "kept for upstream's scripts: share of the steps, as --warmup_steps below 1"}
+    )
     early_stopping_patience: int = field(default=0, metadata={"help": "evaluations without gain; 0: off"})
     remove_unused_columns: bool = field(default=False)
     report_to: str | None = field(default="tensorboard")
@@ -160,6 +166,8 @@ def _check(model: ModelArguments, data: DataArguments, training: TrainingArgumen
         raise UserError("no data set is given: use --dataset_use")
     if data.on_bad_sample not in ("stop", "skip"):
         raise UserError(f"--on_bad_sample is stop or skip, not {data.on_bad_sample!r}")
+    if training.engine not in ("auto", "upstream", "native"):
+        raise UserError(f"--engine (ENGINE) is auto, upstream or native, not {training.engine!r}")
     if data.video_backend not in ("pyav", "decord"):
         raise UserError(f"--video_backend is pyav or decord, not {data.video_backend!r}")
     if data.min_pixels > data.max_pixels or data.video_min_pixels > data.video_max_pixels:
@@ -174,3 +182,7 @@ def _check(model: ModelArguments, data: DataArguments, training: TrainingArgumen
     training.remove_unused_columns = False
     training.label_names = ["labels"]
     data.data_flatten = data.data_flatten or data.data_packing
+    if training.warmup_ratio is not None:
+        if not 0 <= training.warmup_ratio < 1:
+            raise UserError(f"--warmup_ratio is a share of the steps, at least 0 and below 1, not {training.warmup_ratio}")
+        training.warmup_steps = training.warmup_ratio

@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from overlays import upstream
 from overlays.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -27,8 +28,8 @@ class Dataset:
 def resolve(names: str, root: Path = ROOT) -> list[Dataset]:
     """Data sets of a comma-separated list such as "cuprite_train,mine%30,path/to/file.jsonl".
 
-    A name is `<domain>_<train|val|test>` (a prepared domain), a key of data/datasets.json, or a .json/.jsonl file,
-    whose media are then relative to its folder. `%N` behind it takes N percent of the records.
+    A name is `<domain>_<train|val|test>` (a prepared domain), a key of data/datasets.json or of upstream's data_dict,
+    or a .json/.jsonl file, whose media are then relative to its folder. `%N` behind it takes N percent of the records.
 
     Raises:
         UserError: an unknown name (the near misses are given), a missing file, a rate outside (0, 100].
@@ -39,34 +40,49 @@ def resolve(names: str, root: Path = ROOT) -> list[Dataset]:
     return [_resolve_one(word, Path(root)) for word in words]
 
 
+def available(root: Path = ROOT) -> list[Dataset]:
+    """Data sets that can be used by name right now: those of `known` whose annotation file is there."""
+    named = _named(Path(root))
+    return [Dataset(name, *named[name]) for name in known(root) if named[name][0].is_file()]
+
+
 def known(root: Path = ROOT) -> list[str]:
-    """Names that can be used without a path: the splits of every domain and the user's own."""
+    """Names that can be used without a path: splits of every domain, the user's own, upstream's whose file is there."""
+    theirs = upstream.data_sets(Path(root))
+    return sorted(name for name, paths in _named(Path(root)).items() if name not in theirs or paths[0].is_file())
+
+
+def _named(root: Path) -> dict[str, tuple[Path, Path]]:
+    """name -> (annotation file, media root). A prepared domain goes before upstream's, the user's own before both."""
+    return upstream.data_sets(root) | _prepared_sets(root) | _user_sets(root)
+
+
+def _prepared_sets(root: Path) -> dict[str, tuple[Path, Path]]:
     from overlays.domains import DOMAINS
 
-    prepared = Path(root) / "data" / "prepared"
+    prepared = root / "data" / "prepared"
     domains = set(DOMAINS) | {path.name for path in prepared.glob("*") if path.is_dir()}
-    return sorted({f"{domain}_{split}" for domain in domains for split in SPLITS} | set(_user_sets(Path(root))))
+    return {
+        f"{domain}_{split}": (prepared / domain / f"{split}.jsonl", prepared / domain)
+        for domain in domains for split in SPLITS
+    }
 
 
 def _resolve_one(word: str, root: Path) -> Dataset:
     name, rate = _split_rate(word)
-    own = _user_sets(root)
-    if name in own:
-        annotation, media_root = own[name]
+    named = _named(root)
+    if name in named:
+        annotation, media_root = named[name]
+        if not annotation.is_file() and name in _prepared_sets(root) and name not in _user_sets(root):
+            raise UserError(f"data set {name} is not prepared: {annotation} is missing; "
+                            f"run scripts/prepare_{name.rpartition('_')[0]}.py first")
     elif name.endswith(ANNOTATION_SUFFIXES):
         annotation = Path(name)
-        media_root = annotation.parent
+        media_root = upstream.media_root(annotation, root) or annotation.parent
     else:
-        domain, _, split = name.rpartition("_")
-        if name not in known(root):
-            near = difflib.get_close_matches(name, known(root), n=3, cutoff=0.4)
-            hint = f"did you mean {' or '.join(near)}?" if near else f"known names: {', '.join(known(root))}"
-            raise UserError(f"unknown data set {name!r}; {hint} (own ones go into {USER_FILE})")
-        media_root = root / "data" / "prepared" / domain
-        annotation = media_root / f"{split}.jsonl"
-        if not annotation.is_file():
-            raise UserError(f"data set {name} is not prepared: {annotation} is missing; "
-                            f"run scripts/prepare_{domain}.py first")
+        near = difflib.get_close_matches(name, known(root), n=3, cutoff=0.4)
+        hint = f"did you mean {' or '.join(near)}?" if near else f"known names: {', '.join(known(root))}"
+        raise UserError(f"unknown data set {name!r}; {hint} (own ones go into {USER_FILE})")
     if not annotation.is_file():
         raise UserError(f"data set {name}: there is no annotation file {annotation}")
     if not media_root.is_dir():

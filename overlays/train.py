@@ -3,13 +3,16 @@
 import hashlib
 import json
 import os
+import sys
 import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 import transformers
 
-from overlays import arguments, registry, runs
+from overlays import arguments, registry, runs, upstream
 from overlays.data.collate import FlattenedCollator, PaddedCollator
 from overlays.data.dataset import SupervisedDataset
 from overlays.data.media import MediaOptions, apply_resolution
@@ -24,11 +27,10 @@ def weight_dtype(training: arguments.TrainingArguments) -> torch.dtype:
     return torch.bfloat16 if training.bf16 or training.pure_bf16 else torch.float32
 
 
-def build_model(model_args, training, rates):
-    """Model with the parts of `rates` trainable, and its adapter where --lora_enable asks for one."""
-    dtype = weight_dtype(training)
+def load_model(model_args, training):
+    """Base model in its type of weights, with a fresh adapter where --lora_enable asks for one."""
     model = load.load_base(
-        model_args.model_name_or_path, dtype, model_args.attn_implementation, training.cache_dir
+        model_args.model_name_or_path, weight_dtype(training), model_args.attn_implementation, training.cache_dir
     )
     model.config.use_cache = False
     if training.lora_enable:
@@ -40,9 +42,12 @@ def build_model(model_args, training, rates):
             target_modules=parts.lora_target_pattern(model.config, wanted), bias="none", task_type="CAUSAL_LM",
             base_model_name_or_path=model_args.model_name_or_path,
         ))
+    return model
+
+
+def set_parts(model, training, rates) -> None:
+    """Let the parts of `rates` take gradients, in fp32 unless --pure_bf16 or DeepSpeed keeps masters."""
     parts.set_trainable(model, model.config, rates)
-    if not any(parameter.requires_grad for parameter in model.parameters()):
-        raise UserError("nothing is trained: set --lora_enable, --tune_mm_llm, --tune_mm_mlp or --tune_mm_vision True")
     if training.gradient_checkpointing:
         # Trainer switches it on; without this no gradient would reach an adapter through frozen embeddings.
         model.enable_input_require_grads()
@@ -51,7 +56,6 @@ def build_model(model_args, training, rates):
         }
     if not training.pure_bf16 and not training.deepspeed:
         to_fp32(model)
-    return model
 
 
 def build_data(data, training, processor, config):
@@ -99,57 +103,132 @@ def identity(model_args, data, training, config, rates) -> dict:
     }
 
 
-def main() -> None:
-    """Parse flags, build the parts, train, save."""
-    warnings.filterwarnings("ignore", message=".*pin_memory.*")
-    model_args, data, training = arguments.parse()
-    transformers.set_seed(training.seed)
-    output = Path(training.output_dir)
+@dataclass
+class Run:
+    """A training run up to its model: flags, data, processor, where to go on. Both engines work with one of these.
+
+    The order of calls is load_model, set_parts, build_trainer, fit, finish; `native` makes them here, upstream's
+    train() makes them in its own.
+    """
+
+    model_args: arguments.ModelArguments
+    data: arguments.DataArguments
+    training: arguments.TrainingArguments
+    engine: upstream.Engine
+    config: transformers.PretrainedConfig
+    rates: dict[str, float]
+    identity: dict
+    resume: Path | None
+    processor: transformers.ProcessorMixin
+    train_set: SupervisedDataset
+    eval_set: SupervisedDataset | None
+    collator: Callable
+
+    def load_model(self):
+        """Base model with its adapter, if any; what is trained is not settled yet."""
+        return load_model(self.model_args, self.training)
+
+    def set_parts(self, model) -> None:
+        """Settle what is trained, and in which precision."""
+        set_parts(model, self.training, self.rates)
+
+    def data_module(self) -> dict:
+        """Data sets and collator, as arguments of the Trainer."""
+        return {"train_dataset": self.train_set, "eval_dataset": self.eval_set, "data_collator": self.collator}
+
+    def build_trainer(self, model) -> Trainer:
+        """The run folder made ready, the parts table printed, and a Trainer."""
+        rows = parts.table(model, self.config, self.rates)
+        print_once(parts.format_table(rows))
+        validation = f", {len(self.eval_set)} validation samples" if self.eval_set else ""
+        print_once(f"{len(self.train_set)} training samples{validation}")
+        output = Path(self.training.output_dir)
+        if self.training.process_index == 0:
+            self._open_folder(output, rows)
+        print_once(f"resuming from {self.resume}" if self.resume else f"training from the start into {output}")
+        callbacks = [LossPrinter()]
+        if self.training.early_stopping_patience:
+            callbacks.append(transformers.EarlyStoppingCallback(self.training.early_stopping_patience))
+        return Trainer(
+            model=model, args=self.training, processing_class=self.processor, callbacks=callbacks, rates=self.rates,
+            **self.data_module(),
+        )
+
+    def _open_folder(self, output: Path, rows: list[parts.PartRow]) -> None:
+        output.mkdir(parents=True, exist_ok=True)
+        gone = runs.clean(output, all_checkpoints=self.training.resume == "never")
+        if gone:
+            why = "--resume never" if self.training.resume == "never" else "incomplete"
+            print_once(f"removed {', '.join(gone)} ({why})")
+        runs.write_run(output, {
+            "base_model": self.model_args.model_name_or_path,
+            "engine": {"name": self.engine.name, "commit": self.engine.commit},
+            "arguments": {**vars(self.model_args), **vars(self.data), **json.loads(self.training.to_json_string())},
+            "versions": runs.versions(),
+            "commit": runs.commit(),
+            "identity": self.identity,
+            "parts": parts.rows_as_dicts(rows),
+            "data": {"train": _data_rows(self.data.dataset_use), "eval": _data_rows(self.data.eval_dataset),
+                     "train_report": self.train_set.report,
+                     "eval_report": self.eval_set.report if self.eval_set else None},
+        })
+
+    def fit(self, trainer: Trainer) -> None:
+        """Train, from the checkpoint found when the run was prepared."""
+        Trainer.train(trainer, resume_from_checkpoint=str(self.resume) if self.resume else None)
+
+    def finish(self, trainer: Trainer) -> None:
+        """State, model and processor into the run folder, and the picture of the losses."""
+        trainer.save_state()
+        trainer.model.config.use_cache = True
+        trainer.save_final()
+        output = Path(self.training.output_dir)
+        if self.training.process_index == 0:
+            draw_losses(trainer.state.log_history, output / "training_loss.png")
+        print_once(f"saved {output}")
+
+
+def prepare(model_args, data, training, engine: upstream.Engine) -> Run:
+    """Everything that can be wrong is looked at here, before weights are loaded and a folder is made.
+
+    Raises:
+        UserError: model, data sets or processor cannot be had, or the run folder belongs to another run.
+    """
     config = load.load_config(model_args.model_name_or_path, training.cache_dir)
     rates = parts.learning_rates(argparse_view(model_args, training))
+    if not any(rates.values()):
+        raise UserError("nothing is trained: set --lora_enable, --tune_mm_llm, --tune_mm_mlp or --tune_mm_vision True")
     own = identity(model_args, data, training, config, rates)
-    resume = runs.checkpoint_to_resume(output, training.resume, own)
-
+    resume = runs.checkpoint_to_resume(Path(training.output_dir), training.resume, own)
     processor = load.load_processor(model_args.model_name_or_path, training.cache_dir)
     with training.main_process_first(desc="reading data"):
         train_set, eval_set, collator = build_data(data, training, processor, config)
-    model = build_model(model_args, training, rates)
-    rows = parts.table(model, config, rates)
-    print_once(parts.format_table(rows))
-    print_once(f"{len(train_set)} training samples" + (f", {len(eval_set)} validation samples" if eval_set else ""))
+    return Run(model_args, data, training, engine, config, rates, own, resume, processor, train_set, eval_set, collator)
 
-    if training.process_index == 0:
-        output.mkdir(parents=True, exist_ok=True)
-        gone = runs.clean(output, all_checkpoints=training.resume == "never")
-        if gone:
-            why = "--resume never" if training.resume == "never" else "incomplete"
-            print_once(f"removed {', '.join(gone)} ({why})")
-        runs.write_run(output, {
-            "base_model": model_args.model_name_or_path,
-            "arguments": {**vars(model_args), **vars(data), **json.loads(training.to_json_string())},
-            "versions": runs.versions(),
-            "commit": runs.commit(),
-            "identity": own,
-            "parts": parts.rows_as_dicts(rows),
-            "data": {"train": _data_rows(data.dataset_use), "eval": _data_rows(data.eval_dataset),
-                     "train_report": train_set.report, "eval_report": eval_set.report if eval_set else None},
-        })
-    print_once(f"resuming from {resume}" if resume else f"training from the start into {output}")
 
-    callbacks = [LossPrinter()]
-    if training.early_stopping_patience:
-        callbacks.append(transformers.EarlyStoppingCallback(training.early_stopping_patience))
-    trainer = Trainer(
-        model=model, args=training, train_dataset=train_set, eval_dataset=eval_set, data_collator=collator,
-        processing_class=processor, callbacks=callbacks, rates=rates,
-    )
-    trainer.train(resume_from_checkpoint=str(resume) if resume else None)
-    trainer.save_state()
-    model.config.use_cache = True
-    trainer.save_final()
-    if training.process_index == 0:
-        draw_losses(trainer.state.log_history, output / "training_loss.png")
-    print_once(f"saved {output}")
+def native(run: Run) -> None:
+    """The run without upstream's code: what its train() would call, in the same order."""
+    model = run.load_model()
+    run.set_parts(model)
+    trainer = run.build_trainer(model)
+    run.fit(trainer)
+    run.finish(trainer)
+
+
+def main() -> None:
+    """Parse flags, prepare the run, let an engine do it."""
+    warnings.filterwarnings("ignore", message=".*pin_memory.*")
+    model_args, data, training = arguments.parse()
+    engine = upstream.choose(training.engine)
+    if engine.warning and training.process_index == 0:
+        print(engine.warning, file=sys.stderr)
+    print_once(engine.line)
+    transformers.set_seed(training.seed)
+    run = prepare(model_args, data, training, engine)
+    if engine.module is None:
+        native(run)
+    else:
+        upstream.drive(engine.module, run)
     if torch.distributed.is_initialized():
         torch.distributed.barrier()
         torch.distributed.destroy_process_group()

@@ -27,15 +27,14 @@ step() {  # run a preparing command, or only show it
 }
 
 GPUS="$(gpu_count)"
+if [[ "$GPUS" = 0 ]]; then export DS_ACCELERATOR="${DS_ACCELERATOR:-cpu}"; fi
 if [[ -z "${MODEL_PATH:-}" ]]; then
     if [[ "$GPUS" -gt 0 ]]; then
         MODEL_PATH="$REAL_MODEL"
     else
         MODEL_PATH="data/models/tiny-qwen3_vl"
         echo "no GPU and no MODEL_PATH: training a tiny Qwen3-VL with random weights ($MODEL_PATH)"
-        if [[ ! -f "$MODEL_PATH/config.json" || overlays/model/tiny.py -nt "$MODEL_PATH/config.json" ]]; then
-            step "$PYTHON" scripts/make_tiny_model.py --family qwen3_vl --output "$MODEL_PATH"
-        fi
+        step "$PYTHON" scripts/make_tiny_model.py --family qwen3_vl --output "$MODEL_PATH"
     fi
 fi
 

@@ -1,4 +1,4 @@
-"""Ask a fine-tuned model about mineral tiles: score the held-out area, one picture, a window of a cube, or a dialogue."""
+"""Ask a fine-tuned model about mineral tiles: the held-out area with scores, a picture, a window of a cube."""
 
 import _bootstrap  # noqa: F401  (re-runs in .venv, puts the repository on the path)
 
@@ -20,7 +20,7 @@ SHOWN = 12  # tiles in the report
 FIGURES = (  # key, label, what it is taken over, whether lower is better
     ("alteration_accuracy", "alteration accuracy", "{alteration} yes/no rows, unreadable ones wrong", False),
     ("alteration_f1", "alteration F1", "of “yes”, {alteration} rows", False),
-    ("mineral_macro_f1", "mineral macro-F1", "mean over the {minerals_over} minerals that occur, {minerals} lists", False),
+    ("mineral_macro_f1", "mineral macro-F1", "mean over the {occurring} minerals that occur, {minerals} lists", False),
     ("mineral_micro_f1", "mineral micro-F1", "all minerals of {minerals} lists together", False),
     ("mineral_exact", "lists exactly right", "{minerals} lists", False),
     ("share_mae", "share error", "mean absolute, fraction of the tile, {alteration} rows", True),
@@ -42,7 +42,7 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--checkpoint", help="run folder, checkpoint or model (default: the newest cuprite run)")
     parser.add_argument("--base_model", help="base of the adapter, where it is not the one it names")
     parser.add_argument("--data", type=Path, default=runs.ROOT / "data" / "prepared" / "cuprite")
-    parser.add_argument("--batch_size", type=int, default=8)
+    parser.add_argument("--batch_size", type=int, default=32)
     parser.add_argument("--max_new_tokens", type=int, default=128)
     parser.add_argument("--limit", type=int, help="only the first N questions of the test split")
     flags = parser.parse_args(words)
@@ -183,9 +183,9 @@ def test(answerer: Answerer, flags: argparse.Namespace) -> None:
     from overlays.data import records
     from overlays.predict import checkpoint_identity, load_records, predict
 
-    for split in ("train", "test"):
-        if not (flags.data / f"{split}.jsonl").is_file():
-            raise UserError(f"there is no {split}.jsonl in {flags.data}: run scripts/prepare_cuprite.py, or give --data")
+    for name in ("train.jsonl", "test.jsonl"):
+        if not (flags.data / name).is_file():
+            raise UserError(f"there is no {name} in {flags.data}: run scripts/prepare_cuprite.py, or give --data")
     chosen, media_root = load_records(str(flags.data / "test.jsonl"), flags.limit)
     train = list(records.read(flags.data / "train.jsonl"))
     warning = other_training_data(answerer.folder, flags.data / "train.jsonl")
@@ -197,13 +197,11 @@ def test(answerer: Answerer, flags: argparse.Namespace) -> None:
     metrics |= {"checkpoint": str(answerer.checkpoint), "data": str(flags.data), "warning": warning}
     write_json(out / "metrics.json", metrics)
     write_report(out / "report.html", metrics, predictions, flags.data, answerer)
-    for key, label, *_ in FIGURES:
-        baseline = metrics["baseline"][key] if metrics["baseline"] else None
-        if key == FIGURES[0][0]:
-            print(f"{'':<28}{'model':>8}{'baseline':>10}")
-        print(f"{label:<28}{report.number(metrics[key]):>8}{report.number(baseline):>10}")
-    print(f"{metrics['n']} questions on {count_tiles(predictions)} held-out tiles; the baseline is the majority answer of "
-          f"the training split\nreport: {out / 'report.html'}")
+    print(f"{'':<28}{'model':>8}{'baseline':>10}")
+    for row in figure_rows(metrics):
+        print(f"{row.label:<28}{report.number(row.model):>8}{report.number(row.baseline):>10}")
+    print(f"{metrics['n']} questions on {count_tiles(predictions)} held-out tiles; the baseline is the majority answer "
+          f"of the training split\nreport: {out / 'report.html'}")
     if warning:
         print(f"warning: {warning}")
 
@@ -236,7 +234,7 @@ def chosen_samples(predictions: Sequence[dict], media_root: Path) -> list[report
 
 def figure_rows(metrics: dict) -> list[report.Figure]:
     baseline = metrics["baseline"] or {}
-    counts = metrics["n_by_task"] | {"n": metrics["n"], "minerals_over": len(metrics["mineral_macro_over"])}
+    counts = metrics["n_by_task"] | {"n": metrics["n"], "occurring": len(metrics["mineral_macro_over"])}
     return [report.Figure(label, over.format(**counts), metrics[key], baseline.get(key), lower)
             for key, label, over, lower in FIGURES]
 
@@ -287,9 +285,12 @@ def write_report(path: Path, metrics: dict, predictions: Sequence[dict], data: P
         report.section("Scene", report.picture(data / "label_map.png", "Mineral labels of the scene."),
                        report.picture(data / "split_map.png", "Areas of training, validation and test.")),
     ]
-    lead = f"{metrics['n']} questions on {count_tiles(predictions)} tiles of the held-out area. Checkpoint {run.name}"
-    report.write(path, "Mineral mapping: held-out tiles", lead + (f", fine-tuned from {base}." if base else "."), sections,
-                 f"python scripts/inference_cuprite.py --test --checkpoint {answerer.checkpoint}")
+    shown = Path(answerer.checkpoint)
+    shown = shown.relative_to(runs.ROOT) if shown.is_relative_to(runs.ROOT) else shown
+    lead = (f"{metrics['n']} questions on {count_tiles(predictions)} tiles of the held-out area. Checkpoint {shown}"
+            + (f", fine-tuned from {base}." if base else "."))
+    report.write(path, "Mineral mapping: held-out tiles", lead, sections,
+                 f"python scripts/inference_cuprite.py --test --checkpoint {shown}")
 
 
 def main() -> None:

@@ -90,6 +90,8 @@ class SupervisedDataset(torch.utils.data.Dataset):
                 raise SampleError(sentence) from None
             print(f"skipped: {sentence}", file=sys.stderr)
             return {"id": self._id(i, record), "skipped": str(error)}
+        except Exception as error:  # no user's mistake: keep the traceback, and say which sample it was
+            raise RuntimeError(f"{self._where(i, record)}: {error}") from error
 
     def _sample(self, i: int, record: dict) -> dict:
         sample = chat.encode(record, self.processor, self.sources[self._index[i][0]].media_root, self.backend)
@@ -145,16 +147,14 @@ class SupervisedDataset(torch.utils.data.Dataset):
         lengths, problems = np.zeros(count, dtype=np.int64), {}
         quiet = count < 200 or int(os.environ.get("LOCAL_RANK", 0)) != 0
         with tqdm(total=count, desc="checking samples", unit="", disable=quiet, file=sys.stderr) as bar:
-            i = 0
-            for batch in loader:
-                for lengths[i], problem in batch:
-                    if problem and self.on_bad_sample == "stop":
-                        raise UserError(f"{self._where(i, self.record(i))}: {problem} (scripts/check_data.py lists "
-                                        "every bad row, --on_bad_sample skip leaves them out)")
-                    if problem:
-                        problems[i] = problem
-                    i += 1
-                bar.update(len(batch))
+            for i, (tokens, problem) in enumerate(found for batch in loader for found in batch):
+                if problem and self.on_bad_sample == "stop":
+                    raise UserError(f"{self._where(i, self.record(i))}: {problem} (scripts/check_data.py lists "
+                                    "every bad row, --on_bad_sample skip leaves them out)")
+                if problem:
+                    problems[i] = problem
+                lengths[i] = tokens
+                bar.update()
         return lengths, problems
 
     def _keep(self, lengths: np.ndarray, problems: dict[int, str], limit: int | None, sampled: list[int]) -> None:

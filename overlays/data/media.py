@@ -1,21 +1,28 @@
-"""Images and videos: files -> what a processor takes, at the resolution that the flags ask for."""
+"""Images and videos: files -> what a processor takes, at the resolution that the flags ask for.
+
+torch and transformers are imported where they are used: checking files needs neither, and they take seconds.
+"""
+
+from __future__ import annotations
 
 import io
-from collections.abc import Callable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from PIL import Image, ImageOps
-from transformers.image_utils import SizeDict
-from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
-from transformers.models.qwen3_vl.video_processing_qwen3_vl import Qwen3VLVideoProcessor
-from transformers.video_utils import VideoMetadata
 
 from overlays.data import records
 from overlays.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+    from transformers.video_utils import VideoMetadata
 
 MAX_IMAGE_PIXELS = 89_478_485  # Pillow's own limit: what a small file may unpack to is bounded
 MAX_CLOCK = 240.0  # ticks a second for the clock of a video with a variable frame rate
@@ -46,6 +53,8 @@ def apply_resolution(processor, options: MediaOptions) -> None:
     Raises:
         UserError: a lower limit above its upper limit, or frames and rates that are not positive.
     """
+    from transformers.image_utils import SizeDict
+
     image = processor.image_processor
     low, high = _limits(options.min_pixels, options.max_pixels, _edges(image.size), "min_pixels", "max_pixels")
     image.size = SizeDict(shortest_edge=low, longest_edge=high)
@@ -69,7 +78,7 @@ def apply_resolution(processor, options: MediaOptions) -> None:
     own = _frame_limits(video, video.max_frames)
     low, high = _limits(options.video_min_pixels, options.video_max_pixels, own, "video_min_pixels", "video_max_pixels")
     video.frame_min_pixels, video.frame_max_pixels = low, high
-    clip = isinstance(video, Qwen3VLVideoProcessor)
+    clip = _limits_clips(video)
     video.size = SizeDict(
         shortest_edge=low * (video.min_frames if clip else 1), longest_edge=high * (video.max_frames if clip else 1)
     )
@@ -92,12 +101,19 @@ def _limits(low: int | None, high: int | None, own: tuple[int, int], *names: str
     return low, max(own[1], low) if high is None else high
 
 
+def _limits_clips(video_processor) -> bool:
+    """Whether the family's `size` is the budget of a whole clip (T x H x W) rather than of one frame."""
+    from transformers.models.qwen3_vl.video_processing_qwen3_vl import Qwen3VLVideoProcessor
+
+    return isinstance(video_processor, Qwen3VLVideoProcessor)
+
+
 def _frame_limits(video_processor, frames: int) -> tuple[int, int]:
     """(min, max) pixels of one frame in a clip of `frames` frames."""
     if getattr(video_processor, "frame_max_pixels", None):
         return video_processor.frame_min_pixels, video_processor.frame_max_pixels
     low, high = _edges(video_processor.size)
-    return (low // frames, high // frames) if isinstance(video_processor, Qwen3VLVideoProcessor) else (low, high)
+    return (low // frames, high // frames) if _limits_clips(video_processor) else (low, high)
 
 
 # ---- images
@@ -120,20 +136,23 @@ def open_rgb(path: Path) -> Image.Image:
     with _rgb_file(path) as image:
         try:
             return ImageOps.exif_transpose(image).convert("RGB")
-        except (OSError, SyntaxError, ValueError, EOFError) as error:
+        except Exception as error:  # decoders raise what they like on bad bytes: OSError, struct.error, KeyError, ...
             raise UserError(f"image {path} is damaged or cut short: {error}") from None
 
 
 def rgb_size(path: Path) -> tuple[int, int]:
     """(height, width) of an upright image from its header. Raises UserError as `open_rgb` does."""
     with _rgb_file(path) as image:
-        turned = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)  # EXIF orientation: a quarter turn
+        try:
+            turned = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)  # EXIF orientation: a quarter turn
+        except Exception as error:
+            raise UserError(f"image {path} is damaged: {error}") from None
         return (image.width, image.height) if turned else (image.height, image.width)
 
 
-def _rgb_file(path: Path) -> Image.Image:
-    import warnings
-
+@contextmanager
+def _rgb_file(path: Path) -> Iterator[Image.Image]:
+    """An image file whose header is sound; closed at the end."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
@@ -142,14 +161,19 @@ def _rgb_file(path: Path) -> Image.Image:
         raise UserError(f"image file {path} is missing") from None
     except Image.DecompressionBombError:
         raise UserError(f"image {path} has more than {2 * MAX_IMAGE_PIXELS} pixels; make it smaller") from None
-    except (OSError, SyntaxError, ValueError) as error:
+    except Exception as error:
         raise UserError(f"{path} is no image that can be read: {' '.join(str(error).split())}") from None
+    with image:
+        _check_header(path, image)
+        yield image
+
+
+def _check_header(path: Path, image: Image.Image) -> None:
     if image.width * image.height > MAX_IMAGE_PIXELS:
         raise UserError(f"image {path} has {image.width} x {image.height} pixels, above the limit of "
                         f"{MAX_IMAGE_PIXELS}; make it smaller")
     if image.mode.startswith(("I", "F")):
         raise UserError(f"image {path} has more than 8 bits a channel (mode {image.mode}); scale it to 8 bits")
-    return image
 
 
 RGB = Opener(open_rgb, rgb_size)
@@ -192,6 +216,8 @@ def open_video(path: Path, video_processor, backend: str = "pyav") -> Clip:
     Raises:
         UserError: no video, cut short, or the backend is missing.
     """
+    import torch
+
     timeline, metadata, numbers = _plan_video(path, video_processor, backend)
     frames = BACKENDS[backend][1](path, timeline, numbers)  # (T, H, W, 3) uint8
     frames = torch.from_numpy(frames).permute(0, 3, 1, 2)
@@ -222,6 +248,8 @@ def probe_video(path: Path, backend: str = "pyav") -> None:
 
 def _plan_video(path: Path, video_processor, backend: str) -> tuple[Timeline, VideoMetadata, np.ndarray]:
     """Timeline of a file, metadata for the processor, and the numbers of the frames to take (T,), ascending."""
+    from transformers.video_utils import VideoMetadata
+
     if backend not in BACKENDS:
         raise UserError(f"video backend {backend!r} is unknown; there are {' and '.join(BACKENDS)}")
     if not path.is_file():
@@ -247,6 +275,8 @@ def _plan_video(path: Path, video_processor, backend: str) -> tuple[Timeline, Vi
 
 
 def _frame_size(timeline: Timeline, frames: int, video_processor, path: Path) -> tuple[int, int]:
+    from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
+
     low, high = _frame_limits(video_processor, frames)
     factor = video_processor.patch_size * video_processor.merge_size
     try:

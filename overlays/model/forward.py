@@ -5,7 +5,8 @@ whose output is multiplied by 0, so that every rank of a sharded run takes part 
 Logits at supervised positions only: the head is applied where a label is, and the loss is the same.
 """
 
-from types import MethodType
+
+import functools
 
 import torch
 import torch.nn.functional as F
@@ -35,18 +36,27 @@ def install(model: nn.Module) -> nn.Module:
     projection = model.model.visual.patch_embed.proj
     if isinstance(projection, nn.Conv3d) and projection.kernel_size == projection.stride:
         projection.__class__ = PatchProjection
-    model.model._plain_forward = model.model.forward
-    model.model.forward = MethodType(_core_forward, model.model)
-    model._plain_forward = model.forward
-    model.forward = MethodType(_generation_forward, model)
+    _replace_forward(model.model, _core_forward)
+    _replace_forward(model, _generation_forward)
     return model
 
 
-def _core_forward(self, input_ids=None, pixel_values=None, pixel_values_videos=None, image_grid_thw=None,
+def _replace_forward(module: nn.Module, function) -> None:
+    """Let `module` run function(module, its plain forward, ...), still showing the plain signature to `generate`."""
+    plain = module.forward
+
+    @functools.wraps(plain)
+    def forward(**kwargs):
+        return function(module, plain, **kwargs)
+
+    module.forward = forward
+
+
+def _core_forward(self, plain, input_ids=None, pixel_values=None, pixel_values_videos=None, image_grid_thw=None,
                   video_grid_thw=None, inputs_embeds=None, mm_encoder_outputs=None, **kwargs):
     """The family's model forward after a single call of the vision tower."""
     if pixel_values is None and pixel_values_videos is None:
-        return self._plain_forward(
+        return plain(
             input_ids=input_ids, inputs_embeds=inputs_embeds, image_grid_thw=image_grid_thw,
             video_grid_thw=video_grid_thw, mm_encoder_outputs=mm_encoder_outputs, **kwargs,
         )
@@ -59,7 +69,7 @@ def _core_forward(self, input_ids=None, pixel_values=None, pixel_values_videos=N
         nothing = sum(part.sum() for part in features.pooler_output)
         nothing = nothing + sum(part.sum() for level in _levels(features) for part in level)
         embeds = self.get_input_embeddings()(input_ids)
-        return self._plain_forward(inputs_embeds=embeds + 0.0 * nothing.to(embeds.dtype), **kwargs)
+        return plain(inputs_embeds=embeds + 0.0 * nothing.to(embeds.dtype), **kwargs)
 
     images = 0 if pixel_values is None else len(image_grid_thw)
     outputs = {}
@@ -67,7 +77,7 @@ def _core_forward(self, input_ids=None, pixel_values=None, pixel_values_videos=N
         outputs["image"] = _part(features, slice(None, images))
     if pixel_values_videos is not None:
         outputs["video"] = _part(features, slice(images, None))
-    return self._plain_forward(
+    return plain(
         input_ids=input_ids, inputs_embeds=inputs_embeds, image_grid_thw=image_grid_thw,
         video_grid_thw=video_grid_thw, mm_encoder_outputs=outputs, **kwargs,
     )
@@ -86,7 +96,7 @@ def _part(features, items: slice):
     return type(features)(**values)
 
 
-def _generation_forward(self, labels=None, num_items_in_batch=None, **kwargs):
+def _generation_forward(self, plain, labels=None, num_items_in_batch=None, **kwargs):
     """With labels: loss and the logits of supervised positions, (supervised, vocabulary). Without: the plain forward.
 
     The loss is summed over supervised tokens and divided by `num_items_in_batch` (tokens of the whole optimisation
@@ -98,7 +108,7 @@ def _generation_forward(self, labels=None, num_items_in_batch=None, **kwargs):
             kwargs["labels"] = labels
             if num_items_in_batch is not None:
                 kwargs["num_items_in_batch"] = num_items_in_batch
-        return self._plain_forward(**kwargs)
+        return plain(**kwargs)
     kwargs.pop("logits_to_keep", None)
     outputs = self.model(**kwargs)
     supervised = labels[:, 1:] != -100  # (B, L - 1): the token at i + 1 is predicted from position i

@@ -86,7 +86,7 @@ THINKING_TURN
 def chat_template(family: str) -> str:
     """The family's chat template.
 
-    Qwen2 and 2.5 add a system turn of their own; Qwen3.5 opens its newest answer with an empty thought, earlier ones not.
+    Qwen2 and 2.5 add a system turn of their own. Qwen3.5 opens the last answer with an empty thought, not earlier ones.
     """
     old, thinks = family.startswith("qwen2"), family == "qwen3_5"
     system = (

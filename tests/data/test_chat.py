@@ -1,4 +1,4 @@
-"""Records -> ids and labels: the processor's own ids, labels on the answer's words and their end token, nothing else."""
+"""Records -> ids and labels: the processor's own ids; labels on the answer's words and end token, on nothing else."""
 
 import copy
 import inspect

@@ -142,8 +142,8 @@ def test_video_flags_mean_what_they_say(tmp_path, processor):
     video = processor.video_processor
 
     def opened(**flags):
-        flags = {"video_min_frames": 2, "video_max_frames": 64, "video_min_pixels": 16, "video_max_pixels": 10**6, **flags}
-        apply_resolution(processor, MediaOptions(**flags))
+        wide = {"video_min_frames": 2, "video_max_frames": 64, "video_min_pixels": 16, "video_max_pixels": 10**6}
+        apply_resolution(processor, MediaOptions(**{**wide, **flags}))
         return media.open_video(file, video)
 
     assert len(opened(video_fps=3).frames) == 6

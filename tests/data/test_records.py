@@ -97,7 +97,8 @@ def test_every_defect_is_named(tmp_path, record, said):
 def test_a_sound_record_has_no_defect(tmp_path):
     (tmp_path / "a.png").touch()
     record = {"id": 7, "image": ["a.png", "./a.png"], "target": {"x": 1.5}, "anything": None, "conversations": [
-        {"from": "system", "value": ""}, {"from": "user", "value": "<image><image>"}, {"from": "assistant", "value": ""},
+        {"from": "system", "value": ""}, {"from": "user", "value": "<image><image>"},
+        {"from": "assistant", "value": ""},
     ]}
     assert records.check_record(record, tmp_path) == []
 
@@ -106,7 +107,8 @@ def test_check_names_file_row_and_id_and_finds_ids_used_twice(tmp_path):
     file = tmp_path / "a.jsonl"
     records.write(file, [{"id": "x", "conversations": turns()}, {"id": "y"}, {"id": "x", "conversations": turns()}])
     found = [str(defect) for _, _, defects in records.check(file, tmp_path) for defect in defects]
-    assert found == [f"{file}, row 2 (id y): conversations is missing", f"{file}, row 3 (id x): its id is that of row 1"]
+    assert found == [f"{file}, row 2 (id y): conversations is missing",
+                     f"{file}, row 3 (id x): its id is that of row 1"]
 
 
 def rows_of_groups():

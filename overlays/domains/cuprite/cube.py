@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+import warnings
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -163,18 +165,30 @@ def _read_envi(cube: Cube, row: int, col: int, rows: int, cols: int) -> np.ndarr
 # ---- GeoTIFF ---------------------------------------------------------------------------------------------------
 
 
-def _open_geotiff(path: Path, wavelengths: str | Path | None) -> Cube:
+@contextmanager
+def open_raster(path: Path):
+    """A `rasterio` dataset with a small block cache; a missing map grid is no reason for a warning here."""
     import rasterio
+    from rasterio.errors import NotGeoreferencedWarning
+
+    with warnings.catch_warnings(), rasterio.Env(GDAL_CACHEMAX=64):
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)
+        with rasterio.open(path) as image:
+            yield image
+
+
+def _open_geotiff(path: Path, wavelengths: str | Path | None) -> Cube:
     from rasterio.errors import RasterioIOError
+    from rasterio.windows import Window
 
     try:
-        with rasterio.open(path) as image:
+        with open_raster(path) as image:
             rows, cols, bands = image.height, image.width, image.count
             centres, widths = _geotiff_wavelengths(image)
             ignore, dtype = image.nodata, np.dtype(image.dtypes[0])
             scales = set(image.scales)
             tags = {**image.tags(), "units": " ".join(str(unit) for unit in image.units if unit)}
-            image.read(1, window=rasterio.windows.Window(0, max(rows - 1, 0), cols, 1))
+            image.read(1, window=Window(0, max(rows - 1, 0), cols, 1))
     except RasterioIOError as error:
         raise UserError(f"{path} cannot be read as a GeoTIFF, it may be truncated: {error}") from None
     if words := _radiance_words(tags):
@@ -211,10 +225,9 @@ def _geotiff_wavelengths(image) -> tuple[np.ndarray | None, np.ndarray | None]:
 
 
 def _read_geotiff(cube: Cube, row: int, col: int, rows: int, cols: int) -> np.ndarray:
-    import rasterio
     from rasterio.windows import Window
 
-    with rasterio.Env(GDAL_CACHEMAX=64), rasterio.open(cube.path) as image:
+    with open_raster(cube.path) as image:
         return image.read(window=Window(col, row, cols, rows)).transpose(1, 2, 0)
 
 
@@ -351,8 +364,6 @@ def probe(cube: Cube, pixels: int = 4000) -> np.ndarray:
 
 def _settle_scale(cube: Cube, scale: float | None) -> Cube:
     """Fix the scale factor and refuse cubes whose values cannot be reflectance."""
-    from dataclasses import replace
-
     if scale is not None:
         if not scale > 0:
             raise UserError(f"--scale must be positive, got {scale}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import tarfile
 import urllib.error
 import urllib.request
@@ -173,8 +172,6 @@ def unpack(archive: Path) -> Path | None:
                         raise UserError(f"archive {archive} unpacks to more than {UNPACKED_LIMIT >> 30} GB: stopped, "
                                         "nothing was kept")
                     out.write(block)
-        if folder.exists():
-            shutil.rmtree(folder)
     return folder
 
 

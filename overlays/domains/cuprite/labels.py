@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from overlays.domains.cuprite.classes import BY_NAME, CLASSES, RULE_CODES
-from overlays.domains.cuprite.cube import open_envi
+from overlays.domains.cuprite.cube import open_envi, open_raster
 from overlays.errors import UserError
 
 
@@ -46,8 +46,10 @@ class MicaLabeller:
         """
         # The classifier works in thirds of the rows; three pixels of zeros keep every third occupied.
         rows = np.concatenate([spectra, np.zeros((3, spectra.shape[1]), spectra.dtype)])
-        result = self._mica.classify(rows[:, None, :], self._centre_um, self._centre_um, self._fwhm_um,
-                                     np.arange(len(self._centre_um)), n_workers=1, log_callback=lambda text: None)
+        # Dark pixels divide by a continuum of zero; the quotient then fails every gate, as it should.
+        with np.errstate(divide="ignore", invalid="ignore"):
+            result = self._mica.classify(rows[:, None, :], self._centre_um, self._centre_um, self._fwhm_um,
+                                         np.arange(len(self._centre_um)), n_workers=1, log_callback=lambda text: None)
         fit = result.fit[:len(spectra)].astype(np.float32)
         rule = np.where(fit > 0, result.num[:len(spectra)].astype(np.int16), np.int16(-1))
         return np.where(rule >= 0, self._codes[rule], 0).astype(np.uint8), rule, fit
@@ -132,11 +134,10 @@ def read_label_raster(path: str | Path, shape: tuple[int, int], class_map: str |
 
 
 def _read_geotiff(path: Path) -> tuple[np.ndarray, float | None]:
-    import rasterio
     from rasterio.errors import RasterioIOError
 
     try:
-        with rasterio.open(path) as image:
+        with open_raster(path) as image:
             return image.read().transpose(1, 2, 0), image.nodata
     except RasterioIOError as error:
         raise UserError(f"label raster {path} cannot be read: {error}") from None

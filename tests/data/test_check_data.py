@@ -1,0 +1,66 @@
+"""scripts/check_data.py: every bad row printed, counts, and an exit status a script can use."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def check(*arguments):
+    command = [sys.executable, str(ROOT / "scripts" / "check_data.py"), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 255, (64, 96, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    (tmp_path / "cut.png").write_bytes((tmp_path / "a.png").read_bytes()[:4000])
+    return tmp_path
+
+
+def row(name, image="a.png", answer="B"):
+    return json.dumps({"id": name, "image": image, "task": "ask", "conversations": [
+        {"from": "human", "value": "<image>\nA?"}, {"from": "gpt", "value": answer}]})
+
+
+def test_sound_data_is_counted_and_ends_in_0(folder):
+    (folder / "good.jsonl").write_text(row("x") + "\n" + row("y") + "\n")
+    done = check("--dataset_use", folder / "good.jsonl")
+    assert done.returncode == 0, done.stderr
+    assert "2 records, 0 bad" in done.stdout and "by task: ask 2" in done.stdout
+
+
+def test_with_a_model_long_samples_are_counted(folder, tiny_model_dir, monkeypatch, capsys):
+    import check_data
+
+    (folder / "good.jsonl").write_text(row("x") + "\n" + row("y", answer="long " * 300) + "\n")
+    monkeypatch.setattr(sys, "argv", ["check_data.py", "--dataset_use", str(folder / "good.jsonl"), "--model_max_length",
+                                      "200", "--model_name_or_path", str(tiny_model_dir("qwen3_vl"))])
+    check_data.main()
+    printed = capsys.readouterr().out
+    assert "1 records above 200" in printed and "row 2: " in printed
+
+
+def test_every_bad_row_is_printed_and_the_status_is_2(folder):
+    (folder / "bad.jsonl").write_text("\n".join([
+        row("x"), "{oops", row("x"), row("y", image="gone.png"), row("z", image="cut.png"), row("w"),
+    ]))
+    done = check("--dataset_use", folder / "bad.jsonl")
+    assert done.returncode == 2
+    printed = done.stdout + done.stderr
+    for said in ("row 2: not JSON", "row 3 (id x): its id is that of row 1", "row 4 (id y): image file",
+                 "row 5 (id z): image", "damaged or cut short", "6 records, 4 bad", "error: 4 of 6 records are bad"):
+        assert said in printed, said
+    assert "Traceback" not in printed
+
+
+def test_a_wrong_name_is_one_sentence(folder):
+    done = check("--dataset_use", "cuprite_trian")
+    assert done.returncode == 2 and "did you mean cuprite_train" in done.stderr and "Traceback" not in done.stderr

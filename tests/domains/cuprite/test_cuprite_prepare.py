@@ -1,0 +1,190 @@
+"""Prepared data are complete, apart by area, rendered alike later, and whole even after a kill."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from overlays.domains import DOMAINS
+from overlays.domains.cuprite.prepare import Settings, prepare, render_window
+from overlays.errors import UserError
+from overlays.files import sha256
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+def records(folder, split):
+    return [json.loads(line) for line in (folder / f"{split}.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def test_counts_add_up_and_every_tile_has_three_tasks_in_both_languages(prepared):
+    folder, metadata = prepared
+    counts = metadata["counts"]
+    assert counts["tiles"] == sum(value for name, value in counts.items() if name != "tiles")
+    assert counts["dropped_invalid"] > 0 and counts["dropped_buffer"] > 0
+    for split in ("train", "val", "test"):
+        rows = records(folder, split)
+        assert counts[split] > 0 and len(rows) == 6 * counts[split]
+        assert {(row["task"], row["language"]) for row in rows} == {
+            (task, language) for task in ("alteration", "minerals", "analysis") for language in ("en", "zh")}
+        assert {row["split"] for row in rows} == {split} and len({row["group"] for row in rows}) == 1
+        assert len({row["id"] for row in rows}) == len(rows)
+
+
+def test_every_picture_exists_and_has_the_tile_size(prepared):
+    folder, metadata = prepared
+    named = {path for split in ("train", "val", "test") for row in records(folder, split) for path in row["image"]}
+    assert len(named) == 3 * sum(metadata["counts"][split] for split in ("train", "val", "test"))
+    assert named == {f"tiles/{path.name}" for path in (folder / "tiles").iterdir()}
+    assert Image.open(folder / sorted(named)[0]).size == (16, 16)
+    for name in ("composite.png", "label_map.png", "split_map.png"):
+        assert min(Image.open(folder / name).size) > 300
+
+
+def test_no_pixel_is_in_two_splits(prepared):
+    folder, metadata = prepared
+    owner = np.full(metadata["cube"]["shape"][:2], "", dtype=object)
+    for line in (folder / "tiles.jsonl").read_text().splitlines():
+        tile = json.loads(line)
+        window = owner[tile["row"]:tile["row"] + 16, tile["col"]:tile["col"] + 16]
+        assert set(np.unique(window.astype(str))) <= {"", tile["split"]}
+        window[:] = tile["split"]
+        assert tile["valid"] >= 0.8
+    assert min(metadata["buffer_px"].values()) >= 16
+
+
+def test_targets_are_the_shares_of_the_label_map(prepared):
+    folder, _ = prepared
+    labels = np.load(folder / "labels.npz", allow_pickle=False)
+    tile = json.loads((folder / "tiles.jsonl").read_text().splitlines()[40])
+    window = np.s_[tile["row"]:tile["row"] + 16, tile["col"]:tile["col"] + 16]
+    codes = labels["codes"][window][labels["valid"][window]]
+    assert tile["shares"]["muscovite"] == pytest.approx((codes == 3).mean())
+
+
+def test_limits_of_the_stretch_come_from_the_training_area_alone(prepared, scene):
+    from overlays.domains.cuprite.cube import open_cube
+
+    _, metadata = prepared
+    composite, area = metadata["composites"]["clay"], metadata["areas"]["train"]
+    values = open_cube(scene).read(area["row"], area["col"], area["row_stop"] - area["row"],
+                                   area["col_stop"] - area["col"], np.array(composite["bands"]))
+    values = values[np.isfinite(values).all(-1)]
+    np.testing.assert_allclose(composite["limits"], np.percentile(values, (2, 98), axis=0).T, rtol=1e-4)
+
+
+def test_a_window_of_the_raw_cube_is_rendered_as_in_training(prepared, scene):
+    folder, metadata = prepared
+    for line in (folder / "tiles.jsonl").read_text().splitlines()[::25]:
+        tile = json.loads(line)
+        images = render_window(scene, tile["row"], tile["col"], folder / "metadata.json")
+        assert list(images) == ["clay", "iron", "natural"]
+        for name, image in images.items():
+            stored = np.asarray(Image.open(folder / "tiles" / f"{tile['id']}_{name}.png"))
+            np.testing.assert_array_equal(np.asarray(image), stored)
+    with pytest.raises(UserError, match="rows go from 0 to 104"):
+        render_window(scene, 119, 0, metadata)
+
+
+def test_metadata_names_parameters_bands_and_checksums(prepared, scene):
+    folder, metadata = prepared
+    assert json.loads((folder / "metadata.json").read_text()) == json.loads(json.dumps(metadata))
+    assert metadata["cube"]["files"][1]["sha256"] == sha256(scene.with_suffix(".img"))
+    assert len(metadata["bands"]) == 224 and metadata["parameters"]["tile_size"] == 16
+    assert sum(metadata["labels"]["rules_won"].values()) > 1000
+
+
+def test_two_processes_give_the_same_files_as_one(prepared, scene, tmp_path):
+    folder, _ = prepared
+    prepare(Settings(cube=scene, output=tmp_path / "out", tile_size=16, stride=8, language="both", workers=2))
+    for name in ("train.jsonl", "test.jsonl", "tiles.jsonl", "label_map.png"):
+        assert sha256(tmp_path / "out" / name) == sha256(folder / name)
+
+
+def test_labels_of_others_are_taken_as_they_are(scene, tmp_path):
+    codes = np.zeros((120, 144), np.uint8)
+    codes[:, 100:] = 3
+    np.save(tmp_path / "labels.npy", codes)
+    settings = Settings(cube=scene, labels=str(tmp_path / "labels.npy"), output=tmp_path / "out", tile_size=16,
+                        composites=("natural",), workers=1)
+    metadata = prepare(settings)
+    rows = records(tmp_path / "out", "test")
+    assert all(len(row["image"]) == 1 for row in rows)
+    assert {row["target"]["muscovite"] for row in rows} <= {0.0, 1.0} or metadata["areas"]["test"]["col"] < 100
+    assert metadata["mineral_shares"]["train"]["alunite"] == 0
+    np.save(tmp_path / "labels.npy", codes[1:])
+    with pytest.raises(UserError, match="119 x 144 pixels, the cube is 120 x 144"):
+        prepare(replace(settings, output=tmp_path / "other"))
+    assert not (tmp_path / "other").exists()
+
+
+def test_real_aviris_scene(hyperspectral, tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-W", "error", str(ROOT / "scripts" / "prepare_cuprite.py"), "--cube",
+         str(hyperspectral / "salton_sea_aviris.hdr"), "--tile-size", "16", "--workers", "1", "--output",
+         str(tmp_path / "out")], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "warn" not in done.stderr.lower()
+    counts = json.loads((tmp_path / "out" / "metadata.json").read_text())["counts"]
+    assert counts["tiles"] == sum(value for name, value in counts.items() if name != "tiles")
+    assert min(counts[split] for split in ("train", "val", "test")) > 0
+
+
+def test_a_mistake_ends_in_one_sentence_and_status_2(scene, tmp_path):
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "scripts" / "prepare_cuprite.py"), "--cube", str(scene), "--tile-size", "110",
+         "--output", str(tmp_path / "out")], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ") and len(done.stderr.splitlines()) == 1
+    assert not any(tmp_path.iterdir())
+
+
+def test_kill_in_the_middle_leaves_the_last_good_state_and_a_rerun_works(scene, tmp_path):
+    output = tmp_path / "out"
+    output.mkdir()
+    for name in ("metadata.json", "train.jsonl"):
+        (output / name).write_text("{}")
+    command = [sys.executable, str(ROOT / "scripts" / "prepare_cuprite.py"), "--cube", str(scene), "--tile-size", "16",
+               "--output", str(output), "--workers", "2"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while not list(tmp_path.glob(".out.*.tmp")) and process.poll() is None:
+        time.sleep(0.02)
+    time.sleep(0.3)
+    assert process.poll() is None
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert {path.name: path.read_text() for path in output.iterdir()} == {"metadata.json": "{}", "train.jsonl": "{}"}
+    prepare(Settings(cube=scene, output=output, tile_size=16, workers=1))
+    assert records(output, "train")
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_folder_with_other_files_is_not_replaced(scene, tmp_path):
+    (tmp_path / "thesis.txt").write_text("precious")
+    with pytest.raises(UserError, match="holds other files"):
+        prepare(Settings(cube=scene, output=tmp_path, tile_size=16, workers=1))
+    assert (tmp_path / "thesis.txt").read_text() == "precious"
+
+
+@pytest.mark.parametrize("change, words", [
+    ({"composites": ("clay", "thermal")}, "--composites"), ({"composites": ()}, "--composites"),
+    ({"language": "fr"}, "--language"), ({"min_valid": 1.5}, "--min-valid"), ({"workers": 0}, "--workers"),
+    ({"split_fractions": (0.5, 0.2, 0.2)}, "sum to 1")])
+def test_wrong_parameters_are_named(scene, tmp_path, change, words):
+    with pytest.raises(UserError, match=words):
+        prepare(Settings(**{"cube": scene, "output": tmp_path / "out", "tile_size": 16, "workers": 1, **change}))
+
+
+def test_the_table_of_domains_leads_to_the_functions():
+    from overlays.domains.cuprite.sample import sample
+
+    assert DOMAINS["cuprite"].prepare is prepare and DOMAINS["cuprite"].sample is sample
+    assert callable(DOMAINS["cuprite"].score)
