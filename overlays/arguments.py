@@ -184,5 +184,5 @@ def _check(model: ModelArguments, data: DataArguments, training: TrainingArgumen
     data.data_flatten = data.data_flatten or data.data_packing
     if training.warmup_ratio is not None:
         if not 0 <= training.warmup_ratio < 1:
-            raise UserError(f"--warmup_ratio is a share of the steps, at least 0 and below 1, not {training.warmup_ratio}")
+            raise UserError(f"--warmup_ratio must be at least 0 and below 1, not {training.warmup_ratio}")
         training.warmup_steps = training.warmup_ratio

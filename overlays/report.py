@@ -48,10 +48,10 @@ figure.plot img { max-width: 100%; height: auto; background: #fff; border: 1px s
   break-inside: avoid; overflow-wrap: anywhere; }
 .card header { display: flex; justify-content: space-between; gap: 1rem; font-size: .86rem; color: var(--quiet); }
 .card .images { display: flex; gap: 3px; margin: .6rem 0; }
-.card .images img { flex: 1 1 0; min-width: 0; max-width: 224px; aspect-ratio: 1; object-fit: contain; }
+.card .images img { flex: 1 1 0; min-width: 0; max-width: 224px; height: auto; aspect-ratio: 1; object-fit: contain; }
 img.small { image-rendering: pixelated; }
 .card dl { margin: 0; font-size: .92rem; } .card dt { font-size: .78rem; margin-top: .45rem; } .card dd { margin: 0; }
-.right { color: var(--right); } .wrong { color: var(--wrong); } .verdict { font-weight: 600; }
+.right { color: var(--right); } .wrong { color: var(--wrong); } .verdict { font-weight: 600; white-space: nowrap; }
 footer { margin-top: 3rem; color: var(--quiet); font-size: .86rem; }
 @media print { :root { color-scheme: light; --paper: #fff; --ink: #000; --quiet: #555; --line: #bbb; --card: #fff;
   --right: #1d5a30; --wrong: #8d2018; } body { max-width: none; padding: 0; font-size: 10.5pt; }
@@ -119,7 +119,7 @@ def figures(rows: Sequence[Figure]) -> str:
         if row.model is not None and row.baseline is not None:
             gain = row.model - row.baseline
             good = gain < 0 if row.lower_is_better else gain > 0
-            shown = f"{gain:+.3f}" if round(gain, 3) else "0.000"
+            shown = f"{gain:+.3f}".replace("-", "−") if round(gain, 3) else "0.000"
             tone = "" if shown == "0.000" else ' class="better"' if good else ' class="worse"'
             change = f"<span{tone}>{shown}</span>"
         over = row.over + (", lower is better" if row.lower_is_better else "")
@@ -157,7 +157,7 @@ def picture(path: Path | None, caption: str = "") -> str:
 
 def samples(items: Sequence[Sample]) -> str:
     """Cards with the images, the question, what the model said and what is true."""
-    cards = []
+    cards, nbsp = [], "\u00a0"
     for item in items:
         shown = [(embedded(path, TILE_PX), path.name) for path in map(Path, item.images)]
         images = [image or f"<span>{html.escape(name)}</span>" for image, name in shown]
@@ -165,11 +165,12 @@ def samples(items: Sequence[Sample]) -> str:
         if verdict:
             verdict = f'<span class="verdict {verdict[2:]}">{verdict}</span>'
         pairs = (("question", item.question), ("model", item.prediction or "(nothing)"), ("truth", item.truth))
+        answers = "".join(f"<dt>{name}</dt><dd>{html.escape(text)}</dd>" for name, text in pairs)
+        answers = answers.replace(" %", nbsp + "%")
         cards.append(
             f'<article class="card"><header><span>{html.escape(item.name)}</span>{verdict}</header>'
             + (f'<div class="images">{"".join(images)}</div>' if images else "")
-            + "<dl>" + "".join(f"<dt>{name}</dt><dd>{html.escape(text)}</dd>" for name, text in pairs)
-            + "</dl></article>")
+            + f"<dl>{answers}</dl></article>")
     return '<div class="cards">\n' + "\n".join(cards) + "\n</div>" if cards else ""
 
 

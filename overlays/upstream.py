@@ -8,6 +8,7 @@ transformers, torch and peft stay as they are for everybody else.
 """
 
 import argparse
+import contextlib
 import copy
 import importlib
 import os
@@ -44,7 +45,7 @@ def find(root: Path = ROOT) -> Path | None:
     if (tree / ENTRY).is_file():
         return tree
     if own:
-        raise UserError(f"{VARIABLE} is {own}, but there is no {tree / ENTRY}; it must be a checkout of QwenLM/Qwen3-VL")
+        raise UserError(f"{VARIABLE} is {own}, but {tree / ENTRY} is missing: it must be a checkout of QwenLM/Qwen3-VL")
     return None
 
 
@@ -259,7 +260,7 @@ class _Seen:
         return getattr(self._original, name)
 
 
-def swaps(module: ModuleType, run) -> dict[str, object]:
+def swaps(run) -> dict[str, object]:
     """What takes the place of each swap target, by its dotted name.
 
     Args:
@@ -331,9 +332,16 @@ def drive(module: ModuleType, run) -> None:
 
     register(registry.available())
     register(registry.resolve(run.data.dataset_use))
-    before = replace(module, swaps(module, run))
+    output = Path(run.training.output_dir)
+    existed = output.exists()
+    before = replace(module, swaps(run))
     try:
         module.train(attn_implementation=run.model_args.attn_implementation)
+    except BaseException:
+        if not existed:
+            with contextlib.suppress(OSError):
+                output.rmdir()  # train() makes it before the model is loaded; only an empty folder goes
+        raise
     finally:
         vars(module).update(before)
 

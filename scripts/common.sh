@@ -1,7 +1,8 @@
 # Sourced by the launchers, which name DOMAIN and REAL_MODEL before: set-up, model, data, and the one command.
 # Any variable below can be set from outside; flags after a launcher go through to the trainer and win.
 set -euo pipefail
-export TOKENIZERS_PARALLELISM=false OMP_WAIT_POLICY=PASSIVE  # threads that wait do not spin: data workers need the cores too
+export TOKENIZERS_PARALLELISM=false
+export OMP_WAIT_POLICY=PASSIVE  # threads that wait do not spin: data workers need the cores too
 ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 cd "$ROOT"
 : "${DRY_RUN:=0}"
@@ -12,14 +13,15 @@ elif [[ -z "${PYTHON:-}" ]]; then
     PYTHON="$(scripts/setup.sh)" || exit 2
 fi
 
+: "${ENGINE:=auto}"  # auto | upstream | native: whose train() drives the run
+if [[ "$ENGINE" = upstream && "$DRY_RUN" != 1 ]]; then scripts/setup.sh --upstream > /dev/null || exit 2; fi
+
 gpu_count() {  # GPUs that this process may use
-    if [[ -n "${CUDA_VISIBLE_DEVICES+set}" ]]; then
-        [[ -z "$CUDA_VISIBLE_DEVICES" ]] && echo 0 || tr ',' '\n' <<< "$CUDA_VISIBLE_DEVICES" | wc -l
-    elif command -v nvidia-smi > /dev/null; then
-        { nvidia-smi -L 2> /dev/null || true; } | grep -c '^GPU' || true
-    else
-        echo 0
-    fi
+    case "${CUDA_VISIBLE_DEVICES-all}" in
+        "" | -*) echo 0 ;;
+        all) { nvidia-smi -L 2> /dev/null || true; } | grep -c '^GPU' || true ;;
+        *) tr ',' '\n' <<< "$CUDA_VISIBLE_DEVICES" | wc -l ;;
+    esac
 }
 
 step() {  # run a preparing command, or only show it
@@ -43,14 +45,16 @@ fi
 if [[ "$MODEL_PATH" == data/models/tiny-* ]] || grep -qs '"tiny_random": true' "$MODEL_PATH/config.json"; then
     : "${LR:=2e-3}" "${MM_PROJECTOR_LR:=1e-3}" "${TUNE_VISION:=True}" "${VISION_LR:=1e-3}" "${TRAIN_EMBEDDINGS:=True}"
     : "${LORA_R:=16}" "${LORA_ALPHA:=32}" "${LORA_DROPOUT:=0.0}" "${EPOCHS:=$TINY_EPOCHS}" "${WARMUP_STEPS:=20}"
-    : "${BATCH_SIZE:=16}" "${GRAD_ACCUM:=1}"
+    : "${BATCH_SIZE:=16}" "${GRAD_ACCUM:=1}" "${MIN_PIXELS:=4096}"
 fi
 
 if [[ -n "${DEEPSPEED_CONFIG:-}" ]]; then : "${NPROC_PER_NODE:=$((GPUS > 0 ? GPUS : 2))}"; fi
 : "${NPROC_PER_NODE:=1}" "${NNODES:=1}" "${NODE_RANK:=0}" "${MASTER_ADDR:=127.0.0.1}" "${MASTER_PORT:=29500}"
 : "${ATTN:=auto}" "${SEED:=42}" "${REPORT_TO:=tensorboard}" "${TUNE_VISION:=False}" "${TRAIN_EMBEDDINGS:=False}"
 if [[ "$GPUS" -gt 0 ]]; then : "${BF16:=True}" "${GRADIENT_CHECKPOINTING:=True}"; fi
-: "${BF16:=False}" "${GRADIENT_CHECKPOINTING:=False}" "${DATASETS:=${DOMAIN}_train}" "${EVAL_DATASETS:=${DOMAIN}_val}"
+: "${BF16:=False}" "${GRADIENT_CHECKPOINTING:=False}" "${DATASETS:=${DOMAIN}_train}"
+if [[ "$DATASETS" == *"${DOMAIN}_train"* ]]; then : "${EVAL_DATASETS=${DOMAIN}_val}"; fi  # other data: name their own
+: "${EVAL_DATASETS:=}"
 
 if [[ "$DATASETS" == *"${DOMAIN}_train"* && ! -f "data/prepared/$DOMAIN/metadata.json" ]]; then
     echo "no data in data/prepared/$DOMAIN: preparing the sample"
@@ -68,7 +72,7 @@ launch() {  # launch "$@": the trainer in one process or under torchrun, with th
         --bf16 "$BF16" --gradient_checkpointing "$GRADIENT_CHECKPOINTING" --attn_implementation "$ATTN"
         --lr_scheduler_type cosine --warmup_steps "${WARMUP_STEPS:-0.03}" --weight_decay "${WEIGHT_DECAY:-0.0}"
         --logging_steps "${LOGGING_STEPS:-10}" --save_strategy "${SAVE_STRATEGY:-epoch}" --save_total_limit 2
-        --seed "$SEED" --report_to "$REPORT_TO"
+        --seed "$SEED" --report_to "$REPORT_TO" --engine "$ENGINE"
     )
     [[ -n "$EVAL_DATASETS" ]] && arguments+=(--eval_dataset "$EVAL_DATASETS" --eval_strategy "${EVAL_STRATEGY:-epoch}")
     [[ -n "${MM_PROJECTOR_LR:-}" ]] && arguments+=(--mm_projector_lr "$MM_PROJECTOR_LR")
@@ -78,7 +82,7 @@ launch() {  # launch "$@": the trainer in one process or under torchrun, with th
     )
     [[ -n "${DEEPSPEED_CONFIG:-}" ]] && arguments+=(--deepspeed "$DEEPSPEED_CONFIG")
     local command=("$PYTHON" -m overlays.train)
-    if [[ "$NPROC_PER_NODE" -gt 1 || "$NNODES" -gt 1 ]]; then
+    if [[ "$NPROC_PER_NODE" -gt 1 || "$NNODES" -gt 1 || -n "${DEEPSPEED_CONFIG:-}" ]]; then
         command=(
             "$PYTHON" -m torch.distributed.run --nproc_per_node "$NPROC_PER_NODE" --nnodes "$NNODES"
             --node_rank "$NODE_RANK" --master_addr "$MASTER_ADDR" --master_port "$MASTER_PORT" -m overlays.train

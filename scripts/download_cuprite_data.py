@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-import _bootstrap  # noqa: F401  (re-runs in .venv, puts the repository on the path)
+import _bootstrap  # (re-runs in .venv, puts the repository on the path)
 
 from overlays import errors
 from overlays.domains.cuprite.download import SCENES, fetch, unpack
@@ -21,7 +21,7 @@ def main() -> None:
     if options.sha256 and len(options.url or ()) != 1:
         raise UserError("--sha256 goes with exactly one --url")
     scene = SCENES[options.scene]
-    folder = options.output or Path("data/raw/cuprite") / options.scene
+    folder = options.output or _bootstrap.ROOT / "data" / "raw" / "cuprite" / options.scene
     for url in options.url or scene.urls:
         path = fetch(url, folder, options.sha256, "" if options.url else f"see {scene.page}")
         unpacked = unpack(path)

@@ -19,7 +19,7 @@ OUTPUTS = runs.ROOT / "outputs"
 SHOWN = 12  # tiles in the report
 FIGURES = (  # key, label, what it is taken over, whether lower is better
     ("alteration_accuracy", "alteration accuracy", "{alteration} yes/no rows, unreadable ones wrong", False),
-    ("alteration_f1", "alteration F1", "of “yes”, {alteration} rows", False),
+    ("alteration_f1", "alteration F1", "of the answer yes, {alteration} rows", False),
     ("mineral_macro_f1", "mineral macro-F1", "mean over the {occurring} minerals that occur, {minerals} lists", False),
     ("mineral_micro_f1", "mineral micro-F1", "all minerals of {minerals} lists together", False),
     ("mineral_exact", "lists exactly right", "{minerals} lists", False),

@@ -19,7 +19,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--class-map", type=Path, help='JSON, raster value -> class: {"3": "alunite"}')
     parser.add_argument("--wavelengths", type=Path, help="file of band centres, for cubes that name none")
     parser.add_argument("--scale", type=float, help="reflectance = stored value / scale (default: the header's)")
-    parser.add_argument("--output", type=Path, default=Path("data/prepared/cuprite"))
+    parser.add_argument("--output", type=Path, help="folder (default: data/prepared/cuprite of this project)")
     parser.add_argument("--tile-size", type=int, help="pixels (default: 224; 32 for the sample)")
     parser.add_argument("--stride", type=int, help="pixels (default: half a tile)")
     parser.add_argument("--min-valid", type=float, default=0.8, help="least share of valid pixels in a tile")
@@ -36,9 +36,10 @@ def parse() -> argparse.Namespace:
 
 def main() -> None:
     options = parse()
-    from overlays.domains.cuprite.prepare import Settings, prepare
+    from overlays.domains.cuprite.prepare import OUTPUT, Settings, prepare
 
     values = vars(options)
+    values["output"] = options.output or OUTPUT
     values["composites"] = tuple(name.strip() for name in options.composites.split(",") if name.strip())
     try:
         values["split_fractions"] = tuple(float(share) for share in options.split_fractions.split(","))
@@ -47,7 +48,7 @@ def main() -> None:
     except ValueError:
         raise UserError(f"--split-fractions takes three numbers such as 0.7,0.15,0.15, got "
                         f"{options.split_fractions!r}") from None
-    report(prepare(Settings(**values)), options.output)
+    report(prepare(Settings(**values)), values["output"])
 
 
 def report(metadata: dict, output: Path) -> None:

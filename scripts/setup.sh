@@ -1,60 +1,95 @@
 #!/usr/bin/env bash
 # Makes .venv with everything in requirements.txt, once; prints the interpreter to use as its last line.
 # An active environment, or a python3, that already has the packages is used as it is.
-# Usage: scripts/setup.sh [--gpu]     --gpu: the optional packages of requirements-gpu.txt too
+# Usage: scripts/setup.sh [--gpu] [--upstream]
+#   --gpu        the optional packages of requirements-gpu.txt too
+#   --upstream   the submodule Qwen3-VL too (or look at the checkout that QWEN3VL_UPSTREAM names)
 set -euo pipefail
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
+venv="$root/.venv"
+stamp="$venv/installed"         # what the environment was made from; written last
+unfinished="$venv/installing"   # there while packages are being put in: what a killed run leaves is not to be trusted
 say() { echo "$@" >&2; }
 fail() { say "error: $*"; exit 2; }
+whole() { [[ ! -e "$unfinished" && -f "$stamp" && "$(< "$stamp")" == "$(cksum < "$root/requirements.txt")" ]]; }
+has_packages() { command -v "$1" > /dev/null && "$1" "$root/scripts/_bootstrap.py" 2> /dev/null; }
 
-gpu=0
+gpu=0 upstream=0
 for word in "$@"; do
     case "$word" in
         --gpu) gpu=1 ;;
-        *) fail "unknown option $word; scripts/setup.sh knows --gpu" ;;
+        --upstream) upstream=1 ;;
+        *) fail "unknown option $word; scripts/setup.sh knows --gpu and --upstream" ;;
     esac
 done
 
-venv="$root/.venv"
-stamp="$venv/installed"
-wanted="$(cksum < "$root/requirements.txt")$([[ $gpu = 1 ]] && cksum < "$root/requirements-gpu.txt" || true)"
-
-if [[ $gpu = 0 ]]; then
-    if [[ -f "$stamp" && "$(cat "$stamp")" == "$wanted"* ]]; then
-        echo "$venv/bin/python"
-        exit 0
+if [[ $upstream = 1 ]]; then
+    tree="${QWEN3VL_UPSTREAM:-$root/Qwen3-VL}" entry="qwen-vl-finetune/qwenvl/train/train_qwen.py"
+    if [[ ! -f "$tree/$entry" ]]; then
+        [[ -z "${QWEN3VL_UPSTREAM:-}" ]] || fail "QWEN3VL_UPSTREAM is $tree, but $tree/$entry is missing"
+        say "fetching the submodule Qwen3-VL"
+        GIT_TERMINAL_PROMPT=0 git -C "$root" submodule update --init --depth 1 Qwen3-VL >&2 && [[ -f "$tree/$entry" ]] \
+            || fail "Qwen3-VL could not be fetched: with network run git submodule update --init Qwen3-VL in $root," \
+                "or set QWEN3VL_UPSTREAM to a checkout of https://github.com/QwenLM/Qwen3-VL"
     fi
-    for python in ${VIRTUAL_ENV:+"$VIRTUAL_ENV/bin/python"} ${CONDA_PREFIX:+"$CONDA_PREFIX/bin/python"} python3; do
-        if command -v "$python" > /dev/null && "$python" "$root/scripts/_bootstrap.py" 2> /dev/null; then
-            command -v "$python"
-            exit 0
+fi
+
+ready_python() {  # an interpreter that needs nothing more
+    local python
+    for python in ${VIRTUAL_ENV:+"$VIRTUAL_ENV/bin/python"} ${CONDA_PREFIX:+"$CONDA_PREFIX/bin/python"}; do
+        if [[ "$python" != "$venv/bin/python" ]] && has_packages "$python"; then echo "$python"; return; fi
+    done
+    if whole; then echo "$venv/bin/python"; return; fi
+    if has_packages python3; then command -v python3; return; fi
+    return 1
+}
+
+base_python() {  # the first interpreter from 3.10 on that can make an environment
+    local python
+    for python in python3 python3.13 python3.12 python3.11 python3.10; do
+        if "$python" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 10))' 2> /dev/null; then
+            echo "$python"
+            return
         fi
     done
-fi
+    fail "no Python 3.10 or newer with venv was found: install one (on Debian: python3 and python3-venv)"
+}
 
-# The first interpreter from 3.10 on that can make an environment.
-base=""
-for python in python3 python3.13 python3.12 python3.11 python3.10; do
-    if "$python" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 10))' 2> /dev/null; then
-        base="$python"
-        break
+install() {
+    local base
+    base="$(base_python)" || exit 2
+    exec 9> "$root/.setup.lock"
+    if command -v flock > /dev/null && ! flock --nonblock 9; then
+        say "waiting for another set-up of $venv"
+        flock 9
     fi
-done
-[[ -n "$base" ]] || fail "no Python 3.10 or newer with venv was found: install one (on Debian: python3 and python3-venv)"
+    if whole; then return; fi  # another process did it while we waited
+    if [[ -e "$unfinished" ]] || ! "$venv/bin/python" -m pip --version > /dev/null 2>&1; then
+        say "setting up $venv with $("$base" --version) (a few minutes, once)"
+        "$base" -m venv --clear "$venv" >&2 || fail "$base could not make an environment in $venv: see above"
+    else
+        say "bringing $venv up to date with requirements.txt"
+    fi
+    touch "$unfinished"
+    # Byte code is left to the first import: thousands of files are never imported.
+    "$venv/bin/python" -m pip install --quiet --no-compile --disable-pip-version-check -r "$root/requirements.txt" >&2 \
+        || fail "the packages could not be installed: see pip's message above, mend it and run ./scripts/setup.sh again"
+    cksum < "$root/requirements.txt" > "$stamp"
+    rm "$unfinished"
+    say "ready: $venv"
+}
 
-exec 9> "$root/.setup.lock"
-if command -v flock > /dev/null; then flock 9; fi
-if [[ -f "$stamp" && "$(cat "$stamp")" == "$wanted"* ]]; then  # another process did it while we waited
-    echo "$venv/bin/python"
-    exit 0
+install_gpu() {  # one by one: what cannot be built here is named and left out, since nothing needs it
+    local package
+    while read -r package; do
+        "$python" -m pip install --quiet --disable-pip-version-check --no-build-isolation "$package" >&2 \
+            || say "left out: $package could not be installed (see above); everything works without it"
+    done < <(sed 's/#.*//; /^[[:space:]]*$/d' "$root/requirements-gpu.txt")
+}
+
+if ! python="$(ready_python)"; then
+    install
+    python="$venv/bin/python"
 fi
-say "setting up $venv with $("$base" --version) (a few minutes, once)"
-rm -f "$stamp"
-[[ -x "$venv/bin/python" ]] || "$base" -m venv --clear "$venv" >&2
-lists=(-r "$root/requirements.txt")
-[[ $gpu = 1 ]] && lists+=(-r "$root/requirements-gpu.txt")
-"$venv/bin/python" -m pip install --quiet --no-compile --disable-pip-version-check "${lists[@]}" >&2 \
-    || fail "the packages could not be installed: see pip's message above, mend it and run ./scripts/setup.sh again"
-echo "$wanted" > "$stamp"
-say "ready: $venv"
-echo "$venv/bin/python"
+if [[ $gpu = 1 ]]; then install_gpu; fi
+echo "$python"

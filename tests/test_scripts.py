@@ -55,6 +55,30 @@ def test_variables_override_and_later_flags_come_last():
     assert words[-4:] == ["--max_steps", "3", "--learning_rate", "5e-6"]
 
 
+def test_other_training_data_are_not_validated_on_the_domain():
+    assert dry_run("train_cuprite_single_gpu.sh")[0]["--eval_dataset"] == "cuprite_val"
+    assert "--eval_dataset" not in dry_run("train_cuprite_single_gpu.sh", DATASETS="mine")[0]
+    both = dry_run("train_cuprite_single_gpu.sh", DATASETS="mine", EVAL_DATASETS="other")
+    assert both[0]["--eval_dataset"] == "other"
+    assert "--eval_dataset" not in dry_run("train_cuprite_single_gpu.sh", EVAL_DATASETS="")[0]
+
+
+@pytest.mark.parametrize(("visible", "listed", "real"), [
+    (None, 2, True), (None, 0, False), ("", 2, False), ("-1", 2, False), ("1", 2, True),
+])
+def test_gpus_are_found_by_the_driver_and_can_be_hidden(tmp_path, visible, listed, real):
+    driver = tmp_path / "nvidia-smi"
+    driver.write_text("#!/bin/sh\n" + "echo 'GPU 0: NVIDIA (UUID: GPU-1)'\n" * listed + ("" if listed else "exit 9\n"))
+    driver.chmod(0o755)
+    environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "DRY_RUN": "1"}
+    if visible is not None:
+        environment["CUDA_VISIBLE_DEVICES"] = visible
+    done = subprocess.run(["bash", "scripts/train_cuprite.sh"], cwd=ROOT, env=environment, capture_output=True,
+                          text=True, check=True)
+    assert ("Qwen/Qwen3-VL-8B-Instruct" in done.stdout) == real
+    assert f"--nproc_per_node {1 if visible == '1' else 2} " in done.stdout
+
+
 def test_lora_off_by_rank_zero():
     _, words, _ = dry_run("train_cuprite_single_gpu.sh", gpus=1, LORA_R="0", TUNE_LLM="True")
     assert "--lora_enable" not in words

@@ -20,7 +20,7 @@ from overlays.errors import UserError
 from overlays.files import atomic_path, sha256
 
 CACHE = registry.ROOT / "data" / "cache"
-WORKERS_ABOVE = 2000  # samples; fewer are measured faster than processes start
+WORKERS_ABOVE = 5000  # samples; fewer are measured faster than processes start
 
 
 class SampleError(UserError):

@@ -121,7 +121,11 @@ def _frame_limits(video_processor, frames: int) -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class Opener:
-    """How files of some suffixes become what the image processor takes, and their (height, width) without decoding."""
+    """How files of some suffixes become what the image processor takes.
+
+    open: path -> image. size: path -> (height, width) without decoding; it may leave out a quarter turn, which does
+    not change the number of patches. Both raise UserError with the file's name.
+    """
 
     open: Callable[[Path], object]
     size: Callable[[Path], tuple[int, int]]
@@ -141,13 +145,12 @@ def open_rgb(path: Path) -> Image.Image:
 
 
 def rgb_size(path: Path) -> tuple[int, int]:
-    """(height, width) of an upright image from its header. Raises UserError as `open_rgb` does."""
+    """(height, width) of an image as its header says: before a quarter turn by EXIF, which patches' number ignores.
+
+    To ask a PNG for its EXIF is to decode it. Raises UserError as `open_rgb` does.
+    """
     with _rgb_file(path) as image:
-        try:
-            turned = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)  # EXIF orientation: a quarter turn
-        except Exception as error:
-            raise UserError(f"image {path} is damaged: {error}") from None
-        return (image.width, image.height) if turned else (image.height, image.width)
+        return image.height, image.width
 
 
 @contextmanager

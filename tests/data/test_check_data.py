@@ -41,8 +41,9 @@ def test_with_a_model_long_samples_are_counted(folder, tiny_model_dir, monkeypat
     import check_data
 
     (folder / "good.jsonl").write_text(row("x") + "\n" + row("y", answer="long " * 300) + "\n")
-    monkeypatch.setattr(sys, "argv", ["check_data.py", "--dataset_use", str(folder / "good.jsonl"), "--model_max_length",
-                                      "200", "--model_name_or_path", str(tiny_model_dir("qwen3_vl"))])
+    words = ["--dataset_use", folder / "good.jsonl", "--model_max_length", 200,
+             "--model_name_or_path", tiny_model_dir("qwen3_vl")]
+    monkeypatch.setattr(sys, "argv", ["check_data.py", *map(str, words)])
     check_data.main()
     printed = capsys.readouterr().out
     assert "1 records above 200" in printed and "row 2: " in printed

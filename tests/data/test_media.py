@@ -51,13 +51,17 @@ def levels(frames):
     return [round(float(frame.float().mean()) / 20) for frame in frames]
 
 
-def test_an_image_is_upright_rgb_and_its_size_is_known_from_the_header(tmp_path):
+def test_an_image_is_upright_rgb_and_its_patches_are_known_from_the_header(tmp_path, processor, monkeypatch):
     exif = Image.Exif()
     exif[0x0112] = 6  # a quarter turn
-    file = noise(tmp_path / "a.jpg", 40, 30, exif=exif)
-    image = media.open_rgb(file)
-    assert image.mode == "RGB" and image.size == (30, 40)
-    assert media.rgb_size(file) == (40, 30)
+    for suffix in ("jpg", "png"):
+        file = noise(tmp_path / f"a.{suffix}", 400, 130, exif=exif)
+        image = media.open_rgb(file)
+        assert image.mode == "RGB" and image.size == (130, 400)
+        grid = processor.image_processor(images=[image], return_tensors="pt")["image_grid_thw"]
+        with monkeypatch.context() as patch:
+            patch.setattr(Image.Image, "load", None)  # decoding would fail
+            assert media.image_patches(file, processor.image_processor) == int(grid.prod())
     Image.new("RGBA", (8, 6), (255, 0, 0, 0)).save(tmp_path / "b.png")
     assert media.open_rgb(tmp_path / "b.png").getpixel((0, 0)) == (255, 0, 0)
 

@@ -28,7 +28,9 @@ from overlays.domains.cuprite.scan import Scan, scan, valid_pixels
 from overlays.errors import UserError
 from overlays.files import sha256, write_json, write_jsonl
 
-SAMPLE = Path("data/raw/cuprite/sample")
+ROOT = Path(__file__).resolve().parents[3]
+SAMPLE = ROOT / "data" / "raw" / "cuprite" / "sample"
+OUTPUT = ROOT / "data" / "prepared" / "cuprite"
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,7 @@ class Settings:
     class_map: Path | None = None
     wavelengths: Path | None = None
     scale: float | None = None
-    output: Path = Path("data/prepared/cuprite")
+    output: Path = OUTPUT
     tile_size: int | None = None
     stride: int | None = None
     min_valid: float = 0.8
@@ -149,7 +151,9 @@ def render_window(cube_path: str | Path, row: int, col: int, metadata: dict | st
         except (OSError, ValueError) as error:
             raise UserError(f"metadata {metadata} of the prepared data cannot be read: {error}") from None
     parameters, tile = metadata["parameters"], metadata["parameters"]["tile_size"]
-    cube = open_cube(cube_path, parameters["wavelengths"], parameters["scale"])
+    # metadata.json names files inside the project relative to it.
+    wavelengths = ROOT / parameters["wavelengths"] if parameters["wavelengths"] else None
+    cube = open_cube(cube_path, wavelengths, parameters["scale"])
     rows, cols, _ = cube.shape
     if not (0 <= row <= rows - tile and 0 <= col <= cols - tile):
         raise UserError(f"window {row} {col} of {tile} pixels leaves the {rows} x {cols} cube {cube_path}: rows go "
@@ -266,15 +270,19 @@ def _shares(codes: np.ndarray) -> dict[str, float]:
 
 def _metadata(cube: Cube, settings: Settings, faults: list[str], composites: dict, areas: dict[str, Area],
               counts: dict[str, int], codes: np.ndarray, found: Scan) -> dict:
+    def shown(path: Path) -> str:
+        path = path.resolve()
+        return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else str(path)
+
     def described(path: Path) -> dict:
-        return {"path": str(path), "bytes": path.stat().st_size, "sha256": sha256(path)}
+        return {"path": shown(path), "bytes": path.stat().st_size, "sha256": sha256(path)}
 
     shares = {}
     for name, area in areas.items():
         inside = np.s_[area.row:area.row_stop, area.col:area.col_stop]
         shares[name] = _shares(codes[inside][found.valid[inside]])
-    parameters = {key: str(value) if isinstance(value, Path) else value for key, value in asdict(settings).items()}
-    parameters.pop("workers")
+    parameters = {key: shown(value) if isinstance(value, Path) else value for key, value in asdict(settings).items()
+                  if key not in ("workers", "output")}
     labels = {"source": settings.labels}
     if settings.labels == "mica":
         winners, numbers = np.unique(found.rule[found.rule >= 0], return_counts=True)

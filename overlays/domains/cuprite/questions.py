@@ -235,7 +235,8 @@ def tile_records(tile_id: str, images: Sequence[str], shares: Mapping[str, float
 
 _LIMIT = re.compile(r"(?:more than|exceeds?|over|above|below|under|less than|at least|limit of|threshold of|"
                     r"超过|高于|低于|不到|至少|多于|少于|以)\s*(?:the\s+)?$")
-_NUMBER = r"(\d+(?:[.,]\d+)?)"
+_READ = 4000  # characters of an answer that are read; a model caught in a loop may write on
+_NUMBER = r"(?<![\d.,])(\d{1,3}(?:[.,]\d{1,3})?)"
 _PERCENT = re.compile(rf"{_NUMBER}\s*(?:%?\s*(?:-|~|–|—|to|至|到)\s*{_NUMBER}\s*)?(?:%|per\s?cent|pct)"
                       rf"|百分之\s*{_NUMBER}")
 _CLAUSE_END = r"[.。;!?\n](?!\d)"
@@ -298,8 +299,8 @@ def _stated(plain: str) -> float | None:
 
 
 def _plain(text: str) -> str:
-    """Full-width forms folded to half width, lower case, typographic apostrophes plain."""
-    return unicodedata.normalize("NFKC", text).replace("’", "'").lower().strip()
+    """The beginning of a text: full-width forms folded to half width, lower case, typographic apostrophes plain."""
+    return unicodedata.normalize("NFKC", text[:_READ]).replace("’", "'").lower().strip()
 
 
 def _share(match: re.Match) -> float | None:

@@ -195,12 +195,14 @@ def _write_header(path: Path, lines: int, samples: int, bands: int, interleave: 
 def main() -> None:
     """Command line of the sample."""
     parser = argparse.ArgumentParser(description="Make the sample scene: AVIRIS-like reflectance with known truth.")
-    parser.add_argument("--output", default="data/raw/cuprite/sample", help="folder (default: %(default)s)")
+    parser.add_argument("--output", help="folder (default: data/raw/cuprite/sample of this project)")
     parser.add_argument("--lines", type=int, default=400)
     parser.add_argument("--samples", type=int, default=480)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    header = sample(options.output, options.lines, options.samples, options.seed)
+    from overlays.domains.cuprite.prepare import SAMPLE
+
+    header = sample(options.output or SAMPLE, options.lines, options.samples, options.seed)
     print(f"sample scene of {options.lines} x {options.samples} pixels: {header}")
 
 

@@ -97,11 +97,11 @@ def test_a_wrong_checksum_leaves_nothing(server, tmp_path):
 def test_without_a_network_one_sentence_says_what_to_fetch_and_where_to_put_it(server, tmp_path):
     server.shutdown()
     server.server_close()
-    done = subprocess.run([sys.executable, str(ROOT / "scripts" / "download_cuprite_data.py"), "--url", server.url],
-                          capture_output=True, text=True, cwd=tmp_path)
+    done = subprocess.run([sys.executable, str(ROOT / "scripts" / "download_cuprite_data.py"), "--url", server.url,
+                           "--output", "raw"], capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 2
     assert len(done.stderr.splitlines()) == 1
-    assert f"fetch {server.url} by hand and put it at data/raw/cuprite/cuprite95/scene.bin" in done.stderr
+    assert f"fetch {server.url} by hand and put it at raw/scene.bin" in done.stderr
 
 
 def test_a_refusal_and_strange_addresses_are_named(server, tmp_path):

@@ -2,6 +2,7 @@
 
 import itertools
 import random
+import time
 
 import pytest
 
@@ -142,6 +143,7 @@ def test_thresholds_reach_the_question_and_the_answer():
     ("not sure", (None, None)),
     ("Yes. No. Yes.", (None, None)),
     ("About 340 % of it", (None, None)),
+    ("Yes, 1000 %", (True, None)),
     ("rocks", (None, None)),
     ("", (None, None)),
 ])
@@ -193,3 +195,11 @@ def test_free_analyses(text, zone, minerals, level):
 
 def test_an_analysis_of_nothing_is_unreadable():
     assert q.parse_analysis("a nice picture") is None
+
+
+@pytest.mark.parametrize("piece", ["1", "no ", "potential ", "alunite , , ", "alunite 5 ", "矿物:", "not alter "])
+def test_endless_answers_are_read_quickly(piece):
+    start = time.perf_counter()
+    for parse in (q.parse_alteration, q.parse_minerals, q.parse_analysis):
+        parse(piece * 9000)
+    assert time.perf_counter() - start < 1
