@@ -8,7 +8,7 @@ import subprocess
 from pathlib import Path
 
 from overlays.errors import UserError
-from overlays.files import write_json
+from overlays.files import atomic_path, write_json
 
 ROOT = Path(__file__).resolve().parents[1]
 WHOLE = "whole"  # empty file written into a checkpoint after everything else
@@ -158,6 +158,15 @@ def mark_whole(checkpoint: Path) -> None:
             with file.open("rb") as stream:
                 os.fsync(stream.fileno())
     (checkpoint / WHOLE).touch()
+
+
+def copy_metadata(run: Path, roots: list[Path]) -> None:
+    """Keep how the data were prepared (metadata.json of the first media root that has one) with the run."""
+    for root in roots:
+        if (root / "metadata.json").is_file():
+            with atomic_path(run / "metadata.json") as temporary:
+                shutil.copyfile(root / "metadata.json", temporary)
+            return
 
 
 def write_run(run: Path, values: dict) -> None:

@@ -160,6 +160,7 @@ class Run:
         if gone:
             why = "--resume never" if self.training.resume == "never" else "incomplete"
             print_once(f"removed {', '.join(gone)} ({why})")
+        runs.copy_metadata(output, [source.media_root for source in registry.resolve(self.data.dataset_use)])
         runs.write_run(output, {
             "base_model": self.model_args.model_name_or_path,
             "engine": {"name": self.engine.name, "commit": self.engine.commit},
@@ -217,7 +218,7 @@ def native(run: Run) -> None:
 
 def main() -> None:
     """Parse flags, prepare the run, let an engine do it."""
-    warnings.filterwarnings("ignore", message=".*pin_memory.*")
+    warnings.filterwarnings("ignore", message=".*(pin_memory|is_gradient_checkpointing).*")
     model_args, data, training = arguments.parse()
     engine = upstream.choose(training.engine)
     if engine.warning and training.process_index == 0:

@@ -3,6 +3,7 @@
 import json
 import os
 import socket
+import warnings
 from pathlib import Path
 
 import torch
@@ -159,7 +160,9 @@ def load_model(checkpoint: str | Path, base_model: str | None = None, attn: str 
     checkpoint = locate(checkpoint)
     model = load_base(base_model or base, dtype, attn, cache_dir)
     load_trained_parts(model, checkpoint)
-    return _from_hub(checkpoint, lambda **_: PeftModel.from_pretrained(model, checkpoint))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*")  # peft asks by the old name
+        return _from_hub(checkpoint, lambda **_: PeftModel.from_pretrained(model, checkpoint))
 
 
 def load_for_inference(checkpoint: str | Path, base_model: str | None = None, attn_implementation: str = "auto"):
