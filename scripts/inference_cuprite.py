@@ -1,13 +1,13 @@
 """Ask a fine-tuned model about mineral tiles: the held-out area with scores, a picture, a window of a cube."""
 
-import _bootstrap  # noqa: F401  (re-runs in .venv, puts the repository on the path)
-
 import argparse
 import json
 import os
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+
+import _bootstrap  # noqa: F401  (re-runs in .venv, puts the repository on the path)
 
 from overlays import errors, report, runs
 from overlays.domains.cuprite import questions as q

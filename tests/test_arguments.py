@@ -11,7 +11,8 @@ NEEDED = ["--model_name_or_path", "m", "--dataset_use", "d", "--report_to", "non
 def test_upstreams_flags_are_known(tmp_path):
     model, data, training = arguments.parse([
         *NEEDED, "--tune_mm_llm", "True", "--tune_mm_mlp", "True", "--tune_mm_vision", "False",
-        "--data_flatten", "True", "--data_packing", "False", "--max_pixels", "50176", "--min_pixels", "784", "--video_max_frames", "8",
+        "--data_flatten", "True", "--data_packing", "False", "--max_pixels", "50176", "--min_pixels", "784",
+        "--video_max_frames", "8",
         "--video_min_frames", "4",
         "--video_max_pixels", "1304576", "--video_min_pixels", "200704", "--video_fps", "2",
         "--base_interval", "2",

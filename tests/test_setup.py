@@ -19,6 +19,8 @@ case "$*" in
     *_bootstrap.py) test -e "{root}/complete-$(basename "$0")" ;;
     "-c "*) exit {old} ;;
     *"-m venv --clear "*) rm -rf "${{@: -1}}"; mkdir -p "${{@: -1}}/bin"; cp "$0" "${{@: -1}}/bin/python" ;;
+    *"pip config list") cat "{root}/pip.conf" 2> /dev/null ;;
+    *"pip install"*" uv") test -e "{root}/uv" && cp "{root}/uv" "$(dirname "$0")/uv" ;;
     *"pip install"*) sleep {seconds}; exit {fails} ;;
     --version) echo "Python 3.11.0" ;;
 esac
@@ -70,7 +72,24 @@ def test_it_installs_once_and_is_quick_after(place):
     begin = time.perf_counter()
     assert set_up(root)[:2] == (0, f"{root}/.venv/bin/python")
     assert time.perf_counter() - begin < 1
-    assert calls(root, "pip install") == 1
+    assert calls(root, "requirements.txt") == 1
+
+
+def test_uv_is_used_with_pips_settings_and_pip_where_it_fails(place):
+    root, _ = place
+    settings = {"index-url": "https://a/simple", "extra-index-url": "\\nfile:///b\\nfile:///c", "find-links": "/d /e"}
+    lines = [f"global.{name}='{value}'\n" for name, value in settings.items()]
+    (root / "pip.conf").write_text("".join([":env:.cert='/mine.pem'\n", "global.cert='/all.pem'\n", *lines]))
+    uv = root / "uv"
+    uv.write_text('#!/bin/bash\necho "$UV_DEFAULT_INDEX|$UV_INDEX|$UV_FIND_LINKS|$SSL_CERT_FILE" >> ' + f"{root}/uv.log\n")
+    uv.chmod(0o755)
+    assert set_up(root)[:2] == (0, f"{root}/.venv/bin/python")
+    assert (root / "uv.log").read_text() == "https://a/simple| file:///b file:///c|/d,/e|/mine.pem\n"
+    assert calls(root, "requirements.txt") == 0
+    uv.write_text("#!/bin/bash\nexit 1\n")
+    shutil.rmtree(root / ".venv")
+    assert set_up(root)[:2] == (0, f"{root}/.venv/bin/python")
+    assert calls(root, "requirements.txt") == 1
 
 
 def test_changed_requirements_are_installed(place):
@@ -78,7 +97,7 @@ def test_changed_requirements_are_installed(place):
     set_up(root)
     (root / "requirements.txt").write_text("torch>=2\n")
     set_up(root)
-    assert calls(root, "pip install") == 2 and calls(root, "-m venv") == 1
+    assert calls(root, "requirements.txt") == 2 and calls(root, "-m venv") == 1
 
 
 def test_an_environment_that_has_the_packages_is_used_as_it_is(place):
@@ -97,7 +116,7 @@ def test_a_killed_set_up_is_made_anew(place):
     root, python3 = place
     python3(seconds=30)
     process = start(root)
-    while not calls(root, "pip install"):
+    while not calls(root, "requirements.txt"):
         time.sleep(0.02)
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
@@ -115,7 +134,7 @@ def test_two_at_once_install_once(place):
     results = [process.communicate(timeout=60) for process in both]
     assert [process.returncode for process in both] == [0, 0]
     assert {out.strip() for out, _ in results} == {f"{root}/.venv/bin/python"}
-    assert calls(root, "pip install") == 1
+    assert calls(root, "requirements.txt") == 1
     assert sum("waiting for another" in err for _, err in results) == 1
 
 

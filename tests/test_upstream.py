@@ -1,6 +1,5 @@
 """The overlay around upstream's tree, shown with a stand-in for it: shadow, swaps, data sets, drift, both engines."""
 
-import copy
 import json
 import os
 import shutil
@@ -11,7 +10,6 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import pytest
-import transformers
 from PIL import Image
 
 from overlays import arguments, registry, upstream
@@ -144,14 +142,15 @@ def test_names_are_put_back_and_an_empty_folder_goes_when_a_run_fails(tree, pict
 
 def test_swaps_are_seen_by_train_alone(tree, tmp_path):
     module = upstream.load(tree)
-    parser = transformers.HfArgumentParser
+    theirs = module.transformers
+    parser, tokenizer = theirs.HfArgumentParser, theirs.AutoTokenizer
     before = upstream.replace(module, upstream.swaps(Recorder(tmp_path)))
-    assert module.transformers.HfArgumentParser is not parser and transformers.HfArgumentParser is parser
-    assert module.transformers.AutoTokenizer is not transformers.AutoTokenizer
-    assert module.transformers.TrainingArguments is transformers.TrainingArguments
+    assert module.transformers.HfArgumentParser is not parser and theirs.HfArgumentParser is parser
+    assert module.transformers.AutoTokenizer is not tokenizer and theirs.AutoTokenizer is tokenizer
+    assert module.transformers.TrainingArguments is theirs.TrainingArguments
     assert module.torch.distributed.is_available is sys.modules["torch"].distributed.is_available
     vars(module).update(before)
-    assert module.transformers is transformers
+    assert module.transformers is theirs
 
 
 def test_every_target_has_its_swap(tmp_path):
@@ -354,4 +353,4 @@ def test_the_stand_in_trains_what_the_native_engine_trains(tree, pictures, tiny_
     assert losses(tmp_path / "a") == losses(tmp_path / "b")
     run = json.loads((tmp_path / "a" / "run.json").read_text())
     assert run["engine"]["name"] == "upstream" and "model_type" not in run["arguments"]
-    assert copy.copy(run["arguments"])["lora_enable"] is True
+    assert run["arguments"]["lora_enable"] is True

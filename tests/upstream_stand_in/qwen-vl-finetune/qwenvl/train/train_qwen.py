@@ -4,6 +4,8 @@ import pathlib
 
 import torch
 import transformers
+from qwenvl.data.data_processor import make_supervised_data_module
+from qwenvl.train.argument import DataArguments, ModelArguments, TrainingArguments
 from trainer import replace_qwen2_vl_attention_class
 from transformers import (
     AutoProcessor,
@@ -13,9 +15,6 @@ from transformers import (
     Qwen3VLMoeForConditionalGeneration,
     Trainer,
 )
-
-from qwenvl.data.data_processor import make_supervised_data_module
-from qwenvl.train.argument import DataArguments, ModelArguments, TrainingArguments
 
 
 def set_model(model_args, model):
