@@ -56,12 +56,12 @@ base_python() {  # the first interpreter from 3.10 on that can make an environme
     fail "no Python 3.10 or newer with venv was found: install one (on Debian: python3 and python3-venv)"
 }
 
-install_fast() {  # the same wheels by uv in a third of pip's time; pip's settings are handed on, as uv does not read them
+install_fast() {  # the same wheels by uv, in a third of pip's time; uv does not read pip's settings by itself
     "$venv/bin/python" -m pip install "${quietly[@]}" --no-compile uv >&2 || return 1
     local pair found value settings=(UV_INDEX_STRATEGY=unsafe-best-match)
     for pair in index-url:UV_DEFAULT_INDEX extra-index-url:UV_INDEX find-links:UV_FIND_LINKS cert:SSL_CERT_FILE; do
         found="$("$venv/bin/python" -m pip config list | sed -n "s/^\(.*\)\.${pair%:*}='\(.*\)'\$/\1 \2/p")"
-        value="$({ grep '^:env:' <<< "$found" || tail -n 1 <<< "$found"; } | cut -d ' ' -f 2- | sed 's/\\n/ /g')"
+        value="$({ grep '^:env:' <<< "$found" || tail -n 1 <<< "$found"; } | cut -d ' ' -f 2- | sed 's/\\n/ /g; s/^ *//')"
         [[ "$pair" != find-links:* ]] || value="${value// /,}"
         [[ -z "$value" || -n "$(printenv "${pair#*:}")" ]] || settings+=("${pair#*:}=$value")
     done

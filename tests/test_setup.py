@@ -81,10 +81,11 @@ def test_uv_is_used_with_pips_settings_and_pip_where_it_fails(place):
     lines = [f"global.{name}='{value}'\n" for name, value in settings.items()]
     (root / "pip.conf").write_text("".join([":env:.cert='/mine.pem'\n", "global.cert='/all.pem'\n", *lines]))
     uv = root / "uv"
-    uv.write_text('#!/bin/bash\necho "$UV_DEFAULT_INDEX|$UV_INDEX|$UV_FIND_LINKS|$SSL_CERT_FILE" >> ' + f"{root}/uv.log\n")
+    handed_on = "$UV_DEFAULT_INDEX|$UV_INDEX|$UV_FIND_LINKS|$SSL_CERT_FILE"
+    uv.write_text(f'#!/bin/bash\necho "{handed_on}" >> {root}/uv.log\n')
     uv.chmod(0o755)
     assert set_up(root)[:2] == (0, f"{root}/.venv/bin/python")
-    assert (root / "uv.log").read_text() == "https://a/simple| file:///b file:///c|/d,/e|/mine.pem\n"
+    assert (root / "uv.log").read_text() == "https://a/simple|file:///b file:///c|/d,/e|/mine.pem\n"
     assert calls(root, "requirements.txt") == 0
     uv.write_text("#!/bin/bash\nexit 1\n")
     shutil.rmtree(root / ".venv")
