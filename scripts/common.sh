@@ -43,7 +43,7 @@ fi
 # Random weights have nothing to adapt, so such a model also trains vision, merger and embeddings, at rates that
 # suit it. A launcher's own defaults come after and fill only what is left.
 if [[ "$MODEL_PATH" == data/models/tiny-* ]] || grep -qs '"tiny_random": true' "$MODEL_PATH/config.json"; then
-    : "${LR:=2e-3}" "${MM_PROJECTOR_LR:=1e-3}" "${TUNE_VISION:=True}" "${VISION_LR:=1e-3}" "${TRAIN_EMBEDDINGS:=True}"
+    : "${LR:=3e-3}" "${MM_PROJECTOR_LR:=1e-3}" "${TUNE_VISION:=True}" "${VISION_LR:=1e-3}" "${TRAIN_EMBEDDINGS:=True}"
     : "${LORA_R:=16}" "${LORA_ALPHA:=32}" "${LORA_DROPOUT:=0.0}" "${EPOCHS:=$TINY_EPOCHS}" "${WARMUP_STEPS:=20}"
     : "${BATCH_SIZE:=16}" "${GRAD_ACCUM:=1}" "${MIN_PIXELS:=4096}"
 fi
