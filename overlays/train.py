@@ -19,7 +19,7 @@ from overlays.data.media import MediaOptions, apply_resolution
 from overlays.errors import UserError, run
 from overlays.files import sha256
 from overlays.model import load, parts
-from overlays.trainer import LossPrinter, Trainer, draw_losses, print_once, to_fp32
+from overlays.trainer import FiniteLoss, Trainer, draw_losses, print_once, to_fp32
 
 
 def weight_dtype(training: arguments.TrainingArguments) -> torch.dtype:
@@ -146,7 +146,7 @@ class Run:
         if self.training.process_index == 0:
             self._open_folder(output, rows)
         print_once(f"resuming from {self.resume}" if self.resume else f"training from the start into {output}")
-        callbacks = [LossPrinter()]
+        callbacks = [FiniteLoss()]
         if self.training.early_stopping_patience:
             callbacks.append(transformers.EarlyStoppingCallback(self.training.early_stopping_patience))
         return Trainer(

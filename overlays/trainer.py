@@ -3,7 +3,6 @@
 import math
 import os
 import shutil
-import sys
 from pathlib import Path
 
 import torch
@@ -13,6 +12,7 @@ from safetensors.torch import save_file
 from transformers.trainer_utils import rotate_checkpoints
 
 from overlays import runs
+from overlays.errors import UserError
 from overlays.files import atomic_path
 from overlays.model import parts
 from overlays.model.load import TRAINED_PARTS, load_trained_parts
@@ -105,13 +105,11 @@ class Trainer(transformers.Trainer):
             load_trained_parts(self.model, self.state.best_model_checkpoint)
 
 
-class LossPrinter(transformers.TrainerCallback):
+class FiniteLoss(transformers.TrainerCallback):
     """Stops a run whose loss is no number any more, saying so."""
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         """Raise on the first loss that is not finite."""
-        from overlays.errors import UserError
-
         loss = (logs or {}).get("loss")
         if loss is not None and not math.isfinite(float(loss)):
             raise UserError(f"the loss became {loss} at step {state.global_step}: lower the learning rate")
@@ -145,7 +143,7 @@ def draw_losses(history: list[dict], file: Path) -> None:
 def print_once(*words) -> None:
     """Print on the first process only."""
     if not dist.is_initialized() or dist.get_rank() == 0:
-        print(*words, flush=True, file=sys.stdout)
+        print(*words, flush=True)
 
 
 def to_fp32(model: torch.nn.Module) -> None:

@@ -29,9 +29,10 @@ if [[ $upstream = 1 ]]; then
     if [[ ! -f "$tree/$entry" ]]; then
         [[ -z "${QWEN3VL_UPSTREAM:-}" ]] || fail "QWEN3VL_UPSTREAM is $tree, but $tree/$entry is missing"
         say "fetching the submodule Qwen3-VL"
-        GIT_TERMINAL_PROMPT=0 git -C "$root" submodule update --init --depth 1 Qwen3-VL >&2 && [[ -f "$tree/$entry" ]] \
-            || fail "Qwen3-VL could not be fetched: with network run git submodule update --init Qwen3-VL in $root," \
-                "or set QWEN3VL_UPSTREAM to a checkout of https://github.com/QwenLM/Qwen3-VL"
+        said="$(GIT_TERMINAL_PROMPT=0 git -C "$root" submodule update --quiet --init --depth 1 Qwen3-VL 2>&1)" || true
+        [[ -f "$tree/$entry" ]] || fail "Qwen3-VL could not be fetched ($(grep -m 1 . <<< "$said" || echo "it is empty")):" \
+            "with network run git submodule update --init Qwen3-VL in $root," \
+            "or set QWEN3VL_UPSTREAM to a checkout of https://github.com/QwenLM/Qwen3-VL"
     fi
 fi
 
