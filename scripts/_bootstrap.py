@@ -51,6 +51,8 @@ if __name__ == "__main__":
     print("\n".join(missing()), file=sys.stderr)
     sys.exit(1 if missing() else 0)
 
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # with it every start would compile all packages anew
+sys.dont_write_bytecode = False
 _enter_environment()
 if shutil.which("nvidia-smi") is None:
     os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else DeepSpeed warns at every import that it found none

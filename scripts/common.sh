@@ -2,6 +2,7 @@
 # Any variable below can be set from outside; flags after a launcher go through to the trainer and win.
 set -euo pipefail
 export TOKENIZERS_PARALLELISM=false
+unset PYTHONDONTWRITEBYTECODE  # with it every start would compile all packages anew: 15 seconds
 export OMP_WAIT_POLICY=PASSIVE  # threads that wait do not spin: data workers need the cores too
 ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 cd "$ROOT"

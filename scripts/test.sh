@@ -3,5 +3,6 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 python="$(scripts/setup.sh)" || exit 2
+unset PYTHONDONTWRITEBYTECODE  # with it every start would compile all packages anew: 15 seconds
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-2}"
 exec "$python" -m pytest -q "$@"
