@@ -58,6 +58,7 @@ class TrainingArguments(transformers.TrainingArguments):
     model_max_length: int = field(default=8192, metadata={"help": "longer samples are dropped and counted"})
     mm_projector_lr: float | None = field(default=None, metadata={"help": "merger's rate; 0 freezes it"})
     vision_tower_lr: float | None = field(default=None, metadata={"help": "vision tower's rate; 0 freezes it"})
+    additions_lr: float | None = field(default=None, metadata={"help": "rate of what is added to the model; 0: frozen"})
     lora_enable: bool = field(default=False)
     lora_r: int = field(default=64)
     lora_alpha: int = field(default=128)

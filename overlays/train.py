@@ -18,7 +18,7 @@ from overlays.data.dataset import SupervisedDataset
 from overlays.data.media import MediaOptions, apply_resolution
 from overlays.errors import UserError, run
 from overlays.files import sha256
-from overlays.model import load, parts
+from overlays.model import additions, load, parts
 from overlays.trainer import FiniteLoss, Trainer, draw_losses, print_once, to_fp32
 
 
@@ -27,11 +27,17 @@ def weight_dtype(training: arguments.TrainingArguments) -> torch.dtype:
     return torch.bfloat16 if training.bf16 or training.pure_bf16 else torch.float32
 
 
-def load_model(model_args, training):
-    """Base model in its type of weights, with a fresh adapter where --lora_enable asks for one."""
+def wanted_additions(model_args, training, train_set) -> dict[str, dict]:
+    """Settings of what the flags add to the model (see model/additions.py), by the addition's name."""
+    return {}
+
+
+def load_model(model_args, training, added: dict[str, dict]):
+    """Base model in its type of weights with additions, and a fresh adapter where --lora_enable asks for one."""
     model = load.load_base(
         model_args.model_name_or_path, weight_dtype(training), model_args.attn_implementation, training.cache_dir
     )
+    additions.attach(model, added)
     model.config.use_cache = False
     if training.lora_enable:
         from peft import LoraConfig, get_peft_model
@@ -117,6 +123,7 @@ class Run:
     engine: upstream.Engine
     config: transformers.PretrainedConfig
     rates: dict[str, float]
+    additions: dict[str, dict]
     identity: dict
     resume: Path | None
     processor: transformers.ProcessorMixin
@@ -126,7 +133,7 @@ class Run:
 
     def load_model(self):
         """Base model with its adapter, if any; what is trained is not settled yet."""
-        return load_model(self.model_args, self.training)
+        return load_model(self.model_args, self.training, self.additions)
 
     def set_parts(self, model) -> None:
         """Settle what is trained, and in which precision."""
@@ -197,14 +204,16 @@ def prepare(model_args, data, training, engine: upstream.Engine) -> Run:
     """
     config = load.load_config(model_args.model_name_or_path, training.cache_dir)
     rates = parts.learning_rates(argparse_view(model_args, training))
-    if not any(rates.values()):
+    if not any(rate for part, rate in rates.items() if part != "additions"):
         raise UserError("nothing is trained: set --lora_enable, --tune_mm_llm, --tune_mm_mlp or --tune_mm_vision True")
     own = identity(model_args, data, training, config, rates)
     resume = runs.checkpoint_to_resume(Path(training.output_dir), training.resume, own)
     processor = load.load_processor(model_args.model_name_or_path, training.cache_dir)
     with training.main_process_first(desc="reading data"):
         train_set, eval_set, collator = build_data(data, training, processor, config)
-    return Run(model_args, data, training, engine, config, rates, own, resume, processor, train_set, eval_set, collator)
+    added = wanted_additions(model_args, training, train_set)
+    return Run(model_args, data, training, engine, config, rates, added, own, resume, processor, train_set, eval_set,
+               collator)
 
 
 def native(run: Run) -> None:

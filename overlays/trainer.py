@@ -14,7 +14,7 @@ from transformers.trainer_utils import rotate_checkpoints
 from overlays import runs
 from overlays.errors import UserError
 from overlays.files import atomic_path
-from overlays.model import parts
+from overlays.model import additions, parts
 from overlays.model.load import TRAINED_PARTS, load_trained_parts
 
 
@@ -49,20 +49,26 @@ class Trainer(transformers.Trainer):
         return self.optimizer
 
     def _save(self, output_dir=None, state_dict=None):
-        super()._save(output_dir, state_dict=state_dict)
-        if not self.args.should_save or not _is_lora(self.model):
+        values = self.model.state_dict() if state_dict is None else state_dict
+        added = {name for name in values if additions.owns(parts.plain_name(name))}
+        # A folder that plain transformers loads without a word about unknown weights.
+        plain = {name: value for name, value in values.items() if name not in added} if added else state_dict
+        super()._save(output_dir, state_dict=plain)
+        if not self.args.should_save:
             return
-        # Beside the adapter: parts trained in full, by their names in the plain model.
-        family = parts.family_of(self.model.config)
-        values = dict(self.model.named_parameters()) if state_dict is None else state_dict
-        wanted = {
-            name for name, parameter in self.model.named_parameters()
-            if parameter.requires_grad and parts.part_of(name, family) != "adapter"
-        }
-        full = {parts.plain_name(name): values[name].detach().cpu().contiguous() for name in wanted}
+        folder = Path(output_dir or self.args.output_dir)
+        additions.write(self.model, folder)
+        beside = added | (self._trained_beside_adapter() if _is_lora(self.model) else set())
+        full = {parts.plain_name(name): values[name].detach().cpu().contiguous() for name in beside}
         if full:
-            with atomic_path(Path(output_dir or self.args.output_dir) / TRAINED_PARTS) as temporary:
+            with atomic_path(folder / TRAINED_PARTS) as temporary:
                 save_file(full, temporary, metadata={"format": "pt"})
+
+    def _trained_beside_adapter(self) -> set[str]:
+        """Names of the parameters that are trained in full though the model has an adapter."""
+        family = parts.family_of(self.model.config)
+        return {name for name, parameter in self.model.named_parameters()
+                if parameter.requires_grad and parts.part_of(name, family) != "adapter"}
 
     def _save_checkpoint(self, model, trial):
         limit, self.args.save_total_limit = self.args.save_total_limit, None

@@ -59,7 +59,7 @@ if [[ "$DATASETS" == *"${DOMAIN}_train"* ]]; then : "${EVAL_DATASETS=${DOMAIN}_v
 
 if [[ "$DATASETS" == *"${DOMAIN}_train"* && ! -f "data/prepared/$DOMAIN/metadata.json" ]]; then
     echo "no data in data/prepared/$DOMAIN: preparing the sample"
-    step "$PYTHON" "scripts/prepare_$DOMAIN.py"
+    step "$PYTHON" "${PREPARE:-scripts/prepare_$DOMAIN.py}"
 fi
 
 launch() {  # launch "$@": the trainer in one process or under torchrun, with the variables above as flags
@@ -78,6 +78,11 @@ launch() {  # launch "$@": the trainer in one process or under torchrun, with th
     [[ -n "$EVAL_DATASETS" ]] && arguments+=(--eval_dataset "$EVAL_DATASETS" --eval_strategy "${EVAL_STRATEGY:-epoch}")
     [[ -n "${MM_PROJECTOR_LR:-}" ]] && arguments+=(--mm_projector_lr "$MM_PROJECTOR_LR")
     [[ -n "${VISION_LR:-}" ]] && arguments+=(--vision_tower_lr "$VISION_LR")
+    local name
+    for name in VIDEO_FPS VIDEO_MIN_FRAMES VIDEO_MAX_FRAMES VIDEO_MIN_PIXELS VIDEO_MAX_PIXELS MAX_STEPS; do
+        [[ -n "${!name:-}" ]] && arguments+=("--${name,,}" "${!name}")
+    done
+    [[ -n "${MAX_LENGTH:-}" ]] && arguments+=(--model_max_length "$MAX_LENGTH")
     [[ "${LORA_R:-0}" != 0 ]] && arguments+=(
         --lora_enable True --lora_r "$LORA_R" --lora_alpha "$LORA_ALPHA" --lora_dropout "$LORA_DROPOUT"
     )

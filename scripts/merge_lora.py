@@ -5,11 +5,12 @@ from pathlib import Path
 
 import _bootstrap  # noqa: F401  (re-runs in .venv, puts the repository on the path)
 import torch
+from safetensors.torch import save_file
 
 from overlays import runs
 from overlays.errors import UserError, run
 from overlays.files import atomic_path
-from overlays.model import load
+from overlays.model import additions, load
 
 
 def merge(checkpoint: Path, output: Path, base_model: str | None, dtype: str) -> None:
@@ -29,7 +30,13 @@ def merge(checkpoint: Path, output: Path, base_model: str | None, dtype: str) ->
     model = load.load_model(checkpoint, base_model, attn="sdpa").merge_and_unload()
     processor = load.load_processor(checkpoint)
     with atomic_path(output) as folder:
-        model.to(stored or torch.float32).save_pretrained(folder)
+        model.to(stored or torch.float32)
+        values = model.state_dict()
+        added = {name: value.contiguous() for name, value in values.items() if additions.owns(name)}
+        model.save_pretrained(folder, state_dict={name: values[name] for name in values if name not in added})
+        additions.write(model, folder)
+        if added:
+            save_file(added, folder / load.TRAINED_PARTS, metadata={"format": "pt"})
         processor.save_pretrained(folder)
     print(f"merged {checkpoint} into {output} ({str(stored or torch.float32).removeprefix('torch.')})")
 

@@ -40,7 +40,25 @@ class _Collator:
         if not media and dummy:
             media["pixel_values"] = torch.zeros(self.merge**2, self.patch_values)
             media["image_grid_thw"] = torch.tensor([[1, self.merge, self.merge]])
+        if any("coordinates" in sample for sample in samples):
+            media["coordinates"] = self._coordinates(samples)
+        if any("targets" in sample for sample in samples):
+            count = next(len(sample["targets"]) for sample in samples if "targets" in sample)
+            media["targets"] = torch.stack(
+                [sample.get("targets", torch.full((count,), torch.nan)) for sample in samples]
+            )
         return media
+
+    def _coordinates(self, samples: Sequence[dict]) -> torch.Tensor:
+        """(merged tokens, 3): those of all images, then those of all videos; zeros where a sample has none."""
+        images, videos = [], []
+        for sample in samples:
+            tokens = [int(sample[key].prod(dim=1).sum()) // self.merge**2 if key in sample else 0
+                      for key in ("image_grid_thw", "video_grid_thw")]
+            points = sample.get("coordinates", torch.zeros(sum(tokens), 3))
+            images.append(points[:tokens[0]])
+            videos.append(points[tokens[0]:])
+        return torch.cat(images + videos)
 
 
 class PaddedCollator(_Collator):
@@ -54,6 +72,8 @@ class PaddedCollator(_Collator):
         mm_token_type_ids  [[0, 1, 0], [0, 0, 0]]        0 text, 1 image, 2 video
         position_ids       (3, B, L): time, height, width of M-RoPE; 0 at padding
         pixel_values       (P, D) patches of all images, image_grid_thw (n, 3); the same for videos
+        coordinates        (merged tokens of all images, then of all videos, 3), where a sample has a scene
+        targets            (B, K) numbers to regress, NaN where a sample has none
 
     A batch without media gets `pixel_values` (merge^2, D) of zeros and `image_grid_thw` [[1, merge, merge]] though no
     token is an image: the model runs its vision tower on it and adds 0 times the result, so that every batch makes

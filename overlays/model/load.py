@@ -10,11 +10,11 @@ import torch
 from safetensors.torch import load_file
 
 from overlays.errors import UserError
-from overlays.model import forward
+from overlays.model import additions, forward
 from overlays.model.parts import family_of, plain_name
 
 ROOT = Path(__file__).resolve().parents[2]
-TRAINED_PARTS = "trained_parts.safetensors"  # beside an adapter: what was trained in full
+TRAINED_PARTS = "trained_parts.safetensors"  # what was trained in full beside an adapter, and additions to a model
 OFFLINE_HINT = "give a local folder (MODEL_PATH or --model_name_or_path) or download it on a machine with network"
 
 
@@ -113,7 +113,7 @@ def load_processor(name: str | Path, cache_dir: str | None = None):
 
 
 def load_base(name: str | Path, dtype: torch.dtype, attn: str = "auto", cache_dir: str | None = None):
-    """A generation model with its weights in `dtype` and the overlay's forward installed."""
+    """A generation model with its weights in `dtype`, the overlay's forward and the additions stored with it."""
     import transformers
 
     config = load_config(name, cache_dir)
@@ -125,11 +125,14 @@ def load_base(name: str | Path, dtype: torch.dtype, attn: str = "auto", cache_di
             name, dtype=dtype, attn_implementation=attention_implementation(attn, dtype), cache_dir=cache_dir, **options
         ),
     )
-    return forward.install(model)
+    forward.install(model)
+    additions.attach(model, additions.read(name))
+    load_trained_parts(model, name)
+    return model
 
 
 def load_trained_parts(model: torch.nn.Module, checkpoint: str | Path) -> None:
-    """Put back the parts trained in full beside an adapter (merger, vision, embeddings), if the folder holds any.
+    """Put back what lies beside an adapter (merger, vision, embeddings) or a model (additions), if there is any.
 
     Raises:
         UserError: a stored tensor has no place in this model, or another shape there.
@@ -159,6 +162,7 @@ def load_model(checkpoint: str | Path, base_model: str | None = None, attn: str 
 
     checkpoint = locate(checkpoint)
     model = load_base(base_model or base, dtype, attn, cache_dir)
+    additions.attach(model, additions.read(checkpoint))
     load_trained_parts(model, checkpoint)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*")  # peft asks by the old name

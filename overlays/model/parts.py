@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from overlays.errors import UserError
+from overlays.model import additions
 
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 
@@ -43,7 +44,7 @@ FAMILIES = {
     ),
 }
 # Looked up from top to bottom: the first part whose prefix fits a parameter owns it.
-PARTS = ("adapter", "merger", "vision", "embeddings", "language_model")
+PARTS = ("adapter", "additions", "merger", "vision", "embeddings", "language_model")
 
 
 def family_of(config) -> Family:
@@ -71,7 +72,9 @@ def part_of(name: str, family: Family) -> str:
     if re.search(r"\.(lora_[A-Za-z_]+|modules_to_save)\.", name):
         return "adapter"
     plain = plain_name(name)
-    for part in PARTS[1:]:
+    if additions.owns(plain):
+        return "additions"
+    for part in PARTS[2:]:
         if plain.startswith(getattr(family, part)):
             return part
     return "language_model"
@@ -96,7 +99,7 @@ def learning_rates(args) -> dict[str, float]:
 
     Args:
         args: object with tune_mm_vision, tune_mm_mlp, tune_mm_llm, train_embeddings, lora_enable, learning_rate,
-            mm_projector_lr, vision_tower_lr (the last two None: the base rate).
+            mm_projector_lr, vision_tower_lr, additions_lr (the last three None: the base rate).
     """
     base = args.learning_rate
 
@@ -106,6 +109,7 @@ def learning_rates(args) -> dict[str, float]:
     language = base if args.tune_mm_llm and not args.lora_enable else 0.0
     return {
         "adapter": base if args.lora_enable else 0.0,
+        "additions": rate(args.additions_lr),
         "merger": rate(args.mm_projector_lr) if args.tune_mm_mlp else 0.0,
         "vision": rate(args.vision_tower_lr) if args.tune_mm_vision else 0.0,
         "embeddings": base if args.train_embeddings else language,
@@ -124,14 +128,14 @@ def set_trainable(model: nn.Module, config, rates: dict[str, float]) -> None:
 
 
 def table(model: nn.Module, config, rates: dict[str, float]) -> list[PartRow]:
-    """Parameters and trainable parameters by part, in the order vision, merger, language model, adapter."""
+    """Parameters and trainable parameters by part, in the order vision, merger, language model, adapter, additions."""
     family = family_of(config)
     total, trainable = dict.fromkeys(PARTS, 0), dict.fromkeys(PARTS, 0)
     for name, parameter in model.named_parameters():
         part = part_of(name, family)
         total[part] += _numel(parameter)
         trainable[part] += _numel(parameter) if parameter.requires_grad else 0
-    order = ("vision", "merger", "embeddings", "language_model", "adapter")
+    order = ("vision", "merger", "embeddings", "language_model", "adapter", "additions")
     return [
         PartRow(part, total[part], trainable[part], rates[part] if trainable[part] else 0.0)
         for part in order if total[part]

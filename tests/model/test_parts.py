@@ -12,7 +12,7 @@ from overlays.model import load, parts
 
 FLAGS = dict(
     tune_mm_llm=False, tune_mm_mlp=False, tune_mm_vision=False, train_embeddings=False, lora_enable=False,
-    learning_rate=1e-5, mm_projector_lr=None, vision_tower_lr=None,
+    learning_rate=1e-5, mm_projector_lr=None, vision_tower_lr=None, additions_lr=None,
 )
 
 

@@ -1,0 +1,86 @@
+"""What a model has beyond plain transformers: attached before training, stored beside a checkpoint, put back at load.
+
+Settings lie in additions.json, weights in trained_parts.safetensors; model.safetensors holds the plain model alone.
+A new addition is one row here and a module with `attach(model, **settings)`.
+"""
+
+import json
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+
+from torch import nn
+
+from overlays.errors import UserError
+from overlays.files import write_json
+
+FILE = "additions.json"
+
+
+@dataclass(frozen=True)
+class Addition:
+    """module: where `attach(model, **settings)` is. prefix: of its parameters' names; "" where it adds none."""
+
+    module: str
+    prefix: str = ""
+
+
+ADDITIONS = {
+    "spatial": Addition("overlays.model.spatial", "model.spatial."),
+    "regression": Addition("overlays.model.heads", "regression."),
+}
+
+
+def attach(model: nn.Module, wanted: dict[str, dict]) -> None:
+    """Put additions on a generation model, in the order of the table; one that is there with these settings stays.
+
+    Raises:
+        UserError: an unknown addition, or one that is there with other settings.
+    """
+    there = settings(model)
+    unknown = sorted(set(wanted) - set(ADDITIONS))
+    if unknown:
+        raise UserError(f"unknown addition to a model: {', '.join(unknown)}; known are {', '.join(ADDITIONS)}")
+    for name in ADDITIONS:
+        if name not in wanted or there.get(name) == wanted[name]:
+            continue
+        if name in there:
+            raise UserError(f"the model was made with {name} {there[name]} and cannot be given {wanted[name]}")
+        import_module(ADDITIONS[name].module).attach(model, **wanted[name])
+        there = there | {name: wanted[name]}
+    model._additions = there
+
+
+def settings(model: nn.Module) -> dict[str, dict]:
+    """Settings of the additions that a model has (a PeftModel's are those of its base)."""
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    return getattr(base, "_additions", {})
+
+
+def owns(plain_name: str) -> bool:
+    """Whether a parameter (its name in the generation class) belongs to an addition."""
+    return plain_name.startswith(tuple(row.prefix for row in ADDITIONS.values() if row.prefix))
+
+
+def write(model: nn.Module, folder: str | Path) -> None:
+    """Write additions.json where the model has additions."""
+    if settings(model):
+        write_json(Path(folder) / FILE, settings(model))
+
+
+def read(folder: str | Path) -> dict[str, dict]:
+    """Settings stored with a checkpoint; empty where there are none.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    file = Path(folder) / FILE
+    if not file.is_file():
+        return {}
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+        if not all(isinstance(value, dict) for value in found.values()):
+            raise ValueError("it holds no mapping of settings")
+    except (ValueError, AttributeError) as error:
+        raise UserError(f"{file} is damaged: {error}") from None
+    return found
