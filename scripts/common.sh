@@ -44,9 +44,10 @@ fi
 # Random weights have nothing to adapt, so such a model also trains vision, merger and embeddings, at rates that
 # suit it. A launcher's own defaults come after and fill only what is left.
 if [[ "$MODEL_PATH" == data/models/tiny-* ]] || grep -qs '"tiny_random": true' "$MODEL_PATH/config.json"; then
-    : "${LR:=3e-3}" "${MM_PROJECTOR_LR:=1e-3}" "${TUNE_VISION:=True}" "${VISION_LR:=1e-3}" "${TRAIN_EMBEDDINGS:=True}"
-    : "${LORA_R:=16}" "${LORA_ALPHA:=32}" "${LORA_DROPOUT:=0.0}" "${EPOCHS:=$TINY_EPOCHS}" "${WARMUP_STEPS:=20}"
-    : "${BATCH_SIZE:=16}" "${GRAD_ACCUM:=1}" "${MIN_PIXELS:=4096}"
+    : "${LR:=${TINY_LR:-3e-3}}" "${MM_PROJECTOR_LR:=1e-3}" "${TUNE_VISION:=True}" "${VISION_LR:=1e-3}"
+    : "${LORA_R:=16}" "${LORA_ALPHA:=32}" "${LORA_DROPOUT:=0.0}" "${EPOCHS:=$TINY_EPOCHS}" "${GRAD_ACCUM:=1}"
+    : "${WARMUP_STEPS:=${TINY_WARMUP:-20}}" "${BATCH_SIZE:=${TINY_BATCH:-16}}" "${MIN_PIXELS:=4096}"
+    : "${TRAIN_EMBEDDINGS:=True}"
 fi
 
 if [[ -n "${DEEPSPEED_CONFIG:-}" ]]; then : "${NPROC_PER_NODE:=$((GPUS > 0 ? GPUS : 2))}"; fi
@@ -87,11 +88,11 @@ launch() {  # launch "$@": the trainer in one process or under torchrun, with th
         --lora_enable True --lora_r "$LORA_R" --lora_alpha "$LORA_ALPHA" --lora_dropout "$LORA_DROPOUT"
     )
     [[ -n "${DEEPSPEED_CONFIG:-}" ]] && arguments+=(--deepspeed "$DEEPSPEED_CONFIG")
-    local command=("$PYTHON" -m overlays.train)
+    local command=("$PYTHON" -m "${ENTRY:-overlays.train}")
     if [[ "$NPROC_PER_NODE" -gt 1 || "$NNODES" -gt 1 || -n "${DEEPSPEED_CONFIG:-}" ]]; then
         command=(
             "$PYTHON" -m torch.distributed.run --nproc_per_node "$NPROC_PER_NODE" --nnodes "$NNODES"
-            --node_rank "$NODE_RANK" --master_addr "$MASTER_ADDR" --master_port "$MASTER_PORT" -m overlays.train
+            --node_rank "$NODE_RANK" --master_addr "$MASTER_ADDR" --master_port "$MASTER_PORT" -m "${ENTRY:-overlays.train}"
         )
     fi
     if [[ "$DRY_RUN" = 1 ]]; then

@@ -161,7 +161,11 @@ def load_model(checkpoint: str | Path, base_model: str | None = None, attn: str 
     from peft import PeftModel
 
     checkpoint = locate(checkpoint)
-    model = load_base(base_model or base, dtype, attn, cache_dir)
+    base = base_model or base
+    if adapter_base(locate(base)) is None:
+        model = load_base(base, dtype, attn, cache_dir)
+    else:  # an adapter on an adapted model, e.g. a user's on the one of all users
+        model = load_model(base, None, attn, dtype, cache_dir).merge_and_unload()
     additions.attach(model, additions.read(checkpoint))
     load_trained_parts(model, checkpoint)
     with warnings.catch_warnings():

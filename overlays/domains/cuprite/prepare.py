@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 import re
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from itertools import combinations
 from pathlib import Path
@@ -21,12 +17,12 @@ from overlays.domains.cuprite import pictures
 from overlays.domains.cuprite.areas import SPLITS, Area, gap, split_areas, tile_starts, valid_shares
 from overlays.domains.cuprite.bands import band_faults, good_bands
 from overlays.domains.cuprite.classes import CLASSES
-from overlays.domains.cuprite.composites import COMPOSITES_NM, composite_bands, fit_limits, stretch
+from overlays.domains.cuprite.composites import COMPOSITES_NM, composite_bands, composite_projection, fit_limits, stretch
 from overlays.domains.cuprite.cube import Cube, open_cube
 from overlays.domains.cuprite.labels import read_label_raster
 from overlays.domains.cuprite.scan import Scan, scan, valid_pixels
 from overlays.errors import UserError
-from overlays.files import sha256, write_json, write_jsonl
+from overlays.files import sha256, whole_folder, write_json, write_jsonl
 
 ROOT = Path(__file__).resolve().parents[3]
 SAMPLE = ROOT / "data" / "raw" / "cuprite" / "sample"
@@ -49,6 +45,8 @@ class Settings:
         alteration_threshold: share of copper-related minerals above which a tile is an alteration zone.
         min_share: least share of a mineral that an answer names.
         composites: pictures of each tile, in the order the model sees them.
+        channels: "composites": the model sees the pictures; "all": it sees one raster of all good bands, and the
+            pictures are for the eye.
         language: "en", "zh" or "both".
         split_fractions: of train, val and test.
         workers: processes.
@@ -67,6 +65,7 @@ class Settings:
     alteration_threshold: float = 0.10
     min_share: float = 0.05
     composites: tuple[str, ...] = ("clay", "iron", "natural")
+    channels: str = "composites"
     language: str = "en"
     split_fractions: tuple[float, float, float] = (0.7, 0.15, 0.15)
     workers: int = 2
@@ -77,7 +76,8 @@ def prepare(settings: Settings) -> dict:
     """Prepare a scene; the output folder appears whole or not at all.
 
     Writes {train,val,test}.jsonl, tiles/*.png, tiles.jsonl (shares of every kept tile), labels.npz, metadata.json,
-    composite.png, label_map.png and split_map.png.
+    composite.png, label_map.png and split_map.png; with channels "all" also tiles/*.npy (reflectance of the good
+    bands, float16, NaN where not valid) and projection_<composite>.npy (3 x bands, see `composite_projection`).
 
     Returns:
         metadata, as in metadata.json.
@@ -97,7 +97,7 @@ def prepare(settings: Settings) -> dict:
     # A scene too small for its splits is refused before the long part.
     split_areas(np.ones((len(rows), len(cols)), bool), rows, cols, cube.shape[:2], settings.tile_size,
                 settings.split_fractions)
-    with _whole_folder(settings.output) as folder:
+    with whole_folder(settings.output) as folder:
         found = scan(cube, good, sorted({band for bands in chosen.values() for band in bands}), raster is None,
                      settings.workers)
         codes = found.codes if raster is None else np.where(found.valid, raster, 0).astype(np.uint8)
@@ -119,7 +119,10 @@ def prepare(settings: Settings) -> dict:
             images[name] = stretch(values, limits)
             composites[name] = {"bands": bands, "wavelength_nm": [float(cube.wavelength_nm[b]) for b in bands],
                                 "limits": limits}
-        table = _write_tiles(folder, cube, settings, tiles, images, codes, found)
+        table = _write_tiles(folder, cube, settings, tiles, images, codes, found, good)
+        if settings.channels == "all":
+            for name, bands in chosen.items():
+                np.save(folder / f"projection_{name}.npy", composite_projection(good, bands))
         metadata = _metadata(cube, settings, faults, composites, areas, counts, codes, found)
         np.savez_compressed(folder / "labels.npz", codes=codes, valid=found.valid, rule=found.rule, fit=found.fit,
                             **({} if found.iron is None else {"iron": found.iron}))
@@ -145,6 +148,37 @@ def render_window(cube_path: str | Path, row: int, col: int, metadata: dict | st
     Returns:
         composite name -> RGB image of tile_size x tile_size pixels, in the order of training.
     """
+    cube, window, good, metadata, same = _read_window(cube_path, row, col, metadata)
+    names = list(metadata["composites"])
+    bands = ({name: metadata["composites"][name]["bands"] for name in names} if same
+             else composite_bands(cube, good, names))
+    return {name: Image.fromarray(stretch(window[:, :, bands[name]], metadata["composites"][name]["limits"]))
+            for name in names}
+
+
+def window_raster(cube_path: str | Path, row: int, col: int, metadata: dict | str | Path) -> np.ndarray:
+    """A window of a raw cube as the raster that training on all bands saw, (bands, tile, tile) float16.
+
+    Args: as `render_window`.
+
+    Raises:
+        UserError: the cube has other bands than the one that was prepared.
+    """
+    _, window, good, _, same = _read_window(cube_path, row, col, metadata)
+    if not same:
+        raise UserError(f"cube {cube_path} has other bands than the cube that training used, so a model of all bands "
+                        "cannot read it")
+    return _raster(window[:, :, good])
+
+
+def _raster(spectra: np.ndarray) -> np.ndarray:
+    """(bands, h, w) float16 from reflectance (h, w, bands); float16 keeps 0.05 % of a value."""
+    return np.ascontiguousarray(spectra.transpose(2, 0, 1)).astype(np.float16)
+
+
+def _read_window(cube_path: str | Path, row: int, col: int, metadata: dict | str | Path
+                 ) -> tuple[Cube, np.ndarray, np.ndarray, dict, bool]:
+    """(cube, reflectance (tile, tile, bands) with NaN where not valid, good bands, metadata, same bands as there)."""
     if not isinstance(metadata, dict):
         try:
             metadata = json.loads(Path(metadata).read_text(encoding="utf-8"))
@@ -160,17 +194,11 @@ def render_window(cube_path: str | Path, row: int, col: int, metadata: dict | st
                         f"from 0 to {rows - tile}, columns from 0 to {cols - tile}")
     known = np.array([band["wavelength_nm"] for band in metadata["bands"]])
     same = known.shape == cube.wavelength_nm.shape and np.allclose(known, cube.wavelength_nm)
-    names = list(metadata["composites"])
-    if same:
-        bands = {name: metadata["composites"][name]["bands"] for name in names}
-        good = np.array([i for i, band in enumerate(metadata["bands"]) if not band["fault"]])
-    else:
-        good = good_bands(band_faults(cube))
-        bands = composite_bands(cube, good, names)
+    good = (np.array([i for i, band in enumerate(metadata["bands"]) if not band["fault"]]) if same
+            else good_bands(band_faults(cube)))
     window = cube.read(row, col, tile, tile)
     window[~valid_pixels(window[:, :, good])] = np.nan
-    return {name: Image.fromarray(stretch(window[:, :, bands[name]], metadata["composites"][name]["limits"]))
-            for name in names}
+    return cube, window, good, metadata, same
 
 
 def _settle(settings: Settings) -> Settings:
@@ -196,6 +224,8 @@ def _settle(settings: Settings) -> Settings:
     if strange or not settled.composites or len(set(settled.composites)) < len(settled.composites):
         raise UserError(f"--composites takes each of {', '.join(COMPOSITES_NM)} at most once, got "
                         f"{','.join(settled.composites) or 'none'}")
+    if settled.channels not in ("composites", "all"):
+        raise UserError(f"--channels must be composites or all, got {settled.channels!r}")
     if settled.language not in ("en", "zh", "both"):
         raise UserError(f"--language must be en, zh or both, got {settled.language!r}")
     return settled
@@ -229,8 +259,8 @@ def _assign(kept: np.ndarray, rows: list[int], cols: list[int], areas: dict[str,
 
 
 def _write_tiles(folder: Path, cube: Cube, settings: Settings, tiles: dict[str, list[tuple[int, int]]],
-                 images: dict[str, np.ndarray], codes: np.ndarray, found: Scan) -> list[dict]:
-    """Pictures and records of every tile; returns one row of shares a tile."""
+                 images: dict[str, np.ndarray], codes: np.ndarray, found: Scan, good: np.ndarray) -> list[dict]:
+    """Pictures, rasters and records of every tile; returns one row of shares a tile."""
     from overlays.domains.cuprite.questions import tile_records
 
     (folder / "tiles").mkdir()
@@ -248,6 +278,11 @@ def _write_tiles(folder: Path, cube: Cube, settings: Settings, tiles: dict[str, 
                     paths.append(f"tiles/{tile_id}_{name}.png")
                     Image.fromarray(image[window]).save(folder / paths[-1])
                 valid = found.valid[window]
+                if settings.channels == "all":
+                    spectra = cube.read(row, col, settings.tile_size, settings.tile_size, good)
+                    spectra[~valid] = np.nan
+                    paths = [f"tiles/{tile_id}.npy"]
+                    np.save(folder / paths[0], _raster(spectra))
                 shares = _shares(codes[window][valid])
                 iron = None if found.iron is None else float(found.iron[window][valid].mean())
                 table.append({"id": tile_id, "row": row, "col": col, "split": split, "valid": float(valid.mean()),
@@ -305,40 +340,3 @@ def _metadata(cube: Cube, settings: Settings, faults: list[str], composites: dic
         "valid_share": float(found.valid.mean()), "mineral_shares": shares,
         "iron_share": None if found.iron is None else float(found.iron[found.valid].mean()),
     }
-
-
-@contextmanager
-def _whole_folder(output: Path) -> Iterator[Path]:
-    """A hidden folder beside `output` that takes its place at the end; an end by force leaves `output` as it was."""
-    output = Path(output)
-    if output.exists() and not output.is_dir():
-        raise UserError(f"output {output} is a file: give a folder")
-    if output.is_dir() and any(output.iterdir()) and not (output / "metadata.json").is_file():
-        raise UserError(f"output folder {output} holds other files: give an empty or new folder")
-    output.parent.mkdir(parents=True, exist_ok=True)
-    for left in output.parent.glob(f".{output.name}.*.tmp"):
-        owner = left.name.split(".")[-2]
-        if owner.isdigit() and not _alive(int(owner)):
-            shutil.rmtree(left, ignore_errors=True)
-    temporary = output.with_name(f".{output.name}.{os.getpid()}.tmp")
-    old = output.with_name(f".{output.name}.old.{os.getpid()}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
-    try:
-        yield temporary
-        if output.exists():
-            output.rename(old)
-        temporary.rename(output)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
-
-
-def _alive(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True

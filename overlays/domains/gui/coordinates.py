@@ -1,0 +1,51 @@
+"""Two conventions for a point on a screen: the 0-1000 grid, and pixels of the image as the model sees it.
+
+Qwen2-VL and Qwen3-VL speak of the grid, Qwen2.5-VL of pixels of the resized image. Everything is scored on the grid.
+"""
+
+from overlays.errors import UserError
+
+GRID = 1000
+RELATIVE, ABSOLUTE = "relative", "absolute"
+CONVENTIONS = {"qwen2_vl": RELATIVE, "qwen2_5_vl": ABSOLUTE, "qwen3_vl": RELATIVE, "qwen3_vl_moe": RELATIVE,
+               "qwen3_5": RELATIVE}
+FACTORS = {"qwen2_vl": 28, "qwen2_5_vl": 28}  # pixels of a merged patch; 32 in the other families
+
+
+def convention_of(family: str) -> str:
+    """How a model family names points. Raises UserError where the family is unknown."""
+    if family not in CONVENTIONS:
+        raise UserError(f"model family {family!r} is unknown; known are {', '.join(CONVENTIONS)}")
+    return CONVENTIONS[family]
+
+
+def resized(size: tuple[int, int], family: str, min_pixels: int, max_pixels: int) -> tuple[int, int]:
+    """(width, height) of the image that the model sees of a screenshot of `size` (width, height).
+
+    Raises:
+        UserError: the family's processor takes no image of that shape.
+    """
+    from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
+
+    try:
+        height, width = smart_resize(size[1], size[0], FACTORS.get(family, 32), min_pixels, max_pixels)
+    except ValueError as error:
+        raise UserError(f"a screenshot of {size[0]} x {size[1]} pixels cannot be used: {error}") from None
+    return width, height
+
+
+def to_grid(point_px: tuple[float, float], size: tuple[int, int]) -> tuple[float, float]:
+    """A point in pixels of an image of `size` (width, height) on the 0-1000 grid."""
+    return point_px[0] * GRID / size[0], point_px[1] * GRID / size[1]
+
+
+def to_answer(grid: tuple[float, float], seen: tuple[int, int] | None) -> tuple[int, int]:
+    """Whole numbers that an answer names. `seen`: (width, height) of the resized image, None for the grid itself."""
+    if seen is None:
+        return round(grid[0]), round(grid[1])
+    return round(grid[0] * seen[0] / GRID), round(grid[1] * seen[1] / GRID)
+
+
+def from_answer(point: tuple[float, float], seen: tuple[int, int] | None) -> tuple[float, float]:
+    """The grid point that an answer's numbers name; the reverse of `to_answer` up to rounding."""
+    return point if seen is None else to_grid(point, seen)
