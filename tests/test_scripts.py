@@ -95,3 +95,13 @@ def test_shell_scripts_parse(script):
 def test_every_script_explains_itself(script):
     done = subprocess.run([sys.executable, f"scripts/{script}", "--help"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0 and "usage" in done.stdout
+
+
+def test_the_global_gui_stage_freezes_vision_and_merger_of_a_real_model():
+    flags, words, _ = dry_run("train_gui_global.sh", gpus=1)
+    expected = {"--tune_mm_vision": "False", "--tune_mm_mlp": "False", "--lora_r": "8", "--lora_alpha": "32",
+                "--lora_target_modules": "q_proj\\,k_proj\\,v_proj\\,o_proj\\,gate_proj\\,up_proj\\,down_proj"}
+    assert {name: flags[name] for name in expected} == expected
+    flags, words, _ = dry_run("train_gui_global.sh", gpus=1, MODE="full")
+    assert flags["--learning_rate"] == "1e-6" and flags["--tune_mm_llm"] == "True" and "--lora_enable" not in words
+    assert flags["--tune_mm_vision"] == flags["--tune_mm_mlp"] == "False"

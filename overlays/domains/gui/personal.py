@@ -114,14 +114,13 @@ def run(work: Sequence[Job], checkpoint: Path, media_root: Path, output: Path, s
         adapted = get_peft_model(model, LoraConfig(
             r=settings.lora_r, lora_alpha=settings.lora_alpha, lora_dropout=settings.lora_dropout, bias="none",
             task_type="CAUSAL_LM", target_modules=parts.lora_target_pattern(model.config, list(settings.targets)),
-            base_model_name_or_path=str(checkpoint),
         ))
         loss = _train(adapted, processor, job, media_root, folder, settings)
         adapted.eval()
         rows = predict(adapted, processor, job.test, media_root, settings.eval_batch_size, settings.max_new_tokens,
                        folder / ROWS, json.dumps(own))
         adapted.peft_config["default"].base_model_name_or_path = str(checkpoint)
-        adapted.save_pretrained(folder)
+        adapted.save_pretrained(folder, save_embedding_layers=False)
         processor.save_pretrained(folder)
         model = adapted.unload()
         metrics = figures(distances(rows))
@@ -137,6 +136,8 @@ def _identity(job: Job, settings: Settings, checkpoint: str) -> dict:
 
 def _train(model, processor, job: Job, media_root: Path, folder: Path, settings: Settings) -> float:
     """Train the adapter on the job's records; the mean loss of the last epoch's steps."""
+    from transformers import PrinterCallback
+
     from overlays import arguments, registry
     from overlays.data.collate import PaddedCollator
     from overlays.data.dataset import SupervisedDataset
@@ -167,6 +168,7 @@ def _train(model, processor, job: Job, media_root: Path, folder: Path, settings:
     )
     trainer = Trainer(model=model, args=training, processing_class=processor, callbacks=[FiniteLoss()], rates=rates,
                       train_dataset=dataset, data_collator=PaddedCollator(processor))
+    trainer.remove_callback(PrinterCallback)
     result = trainer.train()
     annotation.unlink()
     return float(result.training_loss)
