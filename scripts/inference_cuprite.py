@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import _bootstrap  # noqa: F401  (re-runs in .venv, puts the repository on the path)
+import numpy as np
 
 from overlays import errors, report, runs
 from overlays.domains.cuprite import questions as q
@@ -34,14 +35,15 @@ FIGURES = (  # key, label, what it is taken over, whether lower is better
 def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__ + " With nothing to do it asks you.")
     parser.add_argument("--test", action="store_true", help="predict and score the test split, write a report")
-    parser.add_argument("--image", nargs="+", type=Path, metavar="FILE", help="PNG tile, one or all its composites")
+    parser.add_argument("--image", nargs="+", type=Path, metavar="FILE", help="PNG tile, one or all its composites; "
+                        "for a model of all bands its .npy")
     parser.add_argument("--cube", type=Path, help="raw cube; with --window")
     parser.add_argument("--window", nargs=2, type=int, metavar=("ROW", "COL"), help="upper left pixel of the tile")
     parser.add_argument("--question", help="default: the three questions of the data set")
     parser.add_argument("--language", choices=("en", "zh"), default="en", help="of the default questions")
     parser.add_argument("--checkpoint", help="run folder, checkpoint or model (default: the newest cuprite run)")
     parser.add_argument("--base_model", help="base of the adapter, where it is not the one it names")
-    parser.add_argument("--data", type=Path, default=runs.ROOT / "data" / "prepared" / "cuprite")
+    parser.add_argument("--data", type=Path, help="prepared folder (default: the one the model was trained on)")
     parser.add_argument("--batch_size", type=int, default=32)
     parser.add_argument("--max_new_tokens", type=int, default=128)
     parser.add_argument("--limit", type=int, help="only the first N questions of the test split")
@@ -90,6 +92,15 @@ class Answerer:
         return answer(*self.load(), record, root, self.flags.max_new_tokens)
 
 
+def prepared_data(run: Path) -> Path:
+    """The prepared folder that a run was trained on, by its data set's name; the plain one where that is gone."""
+    prepared = runs.ROOT / "data" / "prepared"
+    sources = (runs.read_run(run) or {}).get("data", {}).get("train", [])
+    names = [source["name"].rpartition("_")[0] for source in sources if source["name"].startswith("cuprite_")]
+    found = [prepared / name for name in names if (prepared / name).is_dir()]
+    return found[0] if found else prepared / "cuprite"
+
+
 def read_metadata(answerer: Answerer, data: Path) -> dict:
     """metadata.json that the run holds, else that of the prepared data; empty where there is neither."""
     for folder in (answerer.folder, answerer.folder.parent, data):
@@ -133,12 +144,20 @@ def ask_all(answerer: Answerer, images: Sequence[Path], flags: argparse.Namespac
 
 def ask_about_window(answerer: Answerer, flags: argparse.Namespace) -> None:
     """Render a window of a raw cube as training saw it, and ask about it."""
-    from overlays.domains.cuprite.prepare import render_window
-
     metadata = read_metadata(answerer, flags.data)
     if not metadata:
         raise UserError(f"there is no metadata.json in {answerer.folder} or {flags.data}, which says how training "
                         "rendered its tiles: give --data, the folder of the prepared data")
+    if metadata["parameters"].get("channels") == "all":
+        from overlays.domains.cuprite.prepare import window_raster
+
+        raster = window_raster(flags.cube, *flags.window, metadata)
+        with tempfile.TemporaryDirectory() as folder:
+            np.save(Path(folder) / "window.npy", raster)
+            ask_all(answerer, [Path(folder) / "window.npy"], flags)
+        return
+    from overlays.domains.cuprite.prepare import render_window
+
     pictures = render_window(flags.cube, *flags.window, metadata)
     with tempfile.TemporaryDirectory() as folder:
         paths = [Path(folder) / f"window_{name}.png" for name in pictures]
@@ -229,7 +248,14 @@ def chosen_samples(predictions: Sequence[dict], media_root: Path) -> list[report
     picked = [tiles[i * len(tiles) // min(SHOWN, len(tiles))] for i in range(min(SHOWN, len(tiles)))]
     rows = [group[i % len(group)] for i, group in enumerate(picked)]
     return [report.Sample(row["id"], row["question"].split("\n")[-1], row["prediction"], row["answer"], right(row),
-                          [media_root / name for name in row["image"]]) for row in rows]
+                          [file for name in row["image"] for file in shown(media_root / name)]) for row in rows]
+
+
+def shown(image: Path) -> list[Path]:
+    """What can be looked at: a picture itself, for a raster the composites beside it."""
+    if image.suffix != ".npy":
+        return [image]
+    return [file for name in q.COMPOSITES if (file := image.with_name(f"{image.stem}_{name}.png")).is_file()]
 
 
 def figure_rows(metrics: dict) -> list[report.Figure]:
@@ -298,6 +324,7 @@ def main() -> None:
     flags = parse()
     images = with_siblings(flags.image) if flags.image else []
     answerer = Answerer(flags)
+    flags.data = flags.data or prepared_data(answerer.folder)
     if flags.test:
         test(answerer, flags)
     elif flags.cube:

@@ -19,7 +19,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--class-map", type=Path, help='JSON, raster value -> class: {"3": "alunite"}')
     parser.add_argument("--wavelengths", type=Path, help="file of band centres, for cubes that name none")
     parser.add_argument("--scale", type=float, help="reflectance = stored value / scale (default: the header's)")
-    parser.add_argument("--output", type=Path, help="folder (default: data/prepared/cuprite of this project)")
+    parser.add_argument("--output", type=Path, help="folder (default: data/prepared/cuprite of this project; "
+                        "cuprite_all with --channels all)")
     parser.add_argument("--tile-size", type=int, help="pixels (default: 224; 32 for the sample)")
     parser.add_argument("--stride", type=int, help="pixels (default: half a tile)")
     parser.add_argument("--min-valid", type=float, default=0.8, help="least share of valid pixels in a tile")
@@ -27,6 +28,8 @@ def parse() -> argparse.Namespace:
                         help="cover of copper-related minerals above which a tile is an alteration zone")
     parser.add_argument("--min-share", type=float, default=0.05, help="least cover of a mineral an answer names")
     parser.add_argument("--composites", default="clay,iron,natural", help="pictures of a tile, in this order")
+    parser.add_argument("--channels", choices=("composites", "all"), default="composites",
+                        help="what the model sees: the pictures, or one raster of all good bands")
     parser.add_argument("--language", choices=("en", "zh", "both"), default="en")
     parser.add_argument("--split-fractions", default="0.7,0.15,0.15", help="train,val,test")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes (default: all cores)")
@@ -39,7 +42,8 @@ def main() -> None:
     from overlays.domains.cuprite.prepare import OUTPUT, Settings, prepare
 
     values = vars(options)
-    values["output"] = options.output or OUTPUT
+    values["output"] = options.output or (OUTPUT if options.channels == "composites"
+                                          else OUTPUT.with_name(f"{OUTPUT.name}_all"))
     values["composites"] = tuple(name.strip() for name in options.composites.split(",") if name.strip())
     try:
         values["split_fractions"] = tuple(float(share) for share in options.split_fractions.split(","))

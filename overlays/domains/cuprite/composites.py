@@ -21,6 +21,17 @@ def composite_bands(cube: Cube, good: np.ndarray, names: list[str]) -> dict[str,
             for name in names}
 
 
+def composite_projection(good: np.ndarray, bands: list[int]) -> np.ndarray:
+    """(3, len(good)) float32 that picks a composite's red, green and blue from the good bands.
+
+    For normalised bands: what comes out has mean 0 and deviation 1, which an RGB model takes for a picture of usual
+    brightness and contrast.
+    """
+    projection = np.zeros((3, len(good)), np.float32)
+    projection[np.arange(3), np.searchsorted(good, bands)] = 1
+    return projection
+
+
 def fit_limits(values: np.ndarray) -> list[list[float]]:
     """2nd and 98th percentile of each channel, [[low, high]] * 3, from (n, 3) reflectances of the training area."""
     low, high = np.nanpercentile(values, PERCENT, axis=0)

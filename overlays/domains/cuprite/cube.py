@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import re
-import warnings
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 
+from overlays.data.envi import header_of, layout, mapped, open_envi
+from overlays.data.rasters import open_tif
 from overlays.errors import UserError
 
 ENVI_SUFFIXES = (".hdr", ".img", ".dat", ".bsq", ".bil", ".bip", ".raw", ".rfl", ".rtgc", "")
@@ -78,7 +78,7 @@ def open_cube(path: str | Path, wavelengths: str | Path | None = None, scale: fl
         cube = _open_emit(path)
     elif suffix == ".mat":
         cube = _open_matlab(path, wavelengths)
-    elif suffix in ENVI_SUFFIXES or _envi_header(path) is not None:
+    elif suffix in ENVI_SUFFIXES or header_of(path) is not None:
         cube = _open_envi(path, wavelengths)
     else:
         raise UserError(f"cube {path} is of no known format: give an ENVI header, GeoTIFF, EMIT .nc or MATLAB file")
@@ -86,15 +86,6 @@ def open_cube(path: str | Path, wavelengths: str | Path | None = None, scale: fl
 
 
 # ---- ENVI ------------------------------------------------------------------------------------------------------
-
-
-def _envi_header(path: Path) -> Path | None:
-    if path.suffix.lower() == ".hdr":
-        return path
-    for candidate in (path.with_suffix(".hdr"), path.with_name(path.name + ".hdr")):
-        if candidate.is_file():
-            return candidate
-    return None
 
 
 def _open_envi(path: Path, wavelengths: str | Path | None) -> Cube:
@@ -120,61 +111,16 @@ def _open_envi(path: Path, wavelengths: str | Path | None) -> Cube:
             raise UserError(f"header {header} lists {len(values)} values under {name!r} for {bands} bands")
     scale = float(meta["reflectance scale factor"]) if "reflectance scale factor" in meta else None
     ignore = float(meta["data ignore value"]) if "data ignore value" in meta else None
-    layout = {"file": image.filename, "offset": image.offset, "dtype": np.dtype(image.dtype).str,
-              "interleave": str(meta.get("interleave", "bsq")).strip().lower()}
     return Cube(path, "envi", (header, Path(image.filename)), (rows, cols, bands), centres,
-                _widths(centres, widths), good, scale or 0.0, "header" if scale else "values", ignore, layout)
-
-
-def open_envi(path: Path):
-    """The `spectral` image of an ENVI header or data file, and its header's path; the file's size is checked."""
-    from spectral.io import envi
-
-    header = _envi_header(path)
-    if header is None or not header.is_file():
-        raise UserError(f"{path} has no ENVI header beside it: a file {path.stem}.hdr is needed")
-    try:
-        image = envi.open(str(header), None if path == header else str(path))
-    except envi.EnviDataFileNotFoundError:
-        raise UserError(f"the data file of header {header} is missing: put {header.stem}.img beside it") from None
-    except (envi.EnviException, OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{header} cannot be read as an ENVI header: {error}") from None
-    if not hasattr(image, "interleave"):
-        raise UserError(f"{header} describes a spectral library, not an image cube")
-    if str(image.metadata.get("file compression", "0")).strip() not in ("0", ""):
-        raise UserError(f"{image.filename} is compressed, which is not supported: save it uncompressed")
-    rows, cols, bands = image.shape
-    needed = image.offset + rows * cols * bands * np.dtype(image.dtype).itemsize
-    size = Path(image.filename).stat().st_size
-    if size < needed:
-        raise UserError(f"{image.filename} is truncated: its header asks for {needed} bytes ({rows} x {cols} x "
-                        f"{bands} {np.dtype(image.dtype).name}), the file has {size}; copy or download it again")
-    return image, header
+                _widths(centres, widths), good, scale or 0.0, "header" if scale else "values", ignore,
+                layout(image))
 
 
 def _read_envi(cube: Cube, row: int, col: int, rows: int, cols: int) -> np.ndarray:
-    height, width, bands = cube.shape
-    layout = cube.layout
-    order = {"bil": (height, bands, width), "bip": (height, width, bands), "bsq": (bands, height, width)}
-    to_bip = {"bil": (0, 2, 1), "bip": (0, 1, 2), "bsq": (1, 2, 0)}[layout["interleave"]]
-    # A fresh map for every window: pages of earlier windows do not stay in memory.
-    stored = np.memmap(layout["file"], np.dtype(layout["dtype"]), "r", layout["offset"], order[layout["interleave"]])
-    return np.array(stored.transpose(to_bip)[row:row + rows, col:col + cols])
+    return np.array(mapped(cube.layout)[row:row + rows, col:col + cols])
 
 
 # ---- GeoTIFF ---------------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def open_raster(path: Path):
-    """A `rasterio` dataset with a small block cache; a missing map grid is no reason for a warning here."""
-    import rasterio
-    from rasterio.errors import NotGeoreferencedWarning
-
-    with warnings.catch_warnings(), rasterio.Env(GDAL_CACHEMAX=64):
-        warnings.simplefilter("ignore", NotGeoreferencedWarning)
-        with rasterio.open(path) as image:
-            yield image
 
 
 def _open_geotiff(path: Path, wavelengths: str | Path | None) -> Cube:
@@ -182,7 +128,7 @@ def _open_geotiff(path: Path, wavelengths: str | Path | None) -> Cube:
     from rasterio.windows import Window
 
     try:
-        with open_raster(path) as image:
+        with open_tif(path) as image:
             rows, cols, bands = image.height, image.width, image.count
             centres, widths = _geotiff_wavelengths(image)
             ignore, dtype = image.nodata, np.dtype(image.dtypes[0])
@@ -227,7 +173,7 @@ def _geotiff_wavelengths(image) -> tuple[np.ndarray | None, np.ndarray | None]:
 def _read_geotiff(cube: Cube, row: int, col: int, rows: int, cols: int) -> np.ndarray:
     from rasterio.windows import Window
 
-    with open_raster(cube.path) as image:
+    with open_tif(cube.path) as image:
         return image.read(window=Window(col, row, cols, rows)).transpose(1, 2, 0)
 
 

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
+from overlays.data.envi import open_envi
+from overlays.data.rasters import open_tif
 from overlays.domains.cuprite.classes import BY_NAME, CLASSES, RULE_CODES
-from overlays.domains.cuprite.cube import open_envi, open_raster
 from overlays.errors import UserError
 
 
@@ -137,7 +138,7 @@ def _read_geotiff(path: Path) -> tuple[np.ndarray, float | None]:
     from rasterio.errors import RasterioIOError
 
     try:
-        with open_raster(path) as image:
+        with open_tif(path) as image:
             return image.read().transpose(1, 2, 0), image.nodata
     except RasterioIOError as error:
         raise UserError(f"label raster {path} cannot be read: {error}") from None

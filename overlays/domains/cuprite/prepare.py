@@ -17,7 +17,13 @@ from overlays.domains.cuprite import pictures
 from overlays.domains.cuprite.areas import SPLITS, Area, gap, split_areas, tile_starts, valid_shares
 from overlays.domains.cuprite.bands import band_faults, good_bands
 from overlays.domains.cuprite.classes import CLASSES
-from overlays.domains.cuprite.composites import COMPOSITES_NM, composite_bands, composite_projection, fit_limits, stretch
+from overlays.domains.cuprite.composites import (
+    COMPOSITES_NM,
+    composite_bands,
+    composite_projection,
+    fit_limits,
+    stretch,
+)
 from overlays.domains.cuprite.cube import Cube, open_cube
 from overlays.domains.cuprite.labels import read_label_raster
 from overlays.domains.cuprite.scan import Scan, scan, valid_pixels

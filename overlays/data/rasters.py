@@ -1,0 +1,395 @@
+"""N-channel rasters (.npy, .tif, .hdr): files -> arrays with NaN where there is no data -> patches of a processor.
+
+A raster is (channels, height, width); 8-bit values stay 8-bit, everything else becomes float32. Everything is done by
+the family's own image processor, so three 8-bit channels give what an RGB picture of them gives. A processor that was
+given statistics (`set_statistics`) normalises rasters by them and refuses RGB pictures.
+
+rasterio, spectral and torch are imported where they are used.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from overlays.data import records
+from overlays.data.envi import good_bands, layout, mapped, open_envi
+from overlays.errors import UserError
+from overlays.files import write_json
+
+if TYPE_CHECKING:
+    import torch
+
+SUFFIXES = (".npy", ".tif", ".tiff", ".hdr")
+MAX_VALUES = 1 << 28  # of one raster or window: 1 GiB as float32
+_BLOCK = 1 << 22  # values that are looked at together where statistics are fitted
+Window = Sequence[int]  # row, column, height, width
+
+
+class Header(NamedTuple):
+    """Size of a raster and the type of its stored values."""
+
+    channels: int
+    height: int
+    width: int
+    dtype: np.dtype
+
+
+def is_raster(path: str | Path) -> bool:
+    """Whether a file is taken for a raster, by its suffix."""
+    return Path(path).suffix.lower() in SUFFIXES
+
+
+def header(path: str | Path) -> Header:
+    """What a raster holds, without its values; bad bands and alpha channels are not counted.
+
+    Raises:
+        UserError: no raster, cut short, not (channels, height, width), or values that are not real numbers.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"raster file {path} is missing")
+    found = _KINDS[path.suffix.lower()][0](path)
+    if found.dtype.kind not in "uif":
+        raise UserError(f"raster {path} holds values of type {found.dtype}; integers or real numbers are needed")
+    if min(found[:3]) < 1:
+        raise UserError(f"raster {path} is empty: {found.channels} channels, {found.height} x {found.width} pixels")
+    return found
+
+
+def shape(path: str | Path) -> tuple[int, int, int]:
+    """(channels, height, width) of a raster. Raises UserError as `header` does."""
+    return header(path)[:3]
+
+
+def size(path: str | Path) -> tuple[int, int]:
+    """(height, width) of a raster. Raises UserError as `header` does."""
+    return header(path)[1:3]
+
+
+def read(path: str | Path, window: Window | None = None) -> np.ndarray:
+    """A raster, or a window of it: (C, H, W) uint8, or float32 with NaN where there is no data.
+
+    There is no data where values are not finite, a GeoTIFF's mask (nodata value, alpha channel) or an ENVI header's
+    "data ignore value" says so. ENVI bands that the header's bad-band list (bbl) marks are left out.
+
+    Args:
+        window: (row, column, height, width); only that part of the file is read.
+
+    Raises:
+        UserError: as `header`; a window beyond the raster, or more than MAX_VALUES values.
+    """
+    path, found = Path(path), header(path)
+    row, column, height, width = (0, 0, *found[1:3]) if window is None else (int(value) for value in window)
+    if min(row, column) < 0 or min(height, width) < 1 or row + height > found.height or column + width > found.width:
+        raise UserError(f"window {[row, column, height, width]} (row, column, height, width) leaves raster {path} of "
+                        f"{found.height} x {found.width} pixels")
+    if found.channels * height * width > MAX_VALUES:
+        raise UserError(f"raster {path} has {found.channels} x {height} x {width} values, above the limit of "
+                        f"{MAX_VALUES}: cut it into tiles, or give its record a \"window\"")
+    values = _KINDS[path.suffix.lower()][1](path, row, column, height, width)
+    if values.dtype == np.uint8:
+        return np.ascontiguousarray(values)
+    with np.errstate(over="ignore"):
+        values = values.astype(np.float32, order="C")
+    values[~np.isfinite(values)] = np.nan
+    return values
+
+
+# ---- .npy
+
+
+def _npy(path: Path) -> np.ndarray:
+    try:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (ValueError, OSError, EOFError) as error:
+        if "allow_pickle" in str(error):
+            error = "it holds Python objects, not numbers"
+        raise UserError(f"{path} is no raster that can be read: {error}") from None
+    if not isinstance(array, np.ndarray) or array.ndim != 3:
+        raise UserError(f"raster {path} has the shape {getattr(array, 'shape', None)}; (channels, height, width) is "
+                        "needed")
+    return array
+
+
+def _npy_header(path: Path) -> Header:
+    array = _npy(path)
+    return Header(*array.shape, array.dtype)
+
+
+def _npy_read(path: Path, row: int, column: int, height: int, width: int) -> np.ndarray:
+    return np.array(_npy(path)[:, row : row + height, column : column + width])
+
+
+# ---- GeoTIFF
+
+
+@contextmanager
+def open_tif(path: Path):
+    """A `rasterio` dataset with a small block cache; a missing map grid is no reason for a warning here."""
+    import rasterio
+    from rasterio.errors import NotGeoreferencedWarning
+
+    with warnings.catch_warnings(), rasterio.Env(GDAL_CACHEMAX=64):
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)
+        with rasterio.open(path) as image:
+            yield image
+
+
+@contextmanager
+def _tif(path: Path):
+    """(dataset, numbers of the bands that are not alpha); what rasterio raises becomes one sentence."""
+    from rasterio.enums import ColorInterp
+    from rasterio.errors import RasterioError
+
+    try:
+        with open_tif(path) as image:
+            yield image, [i for i, kind in enumerate(image.colorinterp, start=1) if kind != ColorInterp.alpha]
+    except RasterioError as error:
+        raise UserError(f"raster {path} cannot be read, it may be damaged or cut short: {error}") from None
+
+
+def _tif_header(path: Path) -> Header:
+    with _tif(path) as (image, bands):
+        types = [np.dtype(image.dtypes[band - 1]) for band in bands]
+        return Header(len(bands), image.height, image.width, np.result_type(*types) if types else np.dtype(bool))
+
+
+def _tif_read(path: Path, row: int, column: int, height: int, width: int) -> np.ndarray:
+    from rasterio.windows import Window as Part
+
+    with _tif(path) as (image, bands):
+        values = image.read(bands, window=Part(column, row, width, height), masked=True)
+    if not np.ma.getmaskarray(values).any():
+        return values.data
+    return values.astype(np.float32).filled(np.nan)
+
+
+# ---- ENVI
+
+
+def _hdr_header(path: Path) -> Header:
+    image, _ = open_envi(path)
+    return Header(len(good_bands(image, path)), *image.shape[:2], np.dtype(image.dtype))
+
+
+def _hdr_read(path: Path, row: int, column: int, height: int, width: int) -> np.ndarray:
+    image, _ = open_envi(path)
+    cube = mapped(layout(image))[row : row + height, column : column + width]
+    values = np.array(cube[:, :, good_bands(image, path)].transpose(2, 0, 1))
+    ignore = image.metadata.get("data ignore value")
+    if ignore is None:
+        return values
+    missing = np.isclose(values, float(ignore), rtol=1e-6, atol=0, equal_nan=True)
+    return np.where(missing, np.float32(np.nan), values.astype(np.float32)) if missing.any() else values
+
+
+_KINDS = {".npy": (_npy_header, _npy_read), ".tif": (_tif_header, _tif_read), ".tiff": (_tif_header, _tif_read),
+          ".hdr": (_hdr_header, _hdr_read)}
+
+
+# ---- statistics
+
+
+def _image_processor(processor):
+    return getattr(processor, "image_processor", processor)
+
+
+def takes_rasters(processor) -> bool:
+    """Whether a processor (or image processor) was given the statistics of rasters."""
+    return hasattr(_image_processor(processor), "in_channels")
+
+
+def set_statistics(processor, mean: Sequence[float], std: Sequence[float]) -> None:
+    """Let a processor (or image processor) take rasters of len(mean) channels, normalised as (x - mean) / std.
+
+    Saved with the processor as image_mean, image_std, do_rescale False and in_channels. A channel that never varies
+    (std 0) is divided by 1.
+    """
+    image = _image_processor(processor)
+    mean, std = np.asarray(mean, dtype=np.float64), np.asarray(std, dtype=np.float64)
+    if mean.ndim != 1 or mean.shape != std.shape or not np.isfinite([mean, std]).all() or (std < 0).any():
+        raise UserError("statistics of rasters are one finite mean and one deviation of at least 0 for each channel")
+    image.in_channels = len(mean)
+    image.image_mean, image.image_std = mean.tolist(), np.where(std > 0, std, 1.0).tolist()
+    image.do_rescale, image.do_normalize = False, True
+
+
+def fit_statistics(paths: Iterable) -> tuple[np.ndarray, np.ndarray]:
+    """(mean (C,), standard deviation (C,)) float64 over the valid values of all rasters, read in blocks.
+
+    Args:
+        paths: files, or (file, window) pairs; of the training split only. A window of None is the whole raster.
+
+    Raises:
+        UserError: rasters of different channel counts, one without a valid value, or a channel without any.
+    """
+    from tqdm import tqdm
+
+    items = [item if isinstance(item, tuple) else (Path(item), None) for item in paths]
+    if not items:
+        raise UserError("there is no raster to fit statistics on")
+    first, total = shape(items[0][0])[0], None
+    for path, window in tqdm(items, desc="statistics of rasters", unit="raster", disable=len(items) < 200):
+        channels = shape(path)[0]
+        if channels != first:
+            raise UserError(f"raster {path} has {channels} channels, but {items[0][0]} has {first}: all rasters of a "
+                            "data set need the same channels")
+        own = None
+        for block in _blocks(Path(path), window):
+            own = _merge(own, _moments(block))
+        if not own[0].any():
+            raise _all_invalid(path)
+        total = _merge(total, own)
+    count, mean, squares = total
+    if not count.all():
+        raise UserError(f"channel {int(np.flatnonzero(count == 0)[0])} (from 0) has no valid value in any of "
+                        f"{len(items)} rasters: leave it out")
+    return mean, np.sqrt(squares / count)
+
+
+def expect(processor, channels: int, asked: bool) -> bool:
+    """Get a processor ready for a model of so many channels; whether `fit_processor` has to follow.
+
+    Args:
+        asked: whether rasters are expected though the model takes 3 channels.
+
+    Raises:
+        UserError: the processor was given statistics of another number of channels.
+    """
+    image = _image_processor(processor)
+    if takes_rasters(image):
+        if image.in_channels != channels:
+            raise UserError(f"the processor was made for rasters of {image.in_channels} channels, but the model takes "
+                            f"{channels}: start from the RGB base model")
+        return False
+    if channels != 3 or asked:
+        set_statistics(image, np.zeros(channels), np.ones(channels))  # sizes can be computed until they are fitted
+        return True
+    return False
+
+
+def fit_processor(processor, dataset) -> None:
+    """Fit statistics on the rasters of a training set and set them; kept in data/cache for later runs and ranks.
+
+    Args:
+        dataset: `SupervisedDataset`; what it dropped does not count.
+    """
+    from overlays.data.dataset import cache_folder
+
+    items = list(dict.fromkeys(
+        (records.media_file(dataset.media_root(i), name), None if window is None else tuple(window))
+        for i in range(len(dataset)) for record in [dataset.record(i)]
+        for name, window in zip(records.media_names(record, "image"), records.windows(record), strict=True)
+    ))
+    rows = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns, window) for path, window in items]
+    file = cache_folder() / f"statistics-{hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:24]}.json"
+    if not file.is_file():
+        mean, std = fit_statistics(items)
+        write_json(file, {"mean": mean.tolist(), "std": std.tolist()})
+    found = json.loads(file.read_text(encoding="utf-8"))
+    set_statistics(processor, found["mean"], found["std"])
+
+
+def _blocks(path: Path, window: Window | None) -> Iterator[np.ndarray]:
+    """A raster as blocks of whole rows with at most _BLOCK values (or one row)."""
+    found = header(path)
+    row, column, height, width = (0, 0, *found[1:3]) if window is None else window
+    step = max(1, _BLOCK // (found.channels * width))
+    for start in range(row, row + height, step):
+        yield read(path, (start, column, min(step, row + height - start), width))
+
+
+def _moments(block: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Number of valid values, their mean and their summed squared deviation, each (C,)."""
+    values = block.reshape(len(block), -1).astype(np.float64)
+    valid = np.isfinite(values)
+    count = valid.sum(1)
+    mean = np.where(valid, values, 0).sum(1) / np.maximum(count, 1)
+    return count, mean, (np.where(valid, values - mean[:, None], 0) ** 2).sum(1)
+
+
+def _merge(a: tuple | None, b: tuple) -> tuple:
+    """Moments of two sets together (Chan, Golub & LeVeque 1979, the parallel form of Welford's update)."""
+    if a is None:
+        return b
+    count = a[0] + b[0]
+    weight = np.maximum(count, 1)
+    delta = b[1] - a[1]
+    return count, a[1] + delta * b[0] / weight, a[2] + b[2] + delta**2 * a[0] * b[0] / weight
+
+
+def _all_invalid(path: str | Path) -> UserError:
+    return UserError(f"raster {path} holds no valid value: every pixel is nodata or not a number")
+
+
+# ---- into a model
+
+
+def check(path: str | Path, image_processor) -> None:
+    """Look at a file's header: is it what the model behind this image processor takes?
+
+    Raises:
+        UserError: another number of channels, an RGB picture for a raster model, or values that an RGB model would
+            misread; and as `header`.
+    """
+    channels = getattr(image_processor, "in_channels", 3)
+    if not is_raster(path):
+        if takes_rasters(image_processor):
+            raise UserError(f"image {path} is an RGB picture, but the model takes rasters of {channels} channels "
+                            f"({', '.join(SUFFIXES)}); a data set cannot mix the two")
+        return
+    found = header(path)
+    if found.channels != channels:
+        hint = "" if takes_rasters(image_processor) else f"; train one with --in_channels {found.channels}"
+        raise UserError(f"raster {path} has {found.channels} channel{'s' * (found.channels != 1)}, but the model takes "
+                        f"{channels}{hint}")
+    if not takes_rasters(image_processor) and found.dtype != np.uint8:
+        raise UserError(f"raster {path} holds {found.dtype} values, which the RGB processor would take for 0 to 255: "
+                        "give --in_channels 3, so that its statistics are fitted")
+
+
+def as_image(values: np.ndarray, image_processor, name: str | Path = "") -> torch.Tensor:
+    """A raster (C, H, W) as the image processor takes it: invalid values become their channel's mean.
+
+    Raises:
+        UserError: no value is valid, or the number of channels is not the processor's.
+    """
+    import torch
+
+    if values.ndim != 3 or len(values) != len(image_processor.image_mean):
+        raise UserError(f"raster {name} has the shape {values.shape}; ({len(image_processor.image_mean)}, height, "
+                        "width) is needed")
+    if values.dtype == np.uint8:
+        return torch.from_numpy(np.ascontiguousarray(values))
+    values = np.array(values, dtype=np.float32)
+    invalid = ~np.isfinite(values)
+    if invalid.any():
+        if invalid.all():
+            raise _all_invalid(name)
+        unit = image_processor.rescale_factor if image_processor.do_rescale else 1.0
+        mean = np.array(image_processor.image_mean, dtype=np.float32) / np.float32(unit)
+        values = np.where(invalid, mean[:, None, None], values)
+    return torch.from_numpy(values)
+
+
+def image_options() -> dict:
+    """Keyword arguments with which the family's image processor takes tensors of any number of channels."""
+    return {"input_data_format": "channels_first", "do_convert_rgb": False}
+
+
+def patches(array: np.ndarray, processor) -> tuple[torch.Tensor, torch.Tensor]:
+    """(pixel_values (P, C * T * patch * patch) float32, image_grid_thw (1, 3)) of a raster (C, H, W), as training has.
+
+    Resizes to the processor's limits, fills invalid pixels with the channel's mean, normalises, cuts into patches.
+    """
+    image = _image_processor(processor)
+    output = image(images=[as_image(array, image)], return_tensors="pt", **image_options())
+    return output["pixel_values"], output["image_grid_thw"]
