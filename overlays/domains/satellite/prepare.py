@@ -1,0 +1,264 @@
+"""GeoTIFFs of embeddings and a table of labels -> arrays and records, split by city."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from overlays.data.rasters import MAX_VALUES
+from overlays.data.records import split_groups
+from overlays.domains.satellite import questions
+from overlays.domains.satellite.embeddings import NORM_TOLERANCE, Raster, open_raster, windows
+from overlays.domains.satellite.labels import Labels, key, match_tiles, read_labels
+from overlays.errors import UserError
+from overlays.files import atomic_path, sha256, whole_folder, write_json, write_jsonl
+
+ROOT = Path(__file__).resolve().parents[3]
+SAMPLE = ROOT / "data" / "raw" / "satellite" / "sample"
+OUTPUT = ROOT / "data" / "prepared" / "satellite"
+SUFFIXES = (".tif", ".tiff")
+SPLITS = ("train", "val", "test")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What `prepare` is asked to do.
+
+    Attributes:
+        tiles: folder of GeoTIFFs, searched with its subfolders; None makes the sample and takes it.
+        labels: .xlsx or .csv; None takes the only table in or beside the folder of tiles.
+        city_column, label_column: of the table; None finds them.
+        output: folder of the prepared data.
+        min_valid: least share of pixels with data in a tile.
+        decimals: of the number in an answer.
+        split_fractions: of train, val and test, in tiles; a city is never divided.
+        seed: of the split.
+    """
+
+    tiles: Path | None = None
+    labels: Path | None = None
+    city_column: str | None = None
+    label_column: str | None = None
+    output: Path = OUTPUT
+    min_valid: float = 0.5
+    decimals: int = 2
+    split_fractions: tuple[float, float, float] = (0.7, 0.15, 0.15)
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Tile:
+    """What was found while a tile was converted: share of pixels with data, their lengths, and their mean (bands,)."""
+
+    valid: float
+    norm: float
+    mean: np.ndarray
+
+
+def prepare(settings: Settings) -> dict:
+    """Prepare a data set; the output folder appears whole or not at all.
+
+    Writes {train,val,test}.jsonl, tiles/*.npy (bands, height, width) float16 with NaN where there is no data,
+    means.npz (mean embedding of every tile over its pixels with data) and metadata.json.
+
+    Returns:
+        metadata, as in metadata.json; `dropped` lists every tile and label that is left out, and why.
+
+    Raises:
+        UserError: something about the input or the settings that the user can mend.
+    """
+    folder, table = _inputs(settings)
+    labels = read_labels(table, settings.city_column, settings.label_column)
+    files = find_tiles(folder)
+    dropped = [{"what": "label", "name": city, "reason": reason} for city, reason in labels.dropped]
+    cities = match_tiles(files, list(labels.values))
+    for file, city in cities.items():
+        if city is None:
+            dropped.append({"what": "tile", "name": _within(file, folder), "reason": "no label for it"})
+    with whole_folder(settings.output) as temporary:
+        rows, means, rasters = _convert(temporary, folder, cities, labels, settings, dropped)
+        used = {row["group"] for row in rows}
+        for city in labels.values:
+            if city not in used:
+                found = any(name == city for name in cities.values())
+                reason = "its tiles were left out" if found else "no tile for it"
+                dropped.append({"what": "label", "name": city, "reason": reason})
+        if len(used) < 3:
+            raise UserError(f"only {len(used)} cities have both a tile in {folder} and a label in {table}, fewer than "
+                            f"a split takes: {_examples(files, labels)}")
+        splits = split_groups(rows, dict(zip(SPLITS, settings.split_fractions, strict=True)), seed=settings.seed)
+        for name, part in splits.items():
+            write_jsonl(temporary / f"{name}.jsonl", [{**row, "split": name} for row in part])
+        with atomic_path(temporary / "means.npz") as file:
+            np.savez(file, **means)
+        metadata = _metadata(settings, folder, table, labels, splits, dropped, rasters)
+        write_json(temporary / "metadata.json", metadata)
+    return metadata
+
+
+def find_tiles(folder: Path) -> list[Path]:
+    """GeoTIFFs below a folder, sorted. Raises UserError where there are none."""
+    if not folder.is_dir():
+        raise UserError(f"there is no folder of tiles {folder}")
+    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+    if not files:
+        raise UserError(f"folder {folder} holds no GeoTIFF ({' or '.join(SUFFIXES)})")
+    return files
+
+
+def ensure_sample(folder: Path) -> Path:
+    """The folder of the sample, which is made where it is missing, unfinished or of another version."""
+    from overlays.domains.satellite.sample import TRUTH, VERSION, sample
+
+    note = folder / TRUTH
+    if note.is_file() and json.loads(note.read_text(encoding="utf-8")).get("version") == VERSION:
+        return folder
+    return sample(folder)
+
+
+def _inputs(settings: Settings) -> tuple[Path, Path]:
+    """(folder of tiles, table of labels)."""
+    if settings.tiles is None and settings.labels is not None:
+        raise UserError("--labels needs --tiles, the folder of GeoTIFFs")
+    folder = ensure_sample(SAMPLE) if settings.tiles is None else Path(settings.tiles)
+    if settings.labels is not None:
+        return folder, Path(settings.labels)
+    if not folder.is_dir():
+        raise UserError(f"there is no folder of tiles {folder}")
+    places = (folder, folder.parent) if settings.tiles is not None else (folder,)
+    for place in places:
+        tables = sorted(path for path in place.iterdir() if path.suffix.lower() in (".xlsx", ".csv")
+                        and not path.name.startswith((".", "~")))
+        if len(tables) == 1:
+            return folder, tables[0]
+        if tables:
+            raise UserError(f"{place} holds {len(tables)} tables ({', '.join(path.name for path in tables)}): name "
+                            "the one with the labels with --labels")
+    raise UserError(f"there is no table of labels (.xlsx or .csv) in {folder} or beside it: name it with --labels")
+
+
+def _convert(output: Path, folder: Path, cities: dict[Path, str | None], labels: Labels, settings: Settings,
+             dropped: list[dict]) -> tuple[list[dict], dict[str, np.ndarray], list[Raster]]:
+    """Records, mean embeddings by id, and the headers of all tiles that are kept; arrays go to output/tiles."""
+    (output / "tiles").mkdir(parents=True)
+    wanted = {file: city for file, city in cities.items() if city is not None}
+    headers = {file: open_raster(file) for file in wanted}
+    bands = Counter(header.bands for header in headers.values())
+    usual = bands.most_common(1)[0][0] if bands else 0
+    rows, means, kept, ids = [], {}, [], set()
+    for file, city in tqdm(wanted.items(), desc="tiles", unit="tile"):
+        header, name = headers[file], _within(file, folder)
+        if header.bands != usual:
+            dropped.append({"what": "tile", "name": name, "reason": f"{header.bands} bands, the others have {usual}"})
+            continue
+        if header.bands * header.height * header.width > MAX_VALUES:
+            side = int((MAX_VALUES / header.bands) ** 0.5)
+            raise UserError(f"tile {file} has {header.height} x {header.width} pixels, more than training reads: "
+                            f"cut a window of at most {side} x {side} around its city")
+        own = _unique(key(file.stem) or "tile", ids)
+        tile = convert_tile(header, output / "tiles" / f"{own}.npy")
+        if tile.valid < settings.min_valid:
+            (output / "tiles" / f"{own}.npy").unlink()
+            why = "no pixel with data" if not tile.valid else f"data in only {tile.valid:.0%} of its pixels"
+            dropped.append({"what": "tile", "name": name, "reason": why})
+            continue
+        ids.add(own)
+        value = labels.values[city]
+        means[own] = tile.mean
+        kept.append(header)
+        rows.append({
+            "id": own, "image": f"tiles/{own}.npy",
+            "conversations": [
+                {"from": "human", "value": f"<image>\n{questions.question(labels.name)}"},
+                {"from": "gpt", "value": questions.answer(value, settings.decimals)}],
+            "target": {labels.name: value}, "task": labels.name, "group": city, "source": name,
+            "valid_share": round(tile.valid, 4), "lonlat": header.lonlat,
+        })
+    return rows, means, kept
+
+
+def convert_tile(raster: Raster, path: Path) -> Tile:
+    """Write a raster as (bands, height, width) float16 .npy, window by window.
+
+    Raises:
+        UserError: its pixels have no unit length, so it holds no embeddings or has been scaled.
+    """
+    shape = (raster.bands, raster.height, raster.width)
+    total, count, lengths = np.zeros(raster.bands), 0, []
+    with atomic_path(path) as temporary:
+        stored = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.float16, shape=shape)
+        for start, values in windows(raster):
+            stored[:, start:start + values.shape[1]] = values
+            valid = ~np.isnan(values[0])
+            total += values[:, valid].sum(1, dtype=np.float64)
+            count += int(valid.sum())
+            lengths.append(np.sqrt((values[:, valid] ** 2).sum(0)))
+        stored.flush()
+        del stored
+        norm = float(np.median(np.concatenate(lengths))) if count else 1.0
+        if abs(norm - 1) > NORM_TOLERANCE:
+            raise UserError(f"the pixels of {raster.path} have length {norm:.2f} where embeddings have 1: "
+                            + ("these int8 values are no codes of a Satellite Embedding" if raster.coded else
+                               "decode it as ((v / 127.5)^2) * sign(v), or give the int8 file as it was exported"))
+    return Tile(count / (raster.height * raster.width), norm, (total / max(count, 1)).astype(np.float32))
+
+
+def _unique(name: str, taken: set[str]) -> str:
+    candidate, number = name, 2
+    while candidate in taken:
+        candidate, number = f"{name}-{number}", number + 1
+    return candidate
+
+
+def _within(file: Path, folder: Path) -> str:
+    return file.relative_to(folder).as_posix()
+
+
+def _examples(files: list[Path], labels: Labels) -> str:
+    return f"tiles are named like {files[0].name}, cities like {next(iter(labels.values))}"
+
+
+def _metadata(settings: Settings, folder: Path, table: Path, labels: Labels, splits: dict[str, list[dict]],
+              dropped: list[dict], rasters: list[Raster]) -> dict:
+    def shown(path: Path) -> str:
+        path = path.resolve()
+        return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else str(path)
+
+    train = np.array([row["target"][labels.name] for row in splits["train"]])
+    parameters = {name: shown(value) if isinstance(value, Path) else value for name, value in asdict(settings).items()
+                  if name != "output"}
+    return {
+        "domain": "satellite", "format": 1, "parameters": parameters, "tiles": shown(folder),
+        "labels": {"path": shown(table), "sha256": sha256(table), "city_column": labels.city_column,
+                   "label_column": labels.label_column},
+        "channels": rasters[0].bands,
+        "target": {"name": labels.name, "train_mean": float(train.mean()), "train_std": float(train.std())},
+        "size_px": {"min": min(min(r.height, r.width) for r in rasters),
+                    "max": max(max(r.height, r.width) for r in rasters)},
+        "bottom_up": sum(raster.bottom_up for raster in rasters),
+        "counts": {
+            "tiles": len(rasters), "cities": len({row["group"] for part in splits.values() for row in part}),
+            **{name: len(part) for name, part in splits.items()},
+            "partly_empty": sum(row["valid_share"] < 1 for part in splits.values() for row in part),
+            "dropped_tiles": sum(row["what"] == "tile" for row in dropped),
+            "dropped_labels": sum(row["what"] == "label" for row in dropped)},
+        "dropped": dropped,
+        "ceiling": _ceilings(folder, labels, splits),
+    }
+
+
+def _ceilings(folder: Path, labels: Labels, splits: dict[str, list[dict]]) -> dict[str, float] | None:
+    """R2 by split of the sample's own signal without its noise; None for data whose noise nobody knows."""
+    from overlays.domains.satellite.sample import TRUTH
+    from overlays.domains.satellite.score import r2
+
+    if not (folder / TRUTH).is_file():
+        return None
+    signal = json.loads((folder / TRUTH).read_text(encoding="utf-8"))["signal"]
+    return {name: round(r2([row["target"][labels.name] for row in part], [signal[row["group"]] for row in part]), 4)
+            for name, part in splits.items() if part}

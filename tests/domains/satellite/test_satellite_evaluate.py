@@ -1,0 +1,103 @@
+"""scripts/evaluate_satellite.py: what it writes, and how a user's mistakes end."""
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from overlays.errors import UserError
+from overlays.files import sha256, write_json
+
+SCRIPT = Path(__file__).resolve().parents[3] / "scripts" / "evaluate_satellite.py"
+
+
+@pytest.fixture(scope="module")
+def script():
+    sys.path.insert(0, str(SCRIPT.parent))
+    spec = importlib.util.spec_from_file_location("evaluate_satellite", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def run_folder(tmp_path, prepared, script, monkeypatch):
+    """A run trained on the prepared cities, the newest below outputs."""
+    folder = tmp_path / "outputs" / "satellite-sft"
+    folder.mkdir(parents=True)
+    write_json(folder / "config.json", {})
+    write_json(folder / "run.json", {"data": {"train": [
+        {"name": "satellite_train", "sha256": sha256(prepared[0] / "train.jsonl")}]}})
+    monkeypatch.setattr(script, "OUTPUTS", tmp_path / "outputs")
+    monkeypatch.setattr(script, "PREPARED", prepared[0].parent)
+    return folder
+
+
+def model(monkeypatch, regression):
+    """Let a stub be loaded whose head, if any, says the truth plus 0.5."""
+    from overlays.model import additions, heads, load
+
+    stub = SimpleNamespace(parameters=lambda: iter([torch.zeros(1)]))
+    monkeypatch.setattr(load, "load_for_inference", lambda *_: (stub, None))
+    monkeypatch.setattr(additions, "settings", lambda _: {"regression": regression} if regression else {})
+    monkeypatch.setattr(heads, "predict_values", lambda model, processor, records, root, size: [
+        {name: value + 0.5 for name, value in record["target"].items()} for record in records])
+
+
+HEAD = {"names": ["population_growth"], "mode": "vision", "mean": [2.0], "std": [1.0]}
+
+
+def test_the_head_is_scored_beside_both_baselines(script, run_folder, prepared, monkeypatch, capsys):
+    model(monkeypatch, HEAD)
+    script.evaluate(script.parse([]))
+    found = json.loads((run_folder / "test" / "metrics.json").read_text())
+    assert found["n"] == prepared[1]["counts"]["test"] and found["mae"] == pytest.approx(0.5)
+    assert found["rmse"] == pytest.approx(0.5) and found["pearson"] == pytest.approx(1.0)
+    for baseline in ("mean", "ridge"):
+        assert {"n", "r2", "rmse", "mae", "pearson"} <= set(found["baseline"][baseline])
+    assert found["ceiling"] == prepared[1]["ceiling"]["test"] and found["warning"] is None
+    rows = [json.loads(line) for line in (run_folder / "test" / "predictions.jsonl").read_text().splitlines()]
+    assert rows[0]["value"] == pytest.approx(rows[0]["target"]["population_growth"] + 0.5)
+    assert float(rows[0]["prediction"]) == pytest.approx(rows[0]["value"], abs=0.005)
+    page = (run_folder / "test" / "report.html").read_text()
+    assert page.count("<img") == 2 and "ridge regression" in page and "Largest errors" in page
+    assert "ridge" in capsys.readouterr().out
+
+
+def test_answers_in_words_are_parsed_and_counted(script, run_folder, prepared, monkeypatch):
+    from overlays import predict
+
+    model(monkeypatch, HEAD)
+
+    def answers(model, processor, chosen, root, batch, tokens, out, identity, note):
+        texts = ["no idea", *(str(record["target"]["population_growth"]) for record in chosen[1:])]
+        return [predict.prediction_row(record, text) for record, text in zip(chosen, texts, strict=True)]
+
+    monkeypatch.setattr(predict, "predict", answers)
+    found = script.evaluate(script.parse(["--head", "none", "--split", "val"]))
+    count = prepared[1]["counts"]["val"]
+    assert found["parse_rate"] == pytest.approx(1 - 1 / count, abs=1e-6) and len(found["unparsed"]) == 1
+    first = found["baseline"]["mean"]["mae"]
+    assert 0 < found["mae"] < first and found["method"] == "text"
+    assert (run_folder / "val" / "report.html").is_file()
+
+
+def test_other_training_data_are_warned_of(script, run_folder, monkeypatch, capsys):
+    model(monkeypatch, HEAD)
+    write_json(run_folder / "run.json", {"data": {"train": [{"name": "satellite_train", "sha256": "other"}]}})
+    found = script.evaluate(script.parse([]))
+    assert "may have seen cities" in found["warning"] and "may have seen cities" in capsys.readouterr().out
+
+
+def test_mistakes_are_one_sentence(script, run_folder, tmp_path, monkeypatch):
+    model(monkeypatch, HEAD | {"names": ["night_lights"]})
+    with pytest.raises(UserError, match="says night_lights, but the records ask for population_growth"):
+        script.evaluate(script.parse([]))
+    with pytest.raises(UserError, match="there is no train.jsonl"):
+        script.evaluate(script.parse(["--data", str(tmp_path)]))
+    with pytest.raises(UserError, match="no checkpoint folder"):
+        script.evaluate(script.parse(["--checkpoint", str(tmp_path / "none")]))

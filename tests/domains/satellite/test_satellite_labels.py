@@ -1,0 +1,64 @@
+from pathlib import Path
+
+import pytest
+
+from overlays.domains.satellite.labels import match_tiles, read_labels
+from overlays.errors import UserError
+
+
+def table(path, text):
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_columns_are_found_by_name_in_xlsx_and_csv(tmp_path):
+    import pandas as pd
+
+    rows = {"City": ["A", "B"], "Year": [2024, 2024], "Population Growth": [1.5, -0.25], "Area": [3.0, 4.0]}
+    pd.DataFrame(rows).to_excel(tmp_path / "t.xlsx", index=False)
+    pd.DataFrame(rows).to_csv(tmp_path / "t.csv", index=False)
+    for name in ("t.xlsx", "t.csv"):
+        found = read_labels(tmp_path / name)
+        assert found.values == {"A": 1.5, "B": -0.25} and found.name == "population_growth"
+
+
+def test_columns_of_other_names_are_told_apart_by_their_kind(tmp_path):
+    found = read_labels(table(tmp_path / "t.csv", "stadt;rate 2020;year\nA;1.5 %;2020\nB;−2;2020\n"))
+    assert found.values == {"A": 1.5, "B": -2.0} and found.name == "rate_2020"
+
+
+def test_columns_that_cannot_be_told_apart_are_asked_for(tmp_path):
+    file = table(tmp_path / "t.csv", "city,gdp,area\nA,1,2\nB,3,4\n")
+    with pytest.raises(UserError, match="name gdp or area with --label-column"):
+        read_labels(file)
+    assert read_labels(file, label_column="area").values == {"A": 2.0, "B": 4.0}
+    with pytest.raises(UserError, match=r"no column 'size' \(--label-column\); it has city, gdp, area"):
+        read_labels(file, label_column="size")
+
+
+def test_labels_that_are_no_numbers_are_listed(tmp_path):
+    found = read_labels(table(tmp_path / "t.csv", "city,growth\nA,1.5\nB,\nC,about two\nD,2\nE,inf\n,3\nF,4\n"))
+    assert found.values == {"A": 1.5, "D": 2.0, "F": 4.0}
+    assert [city for city, _ in found.dropped] == ["B", "C", "E", "row 7"]
+    assert "'about two'" in found.dropped[1][1]
+
+
+def test_two_labels_for_a_city_are_refused(tmp_path):
+    with pytest.raises(UserError, match=r"two labels for são paulo \(row 3 and row 2\)"):
+        read_labels(table(tmp_path / "t.csv", "city,growth\nSão Paulo,1\nsão paulo,2\n"))
+
+
+@pytest.mark.parametrize("name, content, words", [
+    ("t.xlsx", "no workbook", "cannot be read"), ("t.ods", "x", "must be .xlsx or .csv"), ("u.csv", None, "no table")])
+def test_a_table_that_is_none_is_one_sentence(name, content, words, tmp_path):
+    if content:
+        (tmp_path / name).write_text(content)
+    with pytest.raises(UserError, match=words):
+        read_labels(tmp_path / name)
+
+
+def test_tiles_find_their_city():
+    tiles = [Path(name) for name in ("Lyon.tif", "san_jose_2024.tif", "San-2024-3.tif", "Sao Paulo.tif", "Lyons.tif",
+                                     "乌鲁木齐.tif")]
+    found = match_tiles(tiles, ["Lyon", "San", "San Jose", "São Paulo", "乌鲁木齐"])
+    assert list(found.values()) == ["Lyon", "San Jose", "San", "São Paulo", None, "乌鲁木齐"]

@@ -1,0 +1,179 @@
+import json
+
+import numpy as np
+import pytest
+
+from overlays.data import records
+from overlays.domains.satellite.embeddings import dequantise, quantise
+from overlays.domains.satellite.pca import compute, load, prepare_rgb
+from overlays.domains.satellite.prepare import Settings, prepare
+from overlays.errors import UserError
+
+
+def read_all(folder):
+    return {name: list(records.read(folder / f"{name}.jsonl")) for name in ("train", "val", "test")}
+
+
+def world(folder, write_tile, codes, cities=6):
+    """Tiles and a table of so many cities."""
+    for number in range(cities):
+        write_tile(folder / "tiles" / f"city{number}.tif", codes(number))
+    rows = "".join(f"City {number},{number / 4}\n" for number in range(cities))
+    (folder / "labels.csv").write_text(f"city,growth\n{rows}")
+    return Settings(tiles=folder / "tiles", labels=folder / "labels.csv", output=folder / "out",
+                    split_fractions=(0.5, 0.25, 0.25))
+
+
+def test_records_are_sound_and_hold_the_label(prepared):
+    folder, metadata = prepared
+    splits = read_all(folder)
+    rows = [row for part in splits.values() for row in part]
+    assert [len(part) for part in splits.values()] == [metadata["counts"][name] for name in splits]
+    assert len(rows) == 24 and not any(records.check_record(row, folder) for row in rows)
+    groups = [{row["group"] for row in part} for part in splits.values()]
+    assert not (groups[0] & groups[1] or groups[0] & groups[2] or groups[1] & groups[2])
+    for row in rows:
+        said = row["conversations"][1]["value"]
+        assert float(said) == pytest.approx(row["target"]["population_growth"], abs=0.005)
+        assert row["image"].endswith(".npy") and len(row["lonlat"]) == 2
+
+
+def test_arrays_are_the_decoded_tiles(prepared, cities):
+    import rasterio
+
+    folder, _ = prepared
+    means = np.load(folder / "means.npz")
+    for row in [row for part in read_all(folder).values() for row in part][:12]:
+        with rasterio.open(cities / row["source"]) as file:
+            stored = file.read()
+            expected = dequantise(stored[:, ::-1] if file.transform.e > 0 else stored)
+        found = np.load(folder / row["image"])
+        assert found.dtype == np.float16 and np.nanmax(np.abs(found - expected)) < 1e-3
+        assert np.array_equal(np.isnan(found), np.isnan(expected))
+        assert np.allclose(means[row["id"]], np.nanmean(expected, (1, 2)), atol=1e-5)
+        assert row["valid_share"] == pytest.approx(np.isfinite(expected[0]).mean(), abs=1e-4)
+
+
+def test_the_sample_counts_what_does_not_match(prepared):
+    metadata = prepared[1]
+    assert {(row["what"], row["reason"]) for row in metadata["dropped"]} == {
+        ("tile", "no label for it"), ("label", "no tile for it")}
+    assert metadata["bottom_up"] == 1 and metadata["channels"] == 64 and 0 < metadata["ceiling"]["train"] < 1
+
+
+def test_the_split_depends_on_names_and_seed_alone(cities, prepared, tmp_path):
+    again = prepare(Settings(tiles=cities, output=tmp_path / "again"))
+    assert again["counts"] == prepared[1]["counts"]
+    assert read_all(tmp_path / "again") == read_all(prepared[0])
+    prepare(Settings(tiles=cities, output=tmp_path / "other", seed=1))
+    assert read_all(tmp_path / "other")["test"] != read_all(prepared[0])["test"]
+
+
+def test_every_drop_is_counted_and_listed(write_tile, codes, tmp_path):
+    settings = world(tmp_path, write_tile, codes)
+    with (tmp_path / "labels.csv").open("a") as file:
+        file.write("Few,1\nEmpty,2\nHoles,3\nAbsent,4\nWordy,many\n")
+    write_tile(settings.tiles / "few.tif", codes(bands=4))
+    write_tile(settings.tiles / "empty.tif", np.full((8, 6, 5), -128, np.int8))
+    holes = codes(9)
+    holes[:, 2:] = -128
+    write_tile(settings.tiles / "holes.tif", holes)
+    write_tile(settings.tiles / "stranger.tif", codes(10))
+    metadata = prepare(settings)
+    found = {(row["what"], row["name"]): row["reason"] for row in metadata["dropped"]}
+    assert found == {
+        ("tile", "few.tif"): "4 bands, the others have 8", ("tile", "empty.tif"): "no pixel with data",
+        ("tile", "holes.tif"): "data in only 33% of its pixels", ("tile", "stranger.tif"): "no label for it",
+        ("label", "Few"): "its tiles were left out", ("label", "Empty"): "its tiles were left out",
+        ("label", "Holes"): "its tiles were left out", ("label", "Absent"): "no tile for it",
+        ("label", "Wordy"): "no number in column growth: 'many'"}
+    assert metadata["counts"]["dropped_tiles"] == 4 and metadata["counts"]["dropped_labels"] == 5
+    assert metadata["counts"]["tiles"] == 6 == len(list((settings.output / "tiles").iterdir()))
+
+
+def test_decoded_tiles_are_taken_and_nan_is_no_data(write_tile, codes, tmp_path):
+    settings = world(tmp_path, write_tile, codes)
+    values = dequantise(codes(3))
+    values[0, 1, 1] = np.nan
+    write_tile(settings.tiles / "city3.tif", values)
+    metadata = prepare(settings)
+    found = np.load(settings.output / "tiles" / "city3.npy")
+    assert np.isnan(found[:, 1, 1]).all() and np.isnan(found).sum() == 8
+    assert np.nanmax(np.abs(found - values)) < 1e-3
+    assert metadata["counts"]["partly_empty"] == 1
+
+
+@pytest.mark.parametrize("values, words", [
+    (lambda codes: (dequantise(codes) * 2.5).astype(np.float32), r"length 2\.50 where embeddings have 1: decode it"),
+    (lambda codes: quantise(dequantise(codes) ** 2), "these int8 values are no codes"),
+    (lambda codes: codes.astype(np.int16), "holds int16: embeddings are int8 codes")])
+def test_values_that_are_no_embeddings_stop(values, words, write_tile, codes, tmp_path):
+    settings = world(tmp_path, write_tile, codes)
+    write_tile(settings.tiles / "city2.tif", values(codes(2)))
+    with pytest.raises(UserError, match=words):
+        prepare(settings)
+    assert not settings.output.exists()
+
+
+def test_inputs_that_are_missing_are_one_sentence(write_tile, codes, tmp_path):
+    settings = world(tmp_path, write_tile, codes)
+    with pytest.raises(UserError, match="no folder of tiles"):
+        prepare(Settings(tiles=tmp_path / "none", output=settings.output))
+    (tmp_path / "bare").mkdir()
+    with pytest.raises(UserError, match="holds no GeoTIFF"):
+        prepare(Settings(tiles=tmp_path / "bare", labels=settings.labels, output=settings.output))
+    (tmp_path / "foreign.csv").write_text("city,growth\nX,1\nY,2\n")
+    with pytest.raises(UserError, match="only 0 cities have both .* tiles are named like city0.tif, cities like X"):
+        prepare(Settings(tiles=settings.tiles, labels=tmp_path / "foreign.csv", output=settings.output))
+    with pytest.raises(UserError, match=r"holds 2 tables \(foreign.csv, labels.csv\)"):
+        prepare(Settings(tiles=settings.tiles, output=settings.output))
+
+
+def test_pca_is_fitted_on_the_training_split_alone(prepared):
+    from overlays.data.rasters import fit_statistics
+
+    folder = prepared[0]
+    pca = compute(folder)
+    files = [folder / row["image"] for row in read_all(folder)["train"]]
+    pixels = np.concatenate([np.load(file).astype(np.float64).reshape(64, -1).T for file in files])
+    pixels = pixels[np.isfinite(pixels).all(1)]
+    values, axes = np.linalg.eigh(np.cov(pixels.T))
+    assert np.allclose(np.abs(np.sum(pca.components * axes[:, :-4:-1].T, 1)), 1, atol=1e-2)
+    assert np.allclose(pca.explained, values[:-4:-1] / values.sum(), atol=1e-3)
+    mean, std = fit_statistics(files)
+    assert np.allclose(pca.mean, mean, atol=1e-6) and np.allclose(pca.std, std, rtol=1e-5)
+
+
+def test_the_projection_gives_the_pictures_colours(prepared):
+    from overlays.model.channels import read_projection
+
+    folder = prepared[0]
+    pca = compute(folder)
+    matrix = read_projection(folder / "pca_projection.npy").numpy()
+    values = np.load(folder / read_all(folder)["train"][0]["image"]).astype(np.float64)
+    normalised = (values - pca.mean[:, None, None]) / pca.std[:, None, None]
+    shown = np.tensordot(matrix, normalised, 1)  # -1..1, up to a constant for each component
+    colours = pca.picture(values).transpose(2, 0, 1) / 127.5 - 1
+    inside = (colours > -0.99) & (colours < 0.99) & np.isfinite(shown)
+    for band in range(3):
+        difference = (shown - colours)[band][inside[band]]
+        assert difference.std() < 0.005
+
+
+def test_rgb_pictures_keep_records_and_labels(prepared, tmp_path):
+    from PIL import Image
+
+    folder = prepared[0]
+    metadata = prepare_rgb(folder, tmp_path / "rgb")
+    assert metadata["channels"] == 3 and len(metadata["pca"]["explained_variance"]) == 3
+    arrays, pictures = read_all(folder), read_all(tmp_path / "rgb")
+    for name in arrays:
+        for row, other in zip(arrays[name], pictures[name], strict=True):
+            assert other == row | {"image": row["image"].replace(".npy", ".png")}
+            values, shown = np.load(folder / row["image"]), np.asarray(Image.open(tmp_path / "rgb" / other["image"]))
+            assert shown.shape == (*values.shape[1:], 3) and not shown[np.isnan(values[0])].any()
+    assert json.loads((tmp_path / "rgb" / "metadata.json").read_text())["target"] == metadata["target"]
+    with pytest.raises(UserError, match="holds pictures, not arrays"):
+        compute(tmp_path / "rgb")
+    with pytest.raises(UserError, match="is no PCA"):
+        load(folder / "means.npz")
