@@ -1,0 +1,1 @@
+"""Driving clips: one second of video -> velocity and curvature of the next second."""

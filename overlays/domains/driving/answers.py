@@ -1,0 +1,87 @@
+"""The question about a driving clip and its answer as text: pairs of velocity and curvature, written and read."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+V_DECIMALS, K_DECIMALS = 2, 5  # three decimals of curvature would write every highway as zeros
+MAX_SPEED_MPS, MAX_CURVATURE = 150.0, 5.0  # beyond these no car was meant: such a pair counts as unreadable
+
+PROMPT = ("Given this 1-second, {fps:g} FPS driving clip, output exactly {n} pairs of (velocity in m/s, curvature) for "
+          "the next second as [(xx.xx, 0.xxxxx), ...]. No prose, just the list.")
+PAST = " The last second was {pairs}."  # after PROMPT, where past motion is given
+
+_NUMBER = r"[-+\u2212]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+\u2212]?\d+)?"
+_GROUP = re.compile(r"[(\[]([^()\[\]]*)[)\]]")
+_PAIR = re.compile(rf"\s*({_NUMBER})\s*,\s*({_NUMBER})\s*,?\s*")
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What could be read of an answer.
+
+    pairs: (n, 2) float64, velocity in m/s and curvature in 1/m; the last pair is held where too few were given.
+        None where not one pair could be read.
+    status: "whole" (n pairs), "extra" (more; the first n are taken), "partial" (fewer) or "unreadable".
+    given: number of pairs that could be read.
+    """
+
+    pairs: np.ndarray | None
+    status: str
+    given: int
+
+    @property
+    def parsed(self) -> bool:
+        """Whether every pair that was asked for could be read."""
+        return self.status in ("whole", "extra")
+
+
+def question(fps: float, n: int, past: tuple[Sequence[float], Sequence[float]] | None = None) -> str:
+    """The question for `n` pairs; with past motion (velocities in m/s, curvatures in 1/m), that is told first."""
+    return PROMPT.format(fps=fps, n=n) + (PAST.format(pairs=format_pairs(*past)) if past else "")
+
+
+def format_pairs(v: Sequence[float], k: Sequence[float]) -> str:
+    """Velocities (m/s) and signed curvatures (1/m) as "[(12.34, 0.00123), (12.40, -0.00120)]".
+
+    Raises:
+        ValueError: different lengths, no pair, or a number that is not finite.
+    """
+    pairs = np.array([v, k], dtype=np.float64)  # ragged input raises ValueError
+    if pairs.ndim != 2 or not pairs.shape[1] or not np.isfinite(pairs).all():
+        raise ValueError("velocities and curvatures must be finite, as many of one as of the other, at least one")
+    return "[" + ", ".join(f"({_fixed(v, V_DECIMALS)}, {_fixed(k, K_DECIMALS)})" for v, k in pairs.T) + "]"
+
+
+def _fixed(value: float, decimals: int) -> str:
+    return f"{round(float(value), decimals) + 0.0:.{decimals}f}"  # + 0.0: no "-0.00"
+
+
+def read_answer(text: str, n: int) -> Answer:
+    """Read an answer that should hold `n` pairs.
+
+    Signs, exponents, square instead of round brackets and any text around the list are taken. Reading starts at the
+    first pair and ends at the first group in brackets that is none, so that no pair moves to another time.
+    """
+    pairs: list[tuple[float, float]] = []
+    for group in _GROUP.finditer(text):
+        found = _PAIR.fullmatch(group[1])
+        pair = tuple(float(number.replace("\u2212", "-")) for number in found.groups()) if found else None
+        if pair and abs(pair[0]) <= MAX_SPEED_MPS and abs(pair[1]) <= MAX_CURVATURE:
+            pairs.append(pair)
+        elif pairs:
+            break
+    if not pairs:
+        return Answer(None, "unreadable", 0)
+    status = "whole" if len(pairs) == n else "extra" if len(pairs) > n else "partial"
+    held = pairs[:n] + [pairs[-1]] * (n - len(pairs))
+    return Answer(np.array(held), status, len(pairs))
+
+
+def parse_pairs(text: str, n: int) -> np.ndarray | None:
+    """(n, 2) velocities and curvatures of an answer, the last pair held where some are missing; None without any."""
+    return read_answer(text, n).pairs

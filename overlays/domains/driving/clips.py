@@ -1,0 +1,247 @@
+"""Clips of a PhysicalAI-Autonomous-Vehicles folder: which there are, their clocks, their videos."""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import shutil
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from overlays.domains.driving import archives
+from overlays.domains.driving.faults import ClipFault
+from overlays.errors import UserError
+from overlays.files import atomic_path
+
+CAMERA = "camera_front_wide_120fov"
+SPLIT_NAMES = {"train": "train", "val": "val", "validation": "val", "valid": "val", "test": "test"}
+
+
+@dataclass(frozen=True)
+class File:
+    """A file as it lies in the raw folder: plain, or a member of an archive."""
+
+    path: Path
+    member: zipfile.ZipInfo | None = None
+
+    def read(self) -> bytes:
+        """Its content. Raises UserError where it is damaged."""
+        return archives.read_member(self.path, self.member) if self.member else self.path.read_bytes()
+
+    def place(self, target: Path) -> None:
+        """Put it at `target`: unpacked, else a hard link, else a symbolic one. One that is there in full stays."""
+        if self.member:
+            if target.is_symlink() or not archives.is_member(target, self.member):
+                target.unlink(missing_ok=True)
+                archives.extract(self.path, self.member, target)
+            return
+        if target.is_file() and target.samefile(self.path):
+            return
+        with atomic_path(target) as temporary:
+            try:
+                os.link(self.path.resolve(), temporary)
+            except OSError:
+                temporary.symlink_to(self.path.resolve())
+
+
+@dataclass(frozen=True)
+class Clip:
+    """What belongs to one clip; None where it is missing. `split` and `valid` are the index's."""
+
+    name: str
+    video: File | None
+    timestamps: File | None
+    egomotion: File | None
+    split: str | None = None
+    valid: bool = True
+
+
+def find(raw: Path, camera: str = CAMERA) -> tuple[list[Clip], list[dict]]:
+    """Clips of a folder, by name, and the archives that were refused, [{"archive", "reason", "detail"}].
+
+    Both layouts are read: archives `camera/<cam>/*.zip` and `labels/egomotion/*.zip`, and the same files unpacked.
+
+    Raises:
+        UserError: no such folder or camera, or nothing in it.
+    """
+    raw = Path(raw)
+    if not raw.is_dir():
+        raise UserError(f"there is no folder {raw}: give the one that holds camera/ and labels/")
+    place = raw / "camera" / camera
+    if not place.is_dir():
+        there = sorted(path.name for path in (raw / "camera").glob("*") if path.is_dir())
+        hint = f"there are {', '.join(there)}" if there else "it must hold camera/<camera> and labels/egomotion"
+        raise UserError(f"{raw} holds no camera {camera}: {hint}")
+    refused: list[dict] = []
+    pictures = _files(place, refused)
+    motion = _files(raw / "labels" / "egomotion", refused)
+    found: dict[str, dict[str, File]] = {}
+    kinds = ((pictures, f".{camera}.mp4", "video"), (pictures, f".{camera}.timestamps.parquet", "timestamps"),
+             (motion, ".egomotion.parquet", "egomotion"))
+    for files, suffix, kind in kinds:
+        for name, file in files.items():
+            clip = name.removesuffix(suffix)
+            if clip != name and re.fullmatch(r"[\w][\w.-]*", clip):
+                found.setdefault(clip, {})[kind] = file
+    if not found and not refused:
+        raise UserError(f"{raw} holds no clip of {camera}: neither archives nor <clip>.{camera}.mp4")
+    index = read_index(raw)
+    clips = []
+    for name in sorted(found):
+        valid, split = index.get(name, (True, None))
+        files = found[name]
+        clips.append(Clip(name, files.get("video"), files.get("timestamps"), files.get("egomotion"), split, valid))
+    return clips, refused
+
+
+def _files(folder: Path, refused: list[dict]) -> dict[str, File]:
+    """Name -> file below a folder, archives looked into; a plain file goes before an archive's."""
+    found: dict[str, File] = {}
+    for archive in sorted(folder.rglob("*.zip")):
+        try:
+            found |= {name: File(archive, info) for name, info in archives.members(archive).items()}
+        except UserError as error:
+            refused.append({"archive": archive.name, "reason": "refused archive", "detail": str(error)})
+    return found | {path.name: File(path) for path in sorted(folder.rglob("*"))
+                    if path.suffix in (".mp4", ".parquet") and path.is_file()}
+
+
+def read_index(raw: Path) -> dict[str, tuple[bool, str | None]]:
+    """Clip -> (valid, split) of clip_index.parquet; splits/default.parquet goes before its own. Empty without one.
+
+    Raises:
+        UserError: an index that cannot be read.
+    """
+    import pandas as pd
+
+    path, splits = raw / "clip_index.parquet", raw / "splits" / "default.parquet"
+    if not path.is_file():
+        return {}
+    try:
+        table = pd.read_parquet(path)
+        table = table.set_index("clip_id") if "clip_id" in table.columns else table
+        if splits.is_file():
+            labels = pd.read_parquet(splits)
+            labels = labels.set_index("clip_id") if "clip_id" in labels.columns else labels
+            table["split"] = labels["split"]
+    except Exception as error:  # pyarrow raises many kinds on bad bytes
+        raise UserError(f"{path} or {splits} cannot be read: {' '.join(str(error).split())[:200]}") from None
+    valid = table["clip_is_valid"].fillna(False).astype(bool) if "clip_is_valid" in table else [True] * len(table)
+    split = table["split"] if "split" in table else [None] * len(table)
+    return {str(name): (bool(ok), part if isinstance(part, str) else None)
+            for name, ok, part in zip(table.index, valid, split, strict=True)}
+
+
+def read_timestamps(file: File, name: str) -> np.ndarray:
+    """(F,) int64 microseconds: when each frame was taken. They may begin above or below 0.
+
+    Raises:
+        ClipFault: no parquet file, no column `timestamp` of whole numbers.
+    """
+    import pandas as pd
+
+    try:
+        table = pd.read_parquet(io.BytesIO(file.read()))
+    except Exception as error:  # pyarrow raises many kinds on bad bytes
+        raise ClipFault("unreadable timestamps", f"{name}: {' '.join(str(error).split())[:200]}") from None
+    if "timestamp" not in table.columns or table["timestamp"].dtype.kind not in "iu":
+        raise ClipFault("unreadable timestamps", f"{name} has no column timestamp of whole microseconds")
+    return table["timestamp"].to_numpy(np.int64)
+
+
+def count_frames(path: Path) -> int:
+    """Frames of a video by its packets, without decoding.
+
+    Raises:
+        ClipFault: no video, or cut short.
+    """
+    import av
+
+    try:
+        with av.open(str(path)) as container:
+            if not container.streams.video:
+                raise ClipFault("unreadable video", f"{path.name} holds no video stream")
+            size, stamps = path.stat().st_size, set()
+            for packet in container.demux(container.streams.video[0]):
+                if packet.pts is None or not packet.size or packet.is_discard:
+                    continue
+                if packet.is_corrupt or (packet.pos is not None and packet.pos + packet.size > size):
+                    raise ClipFault("truncated video", f"{path.name} ends within frame {len(stamps)}")
+                stamps.add(packet.pts)
+    except (av.error.FFmpegError, OSError) as error:
+        raise ClipFault("unreadable video", f"{path.name}: {' '.join(str(error).split())}") from None
+    return len(stamps)
+
+
+def cut(path: Path, starts: list[int], frames: int, targets: list[Path], quality: int = 0) -> None:
+    """Write stretches of `frames` frames of a video as files of their own, frame by frame the same.
+
+    Args:
+        starts: first frame of each stretch, ascending, counted in the order of showing from 0.
+        targets: file of each stretch.
+        quality: x264's: 0 is lossless, and then every frame is read again and compared; 18 looks the same.
+
+    Raises:
+        ClipFault: fewer frames than asked for, or a file that differs from its source.
+    """
+    import av
+
+    waiting = list(zip(starts, targets, strict=True))
+    held: list = []  # frames from `first` on
+    number = 0
+    try:
+        with av.open(str(path)) as container:
+            stream = container.streams.video[0]
+            stream.thread_type = "AUTO"
+            rate = stream.average_rate or 30
+            for frame in container.decode(stream):
+                if waiting and number >= waiting[0][0]:
+                    held.append(frame)
+                number += 1
+                while waiting and number == waiting[0][0] + frames:
+                    _encode(held[:frames], waiting[0][1], rate, quality)
+                    done = waiting.pop(0)[0]
+                    held = held[waiting[0][0] - done:] if waiting else []
+    except (av.error.FFmpegError, OSError) as error:
+        raise ClipFault("unreadable video", f"{path.name}: {' '.join(str(error).split())}") from None
+    if waiting:
+        raise ClipFault("truncated video", f"{path.name} gives {number} frames, frame {waiting[0][0] + frames - 1} "
+                                           "was asked for")
+
+
+def _encode(pictures: list, target: Path, rate, quality: int) -> None:
+    import av
+
+    arrays = []
+    with atomic_path(target) as temporary:
+        with av.open(str(temporary), "w", format="mp4") as container:
+            stream = container.add_stream("libx264", rate=rate)
+            first = pictures[0]
+            stream.width, stream.height, stream.pix_fmt = first.width, first.height, first.format.name
+            stream.options = {"preset": "veryfast", **({"qp": "0"} if quality == 0 else {"crf": str(quality)})}
+            for number, picture in enumerate(pictures):
+                array = picture.to_ndarray()
+                copy = av.VideoFrame.from_ndarray(array, format=first.format.name)
+                copy.pts, copy.time_base = number, 1 / stream.codec_context.framerate
+                container.mux(stream.encode(copy))
+                arrays.append(array)
+            container.mux(stream.encode())
+        with av.open(str(temporary)) as container:
+            again = [frame.to_ndarray() for frame in container.decode(container.streams.video[0])]
+        same = len(again) == len(arrays) and (quality or all(map(np.array_equal, again, arrays)))
+        if not same:
+            raise ClipFault("segment differs", f"{target.name} does not hold the {len(arrays)} frames of its source")
+
+
+def remove_other(folder: Path, kept: set[str]) -> None:
+    """Delete what an earlier run left in a folder of media."""
+    if folder.is_dir():
+        for path in folder.iterdir():
+            if path.name not in kept:
+                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+        if not kept:
+            folder.rmdir()

@@ -1,0 +1,159 @@
+"""Motion of the car from an egomotion file: checked, and interpolated at the times of camera frames."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+from scipy.interpolate import CubicSpline
+from scipy.spatial.transform import Rotation, Slerp
+
+from overlays.domains.driving.faults import ClipFault
+
+POSE = ("qx", "qy", "qz", "qw", "x", "y", "z")
+VELOCITY = ("vx", "vy", "vz")
+FIT_S = 1.0  # span of the least-squares fit of curvature
+LOW_SPEED_MPS = 1.0  # under this speed curvature is hardly defined: such moments are flagged and scored apart
+
+
+@dataclass(frozen=True)
+class Motion:
+    """Motion at given times.
+
+    Attributes:
+        position: (T, 3) m, in the rig's frame at t = 0: x forward, y left, z up.
+        rotation: of the rig in that frame, T rotations.
+        speed: (T,) m/s along the heading, negative when reversing.
+        curvature: (T,) 1/m, positive to the left.
+    """
+
+    position: np.ndarray
+    rotation: Rotation
+    speed: np.ndarray
+    curvature: np.ndarray
+
+
+@dataclass(frozen=True)
+class Egomotion:
+    """Rows of an egomotion file in ascending time; vectors are in the rig's frame at t = 0.
+
+    Attributes:
+        times_us: (N,) int64, microseconds; 0 is the start of the clip, rows may lie before it.
+        position: (N, 3) m. rotation: N rotations. speed: (N,) m/s along the heading, signed.
+        curvature: (N,) 1/m, + to the left. fitted: (N,) bool, where it was fitted for want of a value in the file.
+        repairs: what was left out while reading: {"repeated": n, "not finite": n}.
+    """
+
+    times_us: np.ndarray
+    position: np.ndarray
+    rotation: Rotation
+    speed: np.ndarray
+    curvature: np.ndarray
+    fitted: np.ndarray
+    repairs: dict[str, int] = field(default_factory=dict)
+
+    def gaps(self, longest_s: float) -> np.ndarray:
+        """(G, 2) int64: first and last microsecond of every stretch longer than `longest_s` without a row."""
+        wide = np.flatnonzero(np.diff(self.times_us) > longest_s * 1e6)
+        return np.stack([self.times_us[wide], self.times_us[wide + 1]], 1)
+
+    def problem(self, first_us: int, last_us: int, longest_s: float) -> str | None:
+        """Why nothing can be said about the motion between two times: "outside the egomotion", a gap, or None."""
+        if first_us < self.times_us[0] or last_us > self.times_us[-1]:
+            return "outside the egomotion"
+        gaps = self.gaps(longest_s)
+        if ((gaps[:, 0] < last_us) & (gaps[:, 1] > first_us)).any():
+            return "gap in the egomotion"
+        return None
+
+    def at(self, times_us: np.ndarray) -> Motion:
+        """Motion at (T,) times in microseconds: cubic spline for position, slerp for rotation, linear speed, curvature.
+
+        Raises:
+            ValueError: a time before the first or after the last row; nothing is extrapolated.
+        """
+        times_us = np.asarray(times_us, np.int64)
+        if times_us.size and (times_us.min() < self.times_us[0] or times_us.max() > self.times_us[-1]):
+            raise ValueError(f"times {times_us.min()}..{times_us.max()} us leave the egomotion, "
+                             f"{self.times_us[0]}..{self.times_us[-1]} us")
+        # Seconds from the first row: microseconds squared lose digits in the spline.
+        own, asked = (self.times_us - self.times_us[0]) / 1e6, (times_us - self.times_us[0]) / 1e6
+        return Motion(
+            CubicSpline(own, self.position)(asked), Slerp(own, self.rotation)(asked),
+            np.interp(asked, own, self.speed), np.interp(asked, own, self.curvature),
+        )
+
+
+def read(source: Path | bytes, name: str = "") -> Egomotion:
+    """An egomotion parquet file, its path or its content.
+
+    Columns `timestamp` (microseconds), qx qy qz qw, x y z (m), vx vy vz (m/s), and `curvature` (1/m), which is fitted
+    (`fit_curvature`) where it is missing or not a number. Rows repeated with the same time and rows with a number that
+    is not finite are left out, which may open a gap.
+
+    Raises:
+        ClipFault: no parquet file, columns missing, fewer than two rows, timestamps out of order.
+    """
+    import pandas as pd
+
+    name = name or (source.name if isinstance(source, Path) else "egomotion")
+    try:
+        table = pd.read_parquet(BytesIO(source) if isinstance(source, bytes) else source)
+    except Exception as error:  # pyarrow raises many kinds on bad bytes
+        raise ClipFault("unreadable egomotion", f"{name}: {' '.join(str(error).split())[:200]}") from None
+    if "timestamp" not in table.columns and table.index.name == "timestamp":
+        table = table.reset_index()
+    missing = [column for column in ("timestamp", *POSE, *VELOCITY) if column not in table.columns]
+    if missing:
+        raise ClipFault("egomotion without columns", f"{name} lacks {', '.join(missing)}")
+    times = table["timestamp"].to_numpy()
+    if times.dtype.kind not in "iu":
+        raise ClipFault("unreadable egomotion", f"{name}: timestamp must be whole microseconds, not {times.dtype}")
+    times = times.astype(np.int64)
+    if (np.diff(times) < 0).any():
+        row = int(np.flatnonzero(np.diff(times) < 0)[0]) + 1
+        raise ClipFault("egomotion out of order", f"{name}: row {row} ({times[row]} us) is before the row above it "
+                                                  f"({times[row - 1]} us)")
+    values = table[[*POSE, *VELOCITY]].to_numpy(np.float64)
+    norm = np.linalg.norm(values[:, :4], axis=1)
+    finite = np.isfinite(values).all(1) & (norm > 0.5)
+    first = np.concatenate([[True], np.diff(times[finite]) > 0])[: finite.sum()]
+    kept = np.flatnonzero(finite)[first]
+    if len(kept) < 2:
+        raise ClipFault("unreadable egomotion", f"{name} has fewer than two usable rows")
+    repairs = {"repeated": int((~first).sum()), "not finite": int((~finite).sum())}
+    times, values = times[kept], values[kept]
+    rotation = Rotation.from_quat(values[:, :4])
+    speed = (values[:, 7:10] * rotation.apply([1.0, 0.0, 0.0])).sum(1)
+    column = table["curvature"] if "curvature" in table.columns else pd.Series(np.nan, index=table.index)
+    given = column.to_numpy(np.float64)[kept]
+    fitted = ~np.isfinite(given)
+    curvature = np.where(fitted, fit_curvature(times, rotation, speed), given) if fitted.any() else given
+    return Egomotion(times, values[:, 4:7], rotation, speed, curvature, fitted,
+                     {reason: number for reason, number in repairs.items() if number})
+
+
+def fit_curvature(times_us: np.ndarray, rotation: Rotation, speed: np.ndarray, span_s: float = FIT_S) -> np.ndarray:
+    """Curvature by least squares of yaw rate w on speed v: sum(w v) / (sum(v^2) + 1) over one second around each row.
+
+    The 1 (m/s)^2 holds the quotient at 0 where the car stands.
+
+    Args:
+        times_us: (N,) ascending, N >= 2. rotation: N rotations. speed: (N,) m/s.
+
+    Returns:
+        (N,) 1/m, + to the left.
+    """
+    seconds = (times_us - times_us[0]) / 1e6
+    steps = (rotation[:-1].inv() * rotation[1:]).as_rotvec()[:, 2] / np.diff(seconds)
+    yaw_rate = np.interp(seconds, (seconds[:-1] + seconds[1:]) / 2, steps)  # rad/s about the rig's own z
+    low = np.searchsorted(seconds, seconds - span_s / 2, side="left")
+    high = np.searchsorted(seconds, seconds + span_s / 2, side="right")
+
+    def total(values: np.ndarray) -> np.ndarray:
+        sums = np.concatenate([[0.0], np.cumsum(values)])
+        return sums[high] - sums[low]
+
+    return total(yaw_rate * speed) / (total(speed**2) + 1.0)

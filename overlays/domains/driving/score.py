@@ -1,0 +1,203 @@
+"""Scores of predicted motion beside four baselines that need no model. Pure: rows in, figures out.
+
+Rules, the same for the model and the baselines:
+- Errors are taken over all pairs of all rows: MAE and RMSE of velocity (m/s) and curvature (1/m). Truth is the record's
+  `future`, not its text, which is rounded.
+- Paths are integrated from velocity and curvature (see `integrate`); ADE is the mean distance in m over all pairs, FDE
+  that at the last pair of each row.
+- An answer without a readable pair counts as if the last known motion went on; one with too few pairs goes on with its
+  last. Neither is dropped, and both lower `parse_rate`, the share of rows with every pair readable. What the model
+  did alone is under `readable`.
+- A turn is a row whose true mean curvature is at least TURN_PER_M; its sign is right where the predicted mean has the
+  same. A prediction of exactly 0 is wrong.
+- Rows slower than 1 m/s at some pair (`low_speed`), where curvature is ill defined, are also scored apart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from overlays.domains.driving.answers import read_answer
+from overlays.errors import UserError
+
+TURN_PER_M = 0.005  # a radius of 200 m
+SLOW_MPS = 1.0
+HORIZONS_S = (0.25, 0.5, 1.0)
+BASELINES = ("train_mean", "hold_v_zero_k", "hold_both", "linear_v_hold_k")
+FIGURES = ("mae_v", "mae_k", "rmse_v", "rmse_k", "ade", "fde", "turn_sign_accuracy")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One window: truth, the known past and what was said.
+
+    times: (P,) seconds from the last frame seen. truth, said: (P, 2) m/s and 1/m. past_times: (Q,), past: (Q, 2).
+    status: of `answers.Answer`.
+    """
+
+    id: str
+    times: np.ndarray
+    truth: np.ndarray
+    past_times: np.ndarray
+    past: np.ndarray
+    said: np.ndarray
+    status: str
+
+    @property
+    def low_speed(self) -> bool:
+        """Whether the car is slower than 1 m/s at some pair."""
+        return bool((np.abs(self.truth[:, 0]) < SLOW_MPS).any())
+
+
+def integrate(times: np.ndarray, pairs: np.ndarray) -> np.ndarray:
+    """Path of a car that starts at (0, 0) heading along x, at the given times.
+
+    Kinematic unicycle, ds = v dt and dheading = k ds, as circular arcs: between two pairs their mean holds, before
+    the first pair the first.
+
+    Args:
+        times: (P,) s, ascending, the start being 0.
+        pairs: (P, 2) velocity in m/s and curvature in 1/m, + to the left.
+
+    Returns:
+        (P, 3): x forward and y left in m, heading in rad.
+    """
+    before = np.concatenate([pairs[:1], pairs[:-1]])
+    v, k = ((before + pairs) / 2).T
+    way = v * np.diff(times, prepend=0.0)
+    turn = way * k
+    heading = np.cumsum(turn)
+    middle = heading - turn / 2
+    chord = way * np.sinc(turn / 2 / np.pi)
+    return np.stack([np.cumsum(chord * np.cos(middle)), np.cumsum(chord * np.sin(middle)), heading], 1)
+
+
+def train_mean(train: Iterable[dict]) -> np.ndarray | None:
+    """(2,) mean velocity and curvature of the pairs of the training split; None without any."""
+    pairs = [np.array([record["future"]["v"], record["future"]["k"]]).T for record in train if record.get("future")]
+    return np.concatenate(pairs).mean(0) if pairs else None
+
+
+def read_row(row: dict, mean: np.ndarray | None = None) -> Row:
+    """A prediction row as numbers; `mean` (2,) stands in for a past that the row does not tell.
+
+    Raises:
+        UserError: the row has no true future, or a past that cannot be read.
+    """
+    try:
+        truth = np.array([row["future"]["v"], row["future"]["k"]], dtype=np.float64).T
+        count = len(truth)
+        times = np.array(row.get("times") or np.arange(1, count + 1) / count, dtype=np.float64)
+        past = row.get("past")
+        if past:
+            known = np.array([past["v"], past["k"]], dtype=np.float64).T
+            known_times = np.array(past.get("times") or (np.arange(len(known)) + 1) / len(known) - 1, dtype=np.float64)
+        else:
+            known, known_times = np.array([[0.0, 0.0] if mean is None else mean]), np.zeros(1)
+        if not count or truth.shape[1] != 2 or len(times) != count or len(known_times) != len(known):
+            raise ValueError
+    except (KeyError, TypeError, ValueError):
+        raise UserError(f"row {row.get('id')!r} has no true future as {{'v': [...], 'k': [...]}} with as many times; "
+                        "predict on a driving split that scripts/prepare_physical_ai.py made") from None
+    answer = read_answer(str(row.get("prediction") or ""), count)
+    said = answer.pairs if answer.pairs is not None else np.repeat(known[-1:], count, 0)
+    return Row(str(row.get("id")), times, truth, known_times, known, said, answer.status)
+
+
+def guess(name: str, row: Row, mean: np.ndarray) -> np.ndarray:
+    """(P, 2) pairs of one of BASELINES.
+
+    linear_v_hold_k: the least-squares slope of the past second's velocities goes on from its last velocity.
+    """
+    count, last = len(row.times), row.past[-1]
+    if name == "train_mean":
+        return np.repeat(mean[None], count, 0)
+    if name == "hold_v_zero_k":
+        return np.repeat([[last[0], 0.0]], count, 0)
+    if name == "hold_both":
+        return np.repeat(last[None], count, 0)
+    if name != "linear_v_hold_k":
+        raise ValueError(f"there is no baseline {name!r}")
+    spread = row.past_times - row.past_times.mean()
+    slope = float(spread @ row.past[:, 0] / (spread @ spread)) if len(spread) > 1 else 0.0
+    velocity = last[0] + slope * (row.times - row.past_times[-1])
+    return np.stack([velocity, np.full(count, last[1])], 1)
+
+
+def score(predictions: Sequence[dict], train: Iterable[dict] = ()) -> dict:
+    """Figures of predictions (rows of predictions.jsonl) and of the baselines on the same rows.
+
+    Returns:
+        n, parse_rate, n_whole, n_extra, n_partial, n_unreadable, n_turns, mae_v, mae_k, rmse_v, rmse_k, ade, fde,
+        turn_sign_accuracy; the same figures under `horizons` (by second: n, mae_v, mae_k, distance), `low_speed`,
+        `moving` and `readable`; and under `baseline` for each of BASELINES (train_mean is None without `train`).
+
+    Raises:
+        UserError: no rows, or a row without its true future.
+    """
+    if not predictions:
+        raise UserError("there are no predictions to score")
+    mean = train_mean(train)
+    rows = [read_row(row, mean) for row in predictions]
+    statuses = [row.status for row in rows]
+    counts = {f"n_{name}": statuses.count(name) for name in ("whole", "extra", "partial", "unreadable")}
+    parsed = counts["n_whole"] + counts["n_extra"]
+    metrics = {"n": len(rows), "parse_rate": parsed / len(rows), **counts, **_figures(rows, lambda row: row.said)}
+    whole = [row for row in rows if row.status in ("whole", "extra")]
+    metrics["readable"] = _group(whole, lambda row: row.said)
+    metrics["turn_threshold_per_m"] = TURN_PER_M
+    metrics["baseline"] = {
+        name: None if name == "train_mean" and mean is None else
+        {"n": len(rows), "parse_rate": 1.0, **_figures(rows, lambda row, name=name: guess(name, row, mean))}
+        for name in BASELINES
+    }
+    return metrics
+
+
+def _figures(rows: Sequence[Row], said: Callable[[Row], np.ndarray]) -> dict:
+    """Figures over all rows, by horizon, and of slow and moving rows apart."""
+    slow = [row for row in rows if row.low_speed]
+    moving = [row for row in rows if not row.low_speed]
+    return {
+        **{key: value for key, value in _group(rows, said).items() if key != "n"},
+        "horizons": {f"{second:g}": _at(rows, said, second) for second in HORIZONS_S},
+        "low_speed": _group(slow, said), "moving": _group(moving, said),
+    }
+
+
+def _group(rows: Sequence[Row], said: Callable[[Row], np.ndarray]) -> dict:
+    if not rows:
+        return {"n": 0, "n_turns": 0} | dict.fromkeys(FIGURES)
+    errors = np.concatenate([said(row) - row.truth for row in rows])
+    apart = [_distances(row, said(row)) for row in rows]
+    turns = [row for row in rows if abs(row.truth[:, 1].mean()) >= TURN_PER_M]
+    right = [np.sign(said(row)[:, 1].mean()) == np.sign(row.truth[:, 1].mean()) for row in turns]
+    mae, rmse = np.abs(errors).mean(0), np.sqrt((errors**2).mean(0))
+    return {
+        "n": len(rows), "n_turns": len(turns), "mae_v": float(mae[0]), "mae_k": float(mae[1]),
+        "rmse_v": float(rmse[0]), "rmse_k": float(rmse[1]), "ade": float(np.concatenate(apart).mean()),
+        "fde": float(np.mean([row[-1] for row in apart])),
+        "turn_sign_accuracy": float(np.mean(right)) if turns else None,
+    }
+
+
+def _distances(row: Row, said: np.ndarray) -> np.ndarray:
+    """(P,) metres between the predicted and the true path."""
+    return np.linalg.norm(integrate(row.times, said)[:, :2] - integrate(row.times, row.truth)[:, :2], axis=1)
+
+
+def _at(rows: Sequence[Row], said: Callable[[Row], np.ndarray], second: float) -> dict:
+    """Mean errors at the pair nearest to `second`, over the rows that have one within 0.1 s."""
+    found = []
+    for row in rows:
+        place = int(np.abs(row.times - second).argmin())
+        if abs(row.times[place] - second) <= 0.1:
+            guessed = said(row)
+            found.append([*np.abs(guessed[place] - row.truth[place]), _distances(row, guessed)[place]])
+    means = np.mean(found, 0) if found else [None] * 3
+    names = ("mae_v", "mae_k", "distance")
+    return {"n": len(found)} | {name: None if mean is None else float(mean)
+                                for name, mean in zip(names, means, strict=True)}

@@ -1,0 +1,109 @@
+"""Chunks are fetched by number, one camera only, and no archive is trusted."""
+
+import zipfile
+from unittest.mock import Mock
+
+import pytest
+from huggingface_hub import errors as hub
+
+from overlays.domains.driving import archives, download
+from overlays.errors import UserError
+
+CAMERA = "camera_front_wide_120fov"
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """Names asked from the hub; every file is there, zips hold one clip of two cameras' files."""
+    names = []
+
+    def fetch(repository, name, repo_type, local_dir, revision):
+        assert (repository, repo_type) == ("nvidia/PhysicalAI-Autonomous-Vehicles", "dataset")
+        names.append(name)
+        path = local_dir / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if name.endswith(".zip"):
+            with zipfile.ZipFile(path, "w") as out:
+                out.writestr(f"clip.{path.name.split('.')[0]}.mp4", b"pictures")
+        else:
+            path.touch()
+        return str(path)
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", fetch)
+    return names
+
+
+def test_chunks_are_named_by_number():
+    assert download.chunk_numbers("0-2,7, 1") == [0, 1, 2, 7]
+    for text in ("", "a", "3-1", "1-", "-1", "12345", "0;1"):
+        with pytest.raises(UserError, match="--chunks"):
+            download.chunk_numbers(text)
+
+
+def test_only_what_is_needed_is_fetched(asked, tmp_path):
+    files = list(download.fetch(tmp_path, [0, 12]))
+    assert asked == ["clip_index.parquet", "splits/default.parquet"] + [
+        name.format(chunk) for chunk in (0, 12) for name in (
+            "labels/egomotion/egomotion.chunk_{:04d}.zip", f"camera/{CAMERA}/{CAMERA}.chunk_{{:04d}}.zip")]
+    assert all(path.is_file() for path in files)
+
+
+def test_unpacked_chunks_are_not_fetched_again(asked, tmp_path):
+    list(download.fetch(tmp_path, [3], unpack=True))
+    folder = tmp_path / "camera" / CAMERA
+    assert (folder / f"clip.{CAMERA}.mp4").read_bytes() == b"pictures" and not list(folder.glob("*.zip"))
+    asked.clear()
+    list(download.fetch(tmp_path, [3], unpack=True))
+    assert asked == ["clip_index.parquet", "splits/default.parquet"]
+
+
+@pytest.mark.parametrize(("kind", "message"), [
+    (hub.GatedRepoError, "gated.*hf auth login"), (hub.RepositoryNotFoundError, "hf auth login"),
+    (hub.RevisionNotFoundError, "no revision"), (hub.RemoteEntryNotFoundError, "holds no clip_index.parquet"),
+    (hub.LocalEntryNotFoundError, "cannot be reached"), (hub.HfHubHTTPError, "could not be fetched.*kept"),
+])
+def test_refusals_of_the_hub_are_one_sentence(monkeypatch, tmp_path, kind, message):
+    error = kind("line one\nline two", **({} if kind is hub.LocalEntryNotFoundError else {"response": Mock()}))
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", Mock(side_effect=error))
+    with pytest.raises(UserError, match=message) as caught:
+        list(download.fetch(tmp_path, [0]))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_camera_cannot_name_another_folder(tmp_path):
+    with pytest.raises(UserError, match="no name such as"):
+        list(download.fetch(tmp_path, [0], camera="../labels"))
+
+
+def zipped(path, **options):
+    with zipfile.ZipFile(path, "w") as out:
+        for name, content in options.get("files", {}).items():
+            info = zipfile.ZipInfo(name)
+            info.external_attr = options.get("mode", 0o100644) << 16
+            out.writestr(info, content)
+    return path
+
+
+@pytest.mark.parametrize(("options", "message"), [
+    ({"files": {"../x": b""}}, "leave its folder"), ({"files": {"/x": b""}}, "leave its folder"),
+    ({"files": {"a/../../x": b""}}, "leave its folder"), ({"files": {"c:\\x": b""}}, "leave its folder"),
+    ({"files": {"x": b"target"}, "mode": 0o120777}, "no plain file"),
+    ({"files": {"a/x": b"", "b/x": b""}}, "'x' twice"), ({"files": {"x": b"1" * 2000}}, "above the limit"),
+])
+def test_archives_that_cannot_be_trusted_are_refused_before_anything_is_written(tmp_path, options, message):
+    archive = zipped(tmp_path / "a.zip", **options)
+    with pytest.raises(UserError, match=message):
+        archives.unpack(archive, tmp_path / "out" / "in", limit=1000)
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["a.zip"]
+
+
+def test_damaged_archives_are_named(tmp_path):
+    archive = zipped(tmp_path / "a.zip", files={"x": b"content" * 50})
+    whole = archive.read_bytes()
+    archive.write_bytes(whole.replace(b"contentcontent", b"contentCONTENT", 1))
+    with pytest.raises(UserError, match="x is damaged"):
+        archives.unpack(archive, tmp_path / "out")
+    assert not list((tmp_path / "out").iterdir())
+    archive.write_bytes(whole[:100])
+    with pytest.raises(UserError, match="cannot be read"):
+        archives.members(archive)

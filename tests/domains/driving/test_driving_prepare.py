@@ -1,0 +1,288 @@
+"""From clips to records: windows, splits and frames are right, every drop is counted and listed."""
+
+import json
+import shutil
+import zipfile
+from pathlib import Path
+
+import av
+import numpy as np
+import pandas as pd
+import pytest
+
+from overlays.data import records
+from overlays.domains.driving import clips, egomotion
+from overlays.domains.driving.answers import parse_pairs
+from overlays.domains.driving.prepare import Settings, ensure_sample, prepare
+from overlays.domains.driving.sample import CAMERA, clip_name, clocks, drive_of, sample, split_of
+from overlays.errors import UserError
+
+ALL = ("train", "val", "test")
+
+
+def rows(folder: Path, split: str) -> list[dict]:
+    return list(records.read(folder / f"{split}.jsonl"))
+
+
+def pictures(path: Path) -> list[np.ndarray]:
+    with av.open(str(path)) as container:
+        return [frame.to_ndarray() for frame in container.decode(container.streams.video[0])]
+
+
+@pytest.fixture(scope="module")
+def prepared(sample_clips, tmp_path_factory):
+    """(folder, metadata) of the sample clips with every setting at its default."""
+    folder = tmp_path_factory.mktemp("prepared") / "driving"
+    return folder, prepare(Settings(raw=sample_clips, output=folder, workers=1))
+
+
+@pytest.fixture
+def unpacked(sample_clips, tmp_path):
+    """Folder of the ten clips as plain files, to be spoilt."""
+    raw = tmp_path / "raw"
+    for place in (f"camera/{CAMERA}", "labels/egomotion"):
+        for archive in (sample_clips / place).glob("*.zip"):
+            zipfile.ZipFile(archive).extractall(raw / place)
+    return raw
+
+
+def test_windows_are_counted_and_split_by_the_index(prepared):
+    folder, metadata = prepared
+    counts = metadata["counts"]
+    assert (counts["clips_used"], counts["windows"], metadata["splits_by"]) == (10, 20, "index")
+    expected = {split: [clip_name(0, n) for n in range(10) if split_of(n) == split] for split in ALL}
+    for split in ALL:
+        assert {row["clip"] for row in rows(folder, split)} == set(expected[split])
+        assert counts[split] == len(rows(folder, split)) == 2 * len(expected[split])
+        assert all(row["split"] == split for row in rows(folder, split))
+
+
+def test_records_are_sound_and_say_what_the_motion_was(prepared):
+    folder, _ = prepared
+    for number in range(10):
+        drive, (frame_us, _) = drive_of(0, number, 3), clocks(0, number, 3)
+        own = [row for split in ALL for row in rows(folder, split) if row["clip"] == clip_name(0, number)]
+        assert [(row["video_start"], row["video_end"]) for row in own] == [(0, 30), (30, 60)]
+        for row in own:
+            assert records.check_record(row, folder) == []
+            assert row["task"] == "video_only" and row["start_us"] == frame_us[row["video_start"]]
+            at = frame_us[row["video_end"] + np.array([7, 14, 21, 29])]
+            assert row["times"] == pytest.approx((at - frame_us[row["video_end"] - 1]) / 1e6, abs=1e-6)
+            assert row["future"]["v"] == pytest.approx(drive.speed(at / 1e6), abs=0.02)
+            assert row["past"]["times"][-1] == 0.0
+            last = frame_us[row["video_end"] - 1] / 1e6
+            assert row["past"]["v"][-1] == pytest.approx(float(drive.speed(last)), abs=0.02)
+            said = parse_pairs(row["conversations"][1]["value"], 4)
+            assert said[:, 0] == pytest.approx(row["future"]["v"], abs=0.006)
+            assert said[:, 1] == pytest.approx(row["future"]["k"], abs=6e-6)
+
+
+def test_past_motion_changes_the_question_and_nothing_else(prepared, sample_clips, tmp_path):
+    prepare(Settings(raw=sample_clips, output=tmp_path / "past", workers=1, past_motion=True))
+    for split in ALL:
+        for plain, told in zip(rows(prepared[0], split), rows(tmp_path / "past", split), strict=True):
+            assert told["task"] == "past_motion"
+            asked = told["conversations"][0]["value"]
+            assert asked.startswith(plain["conversations"][0]["value"])
+            assert parse_pairs(asked, 4)[:, 0] == pytest.approx(told["past"]["v"], abs=0.006)
+            for key in ("id", "video", "future", "past", "times"):
+                assert told[key] == plain[key]
+            assert told["conversations"][1] == plain["conversations"][1]
+
+
+def test_segments_hold_exactly_the_frames_of_their_window(prepared, sample_clips, tmp_path):
+    folder = tmp_path / "cut"
+    prepare(Settings(raw=sample_clips, output=folder, workers=1, cut=True, limit=2))
+    names = [row["video"] for split in ALL for row in rows(folder, split)]
+    assert len(names) == 4 and sorted(path.name for path in (folder / "segments").iterdir()) == sorted(
+        name.split("/")[1] for name in names)
+    for split in ALL:
+        for row in rows(folder, split):
+            assert "video_start" not in row
+            start = int(row["id"].rpartition("-")[2])
+            whole = pictures(prepared[0] / "clips" / f"{row['clip']}.mp4")
+            assert np.array_equal(pictures(folder / row["video"]), whole[start:start + 30])
+    assert not [path for path in folder.iterdir() if path.name.startswith(".")]
+
+
+def test_workers_and_a_second_run_change_nothing(prepared, sample_clips, tmp_path):
+    folder = tmp_path / "again"
+    shutil.copytree(prepared[0], folder)
+    (folder / "clips" / "old.mp4").write_bytes(b"of another set")
+    spoilt = sorted((folder / "clips").iterdir())[0]
+    spoilt.write_bytes(b"\0" * spoilt.stat().st_size)
+    before = {path: path.stat().st_mtime_ns for path in (folder / "clips").iterdir()}
+    assert prepare(Settings(raw=sample_clips, output=folder, workers=2)) == prepared[1]
+    for split in ALL:
+        assert rows(folder, split) == rows(prepared[0], split)
+    after = {path: path.stat().st_mtime_ns for path in (folder / "clips").iterdir()}
+    assert {path for path in after if after[path] != before[path]} == {spoilt}
+    assert set(before) - set(after) == {folder / "clips" / "old.mp4"}
+    assert spoilt.read_bytes() == (prepared[0] / "clips" / spoilt.name).read_bytes()
+
+
+def test_messages_are_written_on_request_and_pairs_can_be_one_a_frame(sample_clips, tmp_path):
+    from overlays.domains.driving.convert import to_record
+
+    prepare(Settings(raw=sample_clips, output=tmp_path / "out", workers=1, messages=True, pairs=30, limit=1))
+    (split,) = [split for split in ALL if rows(tmp_path / "out", split)]
+    row, *_ = rows(tmp_path / "out", split)
+    message, *_ = rows(tmp_path / "out" / "messages", split)
+    assert message["messages"][0]["content"][0] == {"type": "video", "video": row["video"]}
+    assert to_record(message) == row
+    assert len(row["future"]["v"]) == 30 and parse_pairs(row["conversations"][1]["value"], 30).shape == (30, 2)
+
+
+def test_own_splits_keep_clips_whole(unpacked, tmp_path):
+    metadata = prepare(Settings(raw=unpacked, output=tmp_path / "out", workers=1))
+    assert metadata["splits_by"] == "own"
+    homes = [{row["clip"] for row in rows(tmp_path / "out", split)} for split in ALL]
+    assert sum(map(len, homes)) == len(set.union(*homes)) == 10 and all(homes)
+    with pytest.raises(UserError, match="gives no split for 10 of 10 clips"):
+        prepare(Settings(raw=unpacked, output=tmp_path / "out", workers=1, splits="index"))
+
+
+def test_plain_files_are_linked_not_copied(unpacked, tmp_path):
+    prepare(Settings(raw=unpacked, output=tmp_path / "out", workers=1, limit=1))
+    (placed,) = (tmp_path / "out" / "clips").iterdir()
+    assert placed.samefile(unpacked / "camera" / CAMERA / f"{placed.stem}.{CAMERA}.mp4")
+
+
+# ---- real recordings
+
+
+def test_real_recordings_give_the_windows_counted_by_hand(real_clips, tmp_path):
+    # 362 frames hold 12 whole seconds of 30 frames, 315 hold 10; the log of the car has no pictures.
+    metadata = prepare(Settings(raw=real_clips, output=tmp_path / "real", workers=1))
+    assert metadata["counts"]["windows"] == 11 + 9 and metadata["fps"] == [30]
+    assert metadata["counts"]["clips_dropped"] == {"no video": 1} and not metadata["counts"]["windows_dropped"]
+    assert metadata["dropped"]["clips"][0]["clip"] == "comma2k19-ex1-seg40"
+    every = [row for split in ALL for row in rows(tmp_path / "real", split)]
+    assert all(records.check_record(row, tmp_path / "real") == [] for row in every)
+    assert {len(row["future"]["v"]) for row in every} == {30}
+    walk = [v for row in every if "walk" in row["clip"] for v in row["future"]["v"]]
+    assert 0.4 < min(walk) < max(walk) < 1.6  # metres per second on foot
+    drone = next(row for row in every if row["id"] == "gopro-karma-drone-00000")
+    table = pd.read_parquet(real_clips / "labels" / "egomotion" / "gopro-karma-drone.egomotion.parquet")
+    assert drone["future"]["v"] == pytest.approx(table.vx[30:60] * np.cos(2 * np.arcsin(table.qz[30:60]))
+                                                 + table.vy[30:60] * np.sin(2 * np.arcsin(table.qz[30:60])), abs=1e-3)
+
+
+def test_curvature_of_a_highway_is_not_all_zero(real_clips, tmp_path):
+    metadata = prepare(Settings(raw=real_clips, output=tmp_path / "motion", workers=1, motion_only=True))
+    assert metadata["counts"]["windows"] == 59 + 11 + 9
+    car = [row for row in records.read(tmp_path / "motion" / "motion.jsonl") if row["clip"].startswith("comma")]
+    assert len(car) == 59 and {len(row["future"]["k"]) for row in car} == {20}
+    curvature = np.array([row["future"]["k"] for row in car])
+    assert np.abs(curvature).max() < 0.0013
+    assert (np.round(curvature, 3) == 0).mean() > 0.9 and (np.round(curvature, 5) == 0).mean() < 0.05
+    assert (curvature > 1e-5).mean() > 0.2 and (curvature < -1e-5).mean() > 0.2
+
+
+def test_the_fit_agrees_with_the_curvature_of_a_real_car(real_clips):
+    content = (real_clips / "labels" / "egomotion" / "comma2k19-ex1-seg40.egomotion.parquet")
+    given = egomotion.read(content)
+    fitted = egomotion.fit_curvature(given.times_us, given.rotation, given.speed)
+    assert np.corrcoef(fitted, given.curvature)[0, 1] > 0.7
+    assert np.abs(fitted - given.curvature).mean() < 2e-4
+
+
+# ---- bad input
+
+
+def test_every_broken_clip_is_counted_and_listed(unpacked, tmp_path):
+    names = sorted(path.name.removesuffix(".egomotion.parquet") for path in (unpacked / "labels").rglob("*.parquet"))
+    camera, motion = unpacked / "camera" / CAMERA, unpacked / "labels" / "egomotion"
+
+    def change(path: Path, edit) -> None:
+        table = pd.read_parquet(path)
+        edit(table).to_parquet(path)
+
+    (motion / f"{names[0]}.egomotion.parquet").unlink()
+    (camera / f"{names[1]}.{CAMERA}.mp4").unlink()
+    (camera / f"{names[2]}.{CAMERA}.timestamps.parquet").unlink()
+    video = camera / f"{names[3]}.{CAMERA}.mp4"
+    video.write_bytes(video.read_bytes()[:-4000])
+    change(camera / f"{names[4]}.{CAMERA}.timestamps.parquet", lambda table: table[::-1].reset_index(drop=True))
+    change(camera / f"{names[5]}.{CAMERA}.timestamps.parquet", lambda table: table[:-1])
+    change(motion / f"{names[6]}.egomotion.parquet", lambda table: table[::-1].reset_index(drop=True))
+    change(motion / f"{names[7]}.egomotion.parquet", lambda table: table[~table.timestamp.between(2.2e6, 2.4e6)])
+    (camera / f"{names[8]}.{CAMERA}.timestamps.parquet").write_bytes(b"cut short")
+    metadata = prepare(Settings(raw=unpacked, output=tmp_path / "out", workers=1))
+    reasons = {row["clip"]: row["reason"] for row in metadata["dropped"]["clips"]}
+    truncated = reasons.pop(names[3])
+    assert truncated in ("truncated video", "unreadable video")
+    assert reasons == {
+        names[0]: "no egomotion", names[1]: "no video", names[2]: "no timestamps",
+        names[4]: "camera timestamps out of order", names[5]: "frames and timestamps differ",
+        names[6]: "egomotion out of order", names[8]: "unreadable timestamps",
+    }
+    assert metadata["dropped"]["windows"] == [{"clip": names[7], "start": 30, "reason": "gap in the egomotion"}]
+    assert metadata["counts"]["clips_dropped"] == {reason: 1 for reason in [*reasons.values(), truncated]}
+    assert (metadata["counts"]["clips_used"], metadata["counts"]["windows"]) == (2, 1 + 2)
+    assert json.loads((tmp_path / "out" / "metadata.json").read_text()) == metadata
+    assert {path.stem for path in (tmp_path / "out" / "clips").iterdir()} == {names[7], names[9]}
+
+
+def test_a_video_cut_within_its_pictures_is_found_without_decoding(sample_clips, tmp_path):
+    with zipfile.ZipFile(sample_clips / "camera" / CAMERA / f"{CAMERA}.chunk_0000.zip") as archive:
+        source = archive.extract(f"{clip_name(0, 0)}.{CAMERA}.mp4", tmp_path)
+    whole = tmp_path / "fast.mp4"
+    with av.open(source) as given, av.open(str(whole), "w", options={"movflags": "faststart"}) as out:
+        stream = out.add_stream_from_template(given.streams.video[0])
+        for packet in given.demux(given.streams.video[0]):
+            if packet.dts is not None:
+                packet.stream = stream
+                out.mux(packet)
+    assert clips.count_frames(whole) == len(pictures(whole))
+    whole.write_bytes(whole.read_bytes()[:-3000])
+    with pytest.raises(UserError, match="truncated video: fast.mp4 ends within frame"):
+        clips.count_frames(whole)
+
+
+@pytest.mark.parametrize("name", ["../../escape.mp4", "/tmp/escape.mp4", "a\\..\\b.mp4", "C:/escape.mp4"])
+def test_an_archive_that_leaves_its_folder_is_refused(unpacked, tmp_path, name):
+    archive = unpacked / "camera" / CAMERA / f"{CAMERA}.chunk_0007.zip"
+    with zipfile.ZipFile(archive, "w") as out:
+        out.writestr(f"good.{CAMERA}.mp4", b"x")
+        out.writestr(name, b"x")
+    metadata = prepare(Settings(raw=unpacked, output=tmp_path / "out", workers=1, limit=1))
+    (refused,) = metadata["dropped"]["archives"]
+    assert refused["archive"] == archive.name and "would leave its folder" in refused["detail"]
+    assert metadata["counts"]["archives_refused"] == 1
+    assert not (tmp_path / "escape.mp4").exists() and not Path("/tmp/escape.mp4").exists()
+
+
+def test_invalid_clips_of_the_index_are_left_out(unpacked, tmp_path):
+    names = sorted(path.name.removesuffix(".egomotion.parquet") for path in (unpacked / "labels").rglob("*.parquet"))
+    pd.DataFrame({"clip_id": names, "clip_is_valid": [False] + [True] * 9, "chunk": 0,
+                  "split": ["train"] * 8 + ["val", "test"]}).to_parquet(unpacked / "clip_index.parquet")
+    metadata = prepare(Settings(raw=unpacked, output=tmp_path / "out", workers=1))
+    assert metadata["counts"]["clips_dropped"] == {"marked invalid": 1} and metadata["splits_by"] == "index"
+    assert (metadata["counts"]["train"], metadata["counts"]["val"], metadata["counts"]["test"]) == (14, 2, 2)
+
+
+def test_user_mistakes_are_one_sentence(sample_clips, tmp_path):
+    (tmp_path / "camera" / "camera_left").mkdir(parents=True)
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.txt").touch()
+    cases = (
+        (dict(raw=tmp_path / "none"), "there is no folder"), (dict(raw=tmp_path), "holds no camera.*camera_left"),
+        (dict(raw=tmp_path, camera="camera_left"), "holds no clip"), (dict(pairs=0), "--pairs must be at least 1"),
+        (dict(split_fractions=(0.5, 0.1, 0.1)), "sum to 1"), (dict(max_gap_s=0), "--max-gap"),
+        (dict(output=tmp_path / "full"), "holds other files"), (dict(cut_quality=60), "--cut-quality"),
+        (dict(pairs=31), "not one window.*10 drops.*31 pairs"), (dict(splits="mine"), "--splits"),
+    )
+    for change, message in cases:
+        with pytest.raises(UserError, match=message):
+            prepare(Settings(**{"raw": sample_clips, "output": tmp_path / "out", "workers": 1, **change}))
+
+
+def test_an_unfinished_or_old_sample_is_made_anew(tmp_path, monkeypatch):
+    made = []
+    monkeypatch.setattr("overlays.domains.driving.sample.sample", lambda folder: made.append(folder) or folder)
+    for version, calls in ((None, 1), (0, 2), (sample.__globals__["VERSION"], 2)):
+        if version is not None:
+            (tmp_path / "sample.json").write_text(json.dumps({"version": version}))
+        ensure_sample(tmp_path)
+        assert len(made) == calls

@@ -1,0 +1,83 @@
+"""Windows are counted as by hand, and lost only where something is missing."""
+
+import numpy as np
+import pytest
+
+from overlays.domains.driving import egomotion
+from overlays.domains.driving.faults import ClipFault
+from overlays.domains.driving.sample import egomotion_table
+from overlays.domains.driving.windows import cut, frame_rate, pair_frames
+from tests.domains.driving.motions import parquet, steady, times
+
+
+def frames(number: int, fps: float = 30.0, first_us: int = 0) -> np.ndarray:
+    return first_us + np.rint(np.arange(number) * 1e6 / fps).astype(np.int64)
+
+
+@pytest.fixture(scope="module")
+def motion():
+    return egomotion.read(parquet(egomotion_table(steady(10.0, 0.01), times(-0.5, 62.0, 50))))
+
+
+@pytest.mark.parametrize(("number", "fps", "windows"), [
+    (600, 30, 19), (605, 30, 19), (599, 30, 18), (60, 30, 1), (362, 30000 / 1001, 11), (315, 30000 / 1001, 9),
+    (1200, 20, 59),
+])
+def test_a_window_takes_one_second_and_one_more(motion, number, fps, windows):
+    found, dropped = cut(frames(number, fps), motion)
+    assert len(found) == windows and not dropped
+    assert {window.end - window.start for window in found} == {round(fps)}
+
+
+@pytest.mark.parametrize("first_us", [-300_000, 0, 41_234])
+def test_the_first_frame_may_be_taken_at_any_time(motion, first_us):
+    found, _ = cut(frames(90, 30, first_us), motion)
+    assert [window.start_us for window in found] == [first_us, first_us + 1_000_000]
+
+
+def test_windows_without_egomotion_are_lost_and_no_others():
+    stamps = times(0.0, 6.0)
+    stamps = stamps[(stamps < 2.5e6) | (stamps > 2.7e6)]
+    motion = egomotion.read(parquet(egomotion_table(steady(10.0, 0.0), stamps)))
+    found, dropped = cut(frames(240), motion)
+    assert [window.start for window in found] == [0, 90, 120]
+    assert dropped == [(30, "gap in the egomotion"), (60, "gap in the egomotion"), (150, "outside the egomotion"),
+                       (180, "outside the egomotion")]
+    assert [window.start for window in cut(frames(240), motion, max_gap_s=0.3)[0]] == [0, 30, 60, 90, 120]
+
+
+def test_windows_with_a_missing_frame_are_lost(motion):
+    stamps = np.delete(frames(241), 100)
+    found, dropped = cut(stamps, motion)
+    assert [window.start for window in found] == [0, 30, 120, 150, 180]
+    assert dropped == [(60, "gap in the camera timestamps"), (90, "gap in the camera timestamps")]
+
+
+def test_fewer_pairs_are_spread_over_the_second_and_end_with_it(motion):
+    assert pair_frames(30, 30).tolist() == list(range(30))
+    assert pair_frames(30, 4).tolist() == [7, 14, 21, 29]
+    (window,), _ = cut(frames(60), motion, pairs=2)
+    assert window.future.times == pytest.approx([0.5, 1.0], abs=1e-5)
+    assert window.past.times == pytest.approx([-0.5, 0.0], abs=1e-5)
+
+
+def test_a_stride_moves_the_windows(motion):
+    assert [window.start for window in cut(frames(91), motion, stride=15)[0]] == [0, 15, 30]
+
+
+def test_low_speeds_are_flagged():
+    for speed, low in ((0.9, True), (-0.9, True), (1.1, False), (-1.1, False)):
+        motion = egomotion.read(parquet(egomotion_table(steady(speed, 0.0), times())))
+        assert cut(frames(60), motion)[0][0].low_speed is low
+
+
+def test_clocks_that_cannot_be_right_are_refused(motion):
+    swapped = frames(90)
+    swapped[[40, 41]] = swapped[[41, 40]]
+    for stamps, message in ((swapped, "out of order.*frame 41"), (np.repeat(frames(45), 2), "out of order"),
+                            (frames(59), "too short.*59 frames.*60"), (frames(1), "too short")):
+        with pytest.raises(ClipFault, match=message):
+            cut(stamps, motion)
+    with pytest.raises(ClipFault, match="20 frames a second, 30 pairs"):
+        cut(frames(90, 20), motion, pairs=30)
+    assert frame_rate(frames(90, 29.97)) == 30
