@@ -1,0 +1,348 @@
+"""Scenes and question files -> records with frames, scene_metadata.npz with poses and intrinsics, split by scene.
+
+A record names its pictures and, under "scene", the rows of scene_metadata.npz that belong to them:
+
+    {"id", "image": [jpg, ...], "conversations", "task": "what" | "where", "question_type", "group": scene,
+     "answers": [...], "scene": {"metadata": "scene_metadata.npz", "frames": [row, ...]}}
+
+With `turns` above 1 a training record asks several questions of its scene one after the other, as "question_types"
+lists them, because the frames cost far more than a question does. Validation and test always ask one.
+
+scene_metadata.npz has one row per kept frame in each array: scene, image, depth (paths from the media root), pose
+(4, 4) camera-to-world in metres with OpenCV axes, axis_align (4, 4) world to axis-aligned frame, depth_intrinsic and
+color_intrinsic (3, 3) at depth_size and color_size (height, width), depth_scale (stored units per metre). Depth 0 and
+65535 are invalid. Both cameras of a frame share its pose.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+from collections import Counter
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from overlays.domains.scenes.infos import Frame, Scene, read_infos
+from overlays.domains.scenes.question_files import SPLITS, Question, find_files, question_type, read_questions, task_of
+from overlays.errors import UserError
+from overlays.files import sha256, whole_folder, write_json, write_jsonl
+
+ROOT = Path(__file__).resolve().parents[3]
+SAMPLE = ROOT / "data" / "raw" / "scenes" / "sample"
+OUTPUT = ROOT / "data" / "prepared" / "scenes"
+METADATA = "scene_metadata.npz"
+INSTRUCTION = "Answer with a word or a phrase."
+NUM_FRAMES = 32
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What `prepare` is asked to do.
+
+    Attributes:
+        data: folder with embodiedscan_infos_*.pkl and the pictures; None makes the sample scenes and takes them.
+        infos: infos files, where they lie elsewhere; their names hold train, val or test.
+        questions: question files or folders of them; empty takes <data>/questions.
+        output: folder of the prepared data.
+        num_frames: frames a scene at most, evenly spaced; None takes the sample's value, or 32 for other data.
+        turns: questions of a scene that share a training record; None takes the sample's value, or 1.
+        split: "infos" (the infos file that a scene is in) or "questions" (the split in a question file's name, as
+            the published figures need it; a scene in two splits is refused).
+        seed: of the order in which questions share records.
+    """
+
+    data: Path | None = None
+    infos: tuple[Path, ...] = ()
+    questions: tuple[Path, ...] = ()
+    output: Path = OUTPUT
+    num_frames: int | None = None
+    turns: int | None = None
+    split: str = "infos"
+    seed: int = 0
+
+
+def prepare(settings: Settings) -> dict:
+    """Prepare scenes and questions; the output folder appears whole or not at all.
+
+    Writes {train,val,test}.jsonl, scene_metadata.npz, posed_images/ (hard links to the chosen frames, copies where the
+    file system has none) and metadata.json with all counts and drops.
+
+    Returns:
+        metadata, as in metadata.json.
+
+    Raises:
+        UserError: something about the input or the settings that the user can mend.
+    """
+    settings, source = _settle(settings)
+    scenes, repeated = _read_scenes(settings)
+    questions, files = _read_questions(settings)
+    asked = Counter(question.scene for question in questions if not question.problem)
+    wanted = [scene for scene in scenes.values() if asked[scene.name] and not scene.problem]
+    with whole_folder(settings.output) as folder:
+        rows, chosen = _write_frames(folder, wanted, settings.num_frames)
+        kept, more = _split(questions, {name: scene for name, scene in scenes.items() if name in chosen}, settings)
+        records = {split: [_record([item], chosen[item[1].scene], rows["image"]) for item in found]
+                   for split, found in kept.items()}
+        if settings.turns > 1:
+            records["train"] = [_record(items, chosen[items[0][1].scene], rows["image"])
+                                for items in _together(kept["train"], settings.turns, settings.seed)]
+        for split in SPLITS:
+            write_jsonl(folder / f"{split}.jsonl", records[split])
+        np.savez_compressed(folder / METADATA, **rows)
+        metadata = {
+            "domain": "scenes", "source": source, "parameters": {
+                "num_frames": settings.num_frames, "turns": settings.turns, "split": settings.split,
+                "seed": settings.seed, "instruction": INSTRUCTION},
+            "files": files, "counts": _counts(kept, records, scenes, rows, questions),
+            "dropped": {"frames": [{"scene": scene.name, "frame": frame, "reason": reason}
+                                   for scene in scenes.values() for frame, reason in scene.dropped],
+                        "scenes": _unusable(scenes, questions) + repeated, "questions": more},
+        }
+        write_json(folder / "metadata.json", metadata)
+    return metadata
+
+
+def _settle(settings: Settings) -> tuple[Settings, str]:
+    """Settings with nothing open, and where the data came from."""
+    if settings.split not in ("infos", "questions"):
+        raise UserError(f"--split is infos or questions, not {settings.split!r}")
+    if settings.num_frames is not None and settings.num_frames < 1:
+        raise UserError(f"--num-frames must be at least 1, not {settings.num_frames}")
+    if settings.turns is not None and settings.turns < 1:
+        raise UserError(f"--turns must be at least 1, not {settings.turns}")
+    data, frames, turns, source = settings.data, settings.num_frames, settings.turns, "user"
+    if data is None:
+        from overlays.domains.scenes import sample
+
+        source, data = "sample", SAMPLE
+        frames, turns = frames or sample.PREPARE["num_frames"], turns or sample.PREPARE["turns"]
+        if not _is_current(SAMPLE, sample.VERSION):
+            print(f"no scenes are given: making the sample in {SAMPLE}")
+            sample.sample(SAMPLE)
+    if not data.is_dir():
+        raise UserError(f"there is no data folder {data}")
+    infos = settings.infos or tuple(sorted(data.glob("embodiedscan_infos_*.pkl")))
+    if not infos:
+        raise UserError(f"there is no embodiedscan_infos_*.pkl in {data}: name the files with --infos")
+    questions = settings.questions or (data / "questions",)
+    return replace(settings, data=data, infos=infos, questions=questions, num_frames=frames or NUM_FRAMES,
+                   turns=turns or 1), source
+
+
+def _is_current(folder: Path, version: int) -> bool:
+    try:
+        return json.loads((folder / "sample.json").read_text(encoding="utf-8")).get("version") == version
+    except (OSError, ValueError):
+        return False
+
+
+def _read_scenes(settings: Settings) -> tuple[dict[str, Scene], list[dict]]:
+    """(scenes by name, those that a second infos file names again)."""
+    found: dict[str, Scene] = {}
+    repeated = []
+    for path in settings.infos:
+        split = next((name for name in SPLITS if f"_{name}" in path.stem or path.stem == name), None)
+        if split is None:
+            raise UserError(f"the name of the infos file {path} says neither train, val nor test")
+        for scene in tqdm(read_infos(path, split, settings.data), desc=f"reading {path.name}", unit="scene",
+                          disable=None):
+            if scene.name in found:
+                repeated.append({"scene": scene.name, "reason": f"named again in {path.name}", "questions": 0})
+            else:
+                found[scene.name] = scene
+    return found, repeated
+
+
+def _read_questions(settings: Settings) -> tuple[list[Question], list[dict]]:
+    questions, files = [], []
+    for path in find_files([Path(path) for path in settings.questions]):
+        rows = read_questions(path)
+        questions += rows
+        files.append({"name": path.name, "sha256": sha256(path), "questions": len(rows)})
+    return questions, files
+
+
+def _unusable(scenes: dict[str, Scene], questions: list[Question]) -> list[dict]:
+    """Scenes that questions ask about and that have no metadata or no frame, with the number of their questions."""
+    asked = Counter(question.scene for question in questions if question.scene)
+    rows = [{"scene": name, "reason": "no entry in any infos file", "questions": count}
+            for name, count in asked.items() if name not in scenes]
+    return rows + [{"scene": scene.name, "reason": scene.problem, "questions": asked[scene.name]}
+                   for scene in scenes.values() if scene.problem]
+
+
+# ---------------------------------------------------------------- frames
+
+def _write_frames(folder: Path, scenes: list[Scene], count: int) -> tuple[dict[str, np.ndarray], dict[str, list[int]]]:
+    """Link the chosen frames; (arrays of scene_metadata.npz, rows of each scene)."""
+    rows: dict[str, list] = {name: [] for name in (
+        "scene", "image", "depth", "pose", "axis_align", "depth_intrinsic", "color_intrinsic", "depth_size",
+        "color_size", "depth_scale")}
+    chosen: dict[str, list[int]] = {}
+    for scene in tqdm(scenes, desc="choosing frames", unit="scene", disable=None):
+        for frame, color_size, depth_size in choose_frames(scene, count):
+            place = Path("posed_images") / scene.name
+            names = {"image": place / frame.image.name, "depth": place / frame.depth.name}
+            _link(frame.image, folder / names["image"])
+            _link(frame.depth, folder / names["depth"])
+            chosen.setdefault(scene.name, []).append(len(rows["scene"]))
+            values = {"scene": scene.name, "image": names["image"].as_posix(), "depth": names["depth"].as_posix(),
+                      "pose": frame.pose, "axis_align": scene.axis_align, "depth_intrinsic": frame.depth_intrinsic,
+                      "color_intrinsic": frame.color_intrinsic, "depth_size": depth_size, "color_size": color_size,
+                      "depth_scale": scene.depth_scale}
+            for name, value in values.items():
+                rows[name].append(value)
+    kinds = {"scene": str, "image": str, "depth": str, "depth_size": np.int32, "color_size": np.int32}
+    return {name: np.array(values, dtype=kinds.get(name, np.float64)) for name, values in rows.items()}, chosen
+
+
+def choose_frames(scene: Scene, count: int) -> list[tuple[Frame, tuple[int, int], tuple[int, int]]]:
+    """Up to `count` frames by linspace over those that can be used, with the sizes (height, width) of both pictures.
+
+    Only chosen frames are opened; where one turns out unusable it moves to `scene.dropped` and the choice is made
+    anew over the rest. Returns nothing, and sets `scene.problem`, where none is left.
+    """
+    opened: dict[Path, tuple] = {}  # (colour size, depth size, what is wrong)
+    while scene.frames:
+        number = len(scene.frames)
+        places = np.linspace(0, number - 1, min(count, number)).round().astype(int)
+        picked = [scene.frames[i] for i in places]
+        for frame in picked:
+            if frame.image not in opened:
+                color, depth, problem = _sizes(frame)
+                opened[frame.image] = color, depth, problem or _misfit(frame, color, depth)
+        # The scene's own sizes are those of most frames that fit their intrinsics.
+        sizes = Counter(found[:2] for found in opened.values() if not found[2]).most_common(1)
+        bad = {}
+        for frame in picked:
+            color, depth, problem = opened[frame.image]
+            if not problem and (color, depth) != sizes[0][0]:
+                problem = "sizes of its pictures are not those of the scene's other frames"
+            if problem:
+                bad[frame.image] = problem
+        if not bad:
+            return [(frame, *opened[frame.image][:2]) for frame in picked]
+        scene.dropped += [(image.name, reason) for image, reason in bad.items()]
+        scene.frames = [frame for frame in scene.frames if frame.image not in bad]
+    scene.problem = f"none of its frames can be used ({scene.dropped[-1][1]})"
+    return []
+
+
+def _sizes(frame: Frame) -> tuple[tuple[int, int], tuple[int, int], str]:
+    """((height, width) of the colour picture, of the depth picture, what is wrong or "")."""
+    found = []
+    for path, what in ((frame.image, "colour"), (frame.depth, "depth")):
+        try:
+            with Image.open(path) as picture:
+                if what == "depth" and not picture.mode.startswith("I"):
+                    return (0, 0), (0, 0), f"depth picture is no 16-bit PNG (mode {picture.mode})"
+                found.append((picture.height, picture.width))
+        except (OSError, Image.DecompressionBombError, SyntaxError, ValueError):
+            return (0, 0), (0, 0), f"{what} picture cannot be read"
+    return found[0], found[1], ""
+
+
+def _misfit(frame: Frame, color: tuple[int, int], depth: tuple[int, int]) -> str:
+    """Why the intrinsics cannot be those of the pictures, "" where they can."""
+    if frame.depth_like_color and depth != color:
+        return f"no depth intrinsics, and depth is {depth[1]} x {depth[0]}, colour {color[1]} x {color[0]}"
+    for what, matrix, size in (("colour", frame.color_intrinsic, color), ("depth", frame.depth_intrinsic, depth)):
+        # A principal point far from the middle means intrinsics of another resolution.
+        if not all(0.3 < matrix[i, 2] / size[1 - i] < 0.7 for i in (0, 1)):
+            return (f"{what} intrinsics do not fit a picture of {size[1]} x {size[0]} "
+                    f"(principal point {matrix[0, 2]:.0f}, {matrix[1, 2]:.0f})")
+    return ""
+
+
+def _link(source: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.link(source.resolve(), target)
+    except OSError:
+        shutil.copyfile(source, target)
+
+
+# ---------------------------------------------------------------- records
+
+def _split(questions: list[Question], scenes: dict[str, Scene], settings: Settings) -> tuple[dict, list[dict]]:
+    """((id, question) pairs by split, questions left out for a reason of their own)."""
+    kept: dict[str, list[tuple[str, Question]]] = {split: [] for split in SPLITS}
+    dropped, seen, ids = [], set(), Counter()
+    for question in questions:
+        own = f"{question.dataset}-{question.id}"
+        asked = (question.dataset, question.scene, question.situation, question.text)
+        scene = scenes.get(question.scene)
+        problem = question.problem or ("asked before" if asked in seen else "")
+        split = question.split if settings.split == "questions" else scene and scene.split
+        if not problem and scene and split is None:
+            problem = "its file's name says neither train, val nor test"
+        if problem:
+            dropped.append({"id": own, "scene": question.scene, "reason": problem})
+        elif scene:
+            seen.add(asked)
+            ids[own] += 1  # files may number their questions alike
+            kept[split].append((own + (f"-{ids[own]}" if ids[own] > 1 else ""), question))
+    _check_splits(kept, settings)
+    return kept, dropped
+
+
+def _together(items: list[tuple[str, Question]], turns: int, seed: int) -> list[list[tuple[str, Question]]]:
+    """Questions of one scene in groups of up to `turns`, in an order drawn by seed and scene."""
+    by_scene: dict[str, list] = {}
+    for item in items:
+        by_scene.setdefault(item[1].scene, []).append(item)
+    groups = []
+    for name, own in by_scene.items():
+        random.Random(f"{seed}:{name}").shuffle(own)
+        groups += [own[start:start + turns] for start in range(0, len(own), turns)]
+    return groups
+
+
+def _record(items: list[tuple[str, Question]], rows: list[int], images: np.ndarray) -> dict:
+    """A record that asks the questions of `items` in turn; rows are those of its scene's frames."""
+    turns, types = [], [question_type(question.text) for _, question in items]
+    for _, question in items:
+        text = " ".join(filter(None, (question.situation, question.text)))
+        if not turns:
+            text = f"{'<image>' * len(rows)}\n{INSTRUCTION}\n{text}"
+        turns += [{"from": "human", "value": text}, {"from": "gpt", "value": question.answers[0]}]
+    own, first = items[0]
+    asks = {"task": task_of(types[0]), "question_type": types[0], "answers": list(first.answers)}
+    return {"id": own, "image": [str(images[row]) for row in rows], "conversations": turns,
+            **(asks if len(items) == 1 else {"question_types": types}), "group": first.scene,
+            "scene": {"metadata": METADATA, "frames": rows}}
+
+
+def _check_splits(kept: dict[str, list], settings: Settings) -> None:
+    if not any(kept.values()):
+        raise UserError("no question is about a scene with metadata and usable frames; see that --data, --infos and "
+                        "--questions belong to the same scans")
+    if not kept["train"]:
+        raise UserError("no question falls into the training split; "
+                        + ("try --split questions" if settings.split == "infos" else "try --split infos"))
+    groups = {split: {question.scene for _, question in items} for split, items in kept.items()}
+    for one, other in (("train", "val"), ("train", "test"), ("val", "test")):
+        both = groups[one] & groups[other]
+        if both:
+            raise UserError(f"{len(both)} scenes have questions in {one} and in {other} (such as {min(both)}): "
+                            "use --split infos")
+
+
+def _counts(kept: dict, records: dict, scenes: dict[str, Scene], rows: dict, questions: list[Question]) -> dict:
+    types = {split: Counter(map(question_type, (question.text for _, question in items)))
+             for split, items in kept.items()}
+    return {
+        "scenes": {split: len({question.scene for _, question in items}) for split, items in kept.items()},
+        "questions": {split: len(items) for split, items in kept.items()},
+        "records": {split: len(found) for split, found in records.items()},
+        "by_type": {split: {f"{task_of(kind)}: {kind}": number for kind, number in sorted(counts.items())}
+                    for split, counts in types.items()},
+        "frames": len(rows["scene"]), "questions_read": len(questions), "scenes_in_infos": len(scenes),
+        "scenes_without_questions": len(scenes) - len({question.scene for question in questions} & set(scenes)),
+    }

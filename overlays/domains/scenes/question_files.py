@@ -1,0 +1,154 @@
+"""Question files as SQA3D, ScanQA and Video-3D-LLM publish them -> one kind of row, and what a question asks for."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from overlays.errors import UserError
+
+SPLITS = ("train", "val", "test")
+# First pattern that fits a question names its type; the types of WHERE need the geometry of the scene.
+TYPES: tuple[tuple[str, str], ...] = (
+    ("distance", r"\bhow far\b|\bhow many (?:metres|meters|feet|steps)\b|\bdistance\b"),
+    ("colour", r"\bcolou?r\b"),
+    ("count", r"\bhow many\b"),
+    ("height", r"\bhow (?:high|tall)\b|\bheight\b"),
+    ("place", r"^where\b|\b(?:which|what) (?:wall|corner|side|half|quarter|part of the room)\b"),
+    ("nearest", r"\b(?:nearer|nearest|closer|closest|farther|farthest|further|furthest)\b"),
+    ("direction", r"\b(?:left|right|behind|front|direction|o'clock|turn)\b"),
+    ("yes-no", r"^(?:is|are|am|was|were|do|does|did|can|could|will|would|has|have|should)\b"),
+    ("object", r"^(?:what|which)\b"),
+)
+WHERE = ("distance", "height", "place", "nearest", "direction")
+_INSTRUCTION = re.compile(r"\s*Answer the question using a single word or (?:a )?(?:single )?phrase\.?\s*$", re.I)
+
+
+@dataclass(frozen=True)
+class Question:
+    """A row of a question file. `problem` says why it cannot be used, "" where it can."""
+
+    dataset: str
+    id: str
+    scene: str
+    text: str
+    answers: tuple[str, ...]
+    situation: str = ""
+    split: str | None = None
+    problem: str = ""
+
+
+def question_type(text: str) -> str:
+    """Type of a question by its words: a name of TYPES, or "other"."""
+    lowered = text.strip().lower()
+    return next((name for name, pattern in TYPES if re.search(pattern, lowered)), "other")
+
+
+def task_of(kind: str) -> str:
+    """"where" or "what" for a question type."""
+    return "where" if kind in WHERE else "what"
+
+
+def find_files(paths: list[Path]) -> list[Path]:
+    """Question files named or lying in the folders named; annotation files of SQA3D go with their questions.
+
+    Raises:
+        UserError: a path that is not there, or none found.
+    """
+    found = []
+    for path in paths:
+        if path.is_dir():
+            found += sorted(file for file in path.rglob("*.json") if "annotations" not in file.name
+                            and file.name != "answer_dict.json")
+        elif path.is_file():
+            found.append(path)
+        else:
+            raise UserError(f"there is no question file or folder {path}")
+    if not found:
+        raise UserError(f"no question files (*.json) in {', '.join(map(str, paths))}: name them with --questions")
+    return found
+
+
+def read_questions(path: Path) -> list[Question]:
+    """Questions of a file in any of the three layouts, told apart by its content.
+
+    Raises:
+        UserError: no JSON, an unknown layout, or SQA3D questions without their annotations.
+    """
+    content = _json(path)
+    split = next((name for name in SPLITS if re.search(rf"(?:^|[_\-.]){name}(?:[_\-.]|$)", path.name)), None)
+    if isinstance(content, dict) and isinstance(content.get("questions"), list):
+        return _sqa3d(path, content["questions"], split)
+    if isinstance(content, list) and content and isinstance(content[0], dict):
+        if "conversations" in content[0]:
+            return [_video3dllm(row, path, split, number) for number, row in enumerate(content)]
+        if "question" in content[0] and "scene_id" in content[0]:
+            return [_scanqa(row, split, number) for number, row in enumerate(content)]
+    raise UserError(f"{path} is in none of the known layouts: SQA3D (questions), ScanQA (a list with question and "
+                    "scene_id) or Video-3D-LLM (a list with video and conversations)")
+
+
+def _json(path: Path) -> object:
+    try:
+        return json.loads(path.read_text(encoding="utf-8-sig"))
+    except FileNotFoundError:
+        raise UserError(f"there is no question file {path}") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"question file {path} is no JSON: {error}") from None
+
+
+def _make(dataset: str, number: object, scene: object, text: object, answers: object, situation: object = "",
+          split: str | None = None, problem: str = "") -> Question:
+    """A Question whose fields are what they should be; what is not becomes its problem."""
+    said = tuple(answer.strip() for answer in answers if isinstance(answer, str) and answer.strip()) if isinstance(
+        answers, list | tuple) else ()
+    if not isinstance(scene, str) or not scene:
+        problem, scene = problem or "no scene is named", ""
+    if not isinstance(text, str) or not text.strip():
+        problem, text = problem or "no question text", ""
+    if not said:
+        problem = problem or "no answer"
+    text = _INSTRUCTION.sub("", re.sub(r"<(?:image|video)>", "", text)).strip()
+    return Question(dataset, str(number), scene.split("/")[-1], text, said, situation if isinstance(situation, str)
+                    else "", split, problem)
+
+
+def _sqa3d(path: Path, rows: list, split: str | None) -> list[Question]:
+    other = path.with_name(path.name.replace("questions", "sqa_annotations"))
+    if other == path or not other.is_file():
+        raise UserError(f"the SQA3D questions {path} need their annotations beside them: {other.name} is missing")
+    content = _json(other)
+    notes = content.get("annotations") if isinstance(content, dict) else None
+    if not isinstance(notes, list):
+        raise UserError(f"{other} is no SQA3D annotation file: it has no annotations")
+    answers = {note.get("question_id"): [answer.get("answer") for answer in note.get("answers", [])
+                                         if isinstance(answer, dict)] for note in notes if isinstance(note, dict)}
+    found = []
+    for number, row in enumerate(rows):
+        row = row if isinstance(row, dict) else {}
+        own = row.get("question_id", f"row {number}")
+        found.append(_make("sqa3d", own, row.get("scene_id"), row.get("question"), answers.get(own),
+                           row.get("situation"), split))
+    return found
+
+
+def _scanqa(row: object, split: str | None, number: int) -> Question:
+    row = row if isinstance(row, dict) else {}
+    return _make("scanqa", row.get("question_id", f"row {number}"), row.get("scene_id"), row.get("question"),
+                 row.get("answers"), split=split)
+
+
+def _video3dllm(row: object, path: Path, split: str | None, number: int) -> Question:
+    row = row if isinstance(row, dict) else {}
+    turns = [turn for turn in row.get("conversations") or [] if isinstance(turn, dict)]
+    asked = next((turn.get("value") for turn in turns if turn.get("from") == "human"), None)
+    said = next((turn.get("value") for turn in turns if turn.get("from") == "gpt"), None)
+    notes = row.get("metadata") if isinstance(row.get("metadata"), dict) else {}
+    problem = ""
+    if any("<ground>" in str(turn.get("value")) or "<coord>" in str(turn.get("value")) for turn in turns):
+        problem = "asks for or gives a box, which no text answer holds"
+    answers = row.get("answers") or notes.get("answers") or [said]
+    return _make(str(notes.get("dataset", path.stem.split("_")[0])), row.get("id", f"row {number}"),
+                 row.get("video") or row.get("scene_id"), asked, answers, split=split, problem=problem)

@@ -1,0 +1,125 @@
+"""Scores of answers about scenes, beside the majority answer of the training split. Pure: rows in, figures out.
+
+Rules, the same for the model and the baseline:
+- Answers are cleaned first: lower case, digits up to twenty to words, no articles, no punctuation, single spaces.
+- EM: the cleaned answer equals one of the true answers. EM-R: it equals one, or one contains the other with spaces
+  left out, as published for SQA3D. An empty answer is wrong in both.
+- CIDEr is CIDEr-D over the cleaned words (see cider.py), the mean over the rows.
+- Type and task come from the words of the question (see question_files.py), or from the row.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from statistics import fmean
+
+from overlays.domains.scenes.cider import cider
+from overlays.domains.scenes.question_files import question_type, task_of
+from overlays.errors import UserError
+
+HEADLINES = ("em", "em_r", "where_em", "what_em", "cider")
+_WORDS = ("zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen "
+          "seventeen eighteen nineteen twenty").split()
+
+
+def clean(answer: str) -> str:
+    """An answer as it is compared: "The 2 Chairs." -> "two chairs"."""
+    text = re.sub(r"[^\w\s]|_", " ", answer.lower().replace("'", ""))
+    words = [_WORDS[int(word)] if word.isascii() and word.isdigit() and int(word) < len(_WORDS) else word
+             for word in text.split()]
+    return " ".join(word for word in words if word not in ("a", "an", "the"))
+
+
+def matches(prediction: str, answers: Sequence[str]) -> tuple[bool, bool]:
+    """(EM, EM-R) of a prediction against the true answers."""
+    said, true = clean(prediction), [clean(answer) for answer in answers]
+    if not said:
+        return False, False
+    joined = said.replace(" ", "")
+    exact = said in true
+    return exact, exact or any(joined in other or other in joined
+                               for other in (text.replace(" ", "") for text in true) if other)
+
+
+def right(row: dict) -> bool:
+    """Whether the answer of a prediction row counts as exactly right."""
+    return matches(row["prediction"] or "", _answers(row))[0]
+
+
+def score(predictions: Sequence[dict], train: Sequence[dict] = ()) -> dict:
+    """Figures of prediction rows, and of the majority answer of each question type in training on the same rows.
+
+    Args:
+        predictions: rows of predictions.jsonl: "question_type" and "answers" where prepared here, else "question" and
+            "answer".
+        train: training records; only their questions' types and answers are used.
+
+    Returns:
+        `n`, `n_where`, `n_what`, HEADLINES (EM of all, where and what rows; None without a row), `by_type`: question
+        type -> {task, n, em, em_r, cider}, and `baseline` with the same keys and its `answers` by type; None where
+        training lacks a type.
+
+    Raises:
+        UserError: a row without a true answer.
+    """
+    rows = [_typed(row) for row in predictions]
+    metrics = _figures(rows)
+    usual = majority(train)
+    metrics["baseline"] = None
+    if rows and {kind for kind, _, _ in rows} <= set(usual):
+        metrics["baseline"] = _figures([(kind, usual[kind], answers) for kind, _, answers in rows]) | {
+            "answers": usual}
+    return metrics
+
+
+def majority(train: Sequence[dict]) -> dict[str, str]:
+    """Question type -> its most frequent answer in training records; the first in the alphabet among equals."""
+    counts: dict[str, Counter] = defaultdict(Counter)
+    for record in train:
+        turns = record["conversations"]
+        asked = [turn["value"] for turn in turns if turn["from"] in ("human", "user")]
+        said = [turn["value"] for turn in turns if turn["from"] in ("gpt", "assistant")]
+        types = record.get("question_types") or [record.get("question_type")] * len(asked)
+        for kind, question, answer in zip(types, asked, said, strict=False):
+            counts[kind or question_type(_bare(question))][answer] += 1
+    return {kind: min(tally.items(), key=lambda item: (-item[1], item[0]))[0] for kind, tally in counts.items()}
+
+
+def _bare(question: str) -> str:
+    return re.sub(r"<(?:image|video)>", "", question).strip().split("\n")[-1]
+
+
+def _answers(row: dict) -> list[str]:
+    answers = row.get("answers") or [row.get("answer")]
+    if not any(answers):
+        raise UserError(f"row {row.get('id')!r} has no true answer to score against; prepare the data again")
+    return [answer for answer in answers if answer]
+
+
+def _typed(row: dict) -> tuple[str, str, list[str]]:
+    """(question type, prediction, true answers)."""
+    return (row.get("question_type") or question_type(_bare(row.get("question", ""))), row["prediction"] or "",
+            _answers(row))
+
+
+def _figures(rows: Sequence[tuple[str, str, list[str]]]) -> dict:
+    found = [(kind, *matches(said, answers)) for kind, said, answers in rows]
+    agreement = cider([clean(said).split() for _, said, _ in rows],
+                      [[clean(answer).split() for answer in answers] for _, _, answers in rows])
+    table = [(task_of(kind), kind, exact, loose, value)
+             for (kind, exact, loose), value in zip(found, agreement, strict=True)]
+
+    def mean(place: int, task: str = "") -> float | None:
+        values = [row[place] for row in table if task in ("", row[0])]
+        return round(fmean(values), 6) if values else None
+
+    by_type = {}
+    for kind in sorted({row[1] for row in table}, key=lambda kind: (task_of(kind), kind)):
+        own = [row for row in table if row[1] == kind]
+        by_type[kind] = {"task": task_of(kind), "n": len(own), **{
+            name: round(fmean(row[place] for row in own), 6) for place, name in ((2, "em"), (3, "em_r"), (4, "cider"))}}
+    tasks = Counter(row[0] for row in table)
+    return {"n": len(table), "n_where": tasks["where"], "n_what": tasks["what"], "em": mean(2), "em_r": mean(3),
+            "where_em": mean(2, "where"), "what_em": mean(2, "what"), "cider": mean(4), "by_type": by_type}

@@ -1,0 +1,162 @@
+"""3-D features: what the coordinates of a visual token add to it, between the merger and the text.
+
+A method is one class: a module made from the model's hidden size and the two settings, whose forward turns
+coordinates (n, 3), metres, into what is added to the tokens (n, hidden). Starting at exactly 0 keeps the first step
+that of the base model. `@register("name")` makes it `--feature_processing_method name`.
+"""
+
+import difflib
+import functools
+import inspect
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from overlays.errors import UserError
+
+TEMPERATURE = 10000.0  # of the sines: Vaswani et al. 2017
+PROCESSORS: dict[str, type[nn.Module] | None] = {"base": None}
+
+
+def register(name: str):
+    """Class decorator: the class is the method `name`."""
+    def add(processor: type[nn.Module]) -> type[nn.Module]:
+        PROCESSORS[name] = processor
+        return processor
+
+    return add
+
+
+def position_encoding(voxels: torch.Tensor, dim: int) -> torch.Tensor:
+    """Sines and cosines of three axes side by side (Vaswani et al. 2017, for each axis).
+
+    Args:
+        voxels: (n, 3) coordinates in voxels. In metres, neighbours at 0.1 m would hardly differ.
+        dim: each axis gets the largest even number of channels up to dim / 3; the rest is 0.
+
+    Returns:
+        (n, dim) in the type of `voxels`.
+    """
+    width = dim // 6 * 2
+    steps = torch.arange(0, width, 2, device=voxels.device, dtype=voxels.dtype)
+    angles = voxels[..., None] * TEMPERATURE ** (-steps / max(width, 1))  # (n, 3, width / 2)
+    waves = torch.cat([angles.sin(), angles.cos()], dim=-1).flatten(1)  # (n, 3 width)
+    return F.pad(waves, (0, dim - 3 * width))
+
+
+@register("sin3d_pe")
+class SinusoidalEncoding(nn.Module):
+    """The position encoding times one learned scale a channel, which starts at 0."""
+
+    def __init__(self, hidden_size: int, position_encoding_dim: int, voxel_size_m: float):
+        super().__init__()
+        self.hidden_size, self.dim, self.voxel_size_m = hidden_size, position_encoding_dim, voxel_size_m
+        self.scale = nn.Parameter(torch.zeros(position_encoding_dim))
+
+    def forward(self, coordinates: torch.Tensor) -> torch.Tensor:
+        """(n, 3) metres -> (n, hidden)."""
+        waves = position_encoding(coordinates / self.voxel_size_m, self.dim) * self.scale
+        return F.pad(waves, (0, self.hidden_size - self.dim))
+
+
+@register("mlp_pe")
+class LearnedEncoding(nn.Module):
+    """The position encoding through an MLP of one hidden layer, whose last layer starts at 0."""
+
+    def __init__(self, hidden_size: int, position_encoding_dim: int, voxel_size_m: float):
+        super().__init__()
+        self.dim, self.voxel_size_m = position_encoding_dim, voxel_size_m
+        self.up = nn.Linear(position_encoding_dim, hidden_size)
+        self.down = nn.Linear(hidden_size, hidden_size)
+        nn.init.zeros_(self.down.weight)
+        nn.init.zeros_(self.down.bias)
+
+    def forward(self, coordinates: torch.Tensor) -> torch.Tensor:
+        """(n, 3) metres -> (n, hidden)."""
+        waves = position_encoding(coordinates / self.voxel_size_m, self.dim)
+        return self.down(F.gelu(self.up(waves.to(self.up.weight.dtype))))
+
+
+def settings(method: str, position_encoding_dim: int = 0, voxel_size_m: float = 0.1,
+             max_depth_m: float = 10.0) -> dict | None:
+    """Settings of the addition "spatial" for these flags; None where the method adds nothing (base).
+
+    Raises:
+        UserError: the method is not known, or a number makes no sense.
+    """
+    if method not in PROCESSORS:
+        near = difflib.get_close_matches(method, PROCESSORS, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(PROCESSORS)}"
+        raise UserError(f"--feature_processing_method {method!r} is unknown; {hint}")
+    if position_encoding_dim < 0 or 0 < position_encoding_dim < 6:
+        raise UserError(f"--position_encoding_dim must be at least 6, or 0 for the hidden size, "
+                        f"not {position_encoding_dim}")
+    for name, value in (("voxel_size_m", voxel_size_m), ("max_depth_m", max_depth_m)):
+        if not 0 < value < float("inf"):
+            raise UserError(f"--{name} must be above 0, not {value}")
+    if PROCESSORS[method] is None:
+        return None
+    return {"method": method, "position_encoding_dim": position_encoding_dim, "voxel_size_m": voxel_size_m,
+            "max_depth_m": max_depth_m}
+
+
+def attach(model: nn.Module, method: str, position_encoding_dim: int, voxel_size_m: float, max_depth_m: float) -> None:
+    """Put a method at `model.model.spatial` and let the vision features take `coordinates`.
+
+    `get_image_features` and `get_video_features` get an argument `coordinates` (tokens, 3): of all images and then of
+    all videos of the batch; the images' call reads its beginning, the videos' its end. `generate` finds it there.
+    DeepStack levels stay as they are. Weights start the same whatever was drawn before.
+
+    Args:
+        model: a generation model of parts.FAMILIES.
+        position_encoding_dim: channels of the position encoding; 0 takes the hidden size.
+        max_depth_m: not the model's affair; it is kept with the checkpoint for those who make the coordinates.
+    """
+    hidden = model.config.get_text_config().hidden_size
+    if settings(method, position_encoding_dim, voxel_size_m, max_depth_m) is None:
+        return
+    if method == "sin3d_pe" and position_encoding_dim > hidden:
+        raise UserError(f"--position_encoding_dim {position_encoding_dim} is above the model's hidden size {hidden}")
+    core = model.model
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        core.spatial = PROCESSORS[method](hidden, position_encoding_dim or hidden, voxel_size_m)
+    core.spatial.train(core.training)
+    core.get_image_features = _with_coordinates(core, core.get_image_features, at_end=False)
+    core.get_video_features = _with_coordinates(core, core.get_video_features, at_end=True)
+
+
+def _with_coordinates(core: nn.Module, plain, at_end: bool):
+    """`plain` with an argument `coordinates`, of which it takes the beginning or the end."""
+    @functools.wraps(plain)
+    def features(*args, coordinates: torch.Tensor | None = None, **kwargs):
+        output = plain(*args, **kwargs)
+        counts = [len(part) for part in output.pooler_output]
+        tokens = torch.cat(list(output.pooler_output))
+        if coordinates is None:  # every rank of a sharded run takes part in every call, also in one without a scene
+            coordinates = tokens.new_zeros(len(tokens), 3, dtype=torch.float32)
+        if len(coordinates) < len(tokens):
+            raise ValueError(f"{len(coordinates)} coordinates for {len(tokens)} visual tokens")
+        coordinates = coordinates[len(coordinates) - len(tokens):] if at_end else coordinates[:len(tokens)]
+        output.pooler_output = torch.split(add(core.spatial, tokens, coordinates.to(tokens.device)), counts)
+        return output
+
+    features.__signature__ = with_parameter(plain, "coordinates")
+    return features
+
+
+def add(processor: nn.Module, tokens: torch.Tensor, coordinates: torch.Tensor) -> torch.Tensor:
+    """(n, hidden) tokens and what their coordinates (n, 3) add; a token at exactly 0 has no depth and stays."""
+    seen = (coordinates != 0).any(dim=-1, keepdim=True)
+    added = processor(coordinates.float())
+    return tokens + torch.where(seen, added, torch.zeros_like(added)).to(tokens.dtype)
+
+
+def with_parameter(function, name: str) -> inspect.Signature:
+    """The signature of `function` with one more optional parameter."""
+    signature = inspect.signature(function)
+    more = inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None)
+    parameters = [*signature.parameters.values()]
+    place = next((i for i, p in enumerate(parameters) if p.kind is p.VAR_KEYWORD), len(parameters))
+    return signature.replace(parameters=[*parameters[:place], more, *parameters[place:]])

@@ -1,0 +1,205 @@
+"""From raw scenes to records: frames by linspace, one metadata file, splits by scene, everything left out listed."""
+
+import json
+import pickle
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from overlays.data import records
+from overlays.domains.scenes import infos
+from overlays.domains.scenes.prepare import METADATA, Settings, choose_frames, prepare
+from overlays.domains.scenes.sample import COLOUR, DEPTH, FRAMES
+from overlays.errors import UserError
+
+ARRAYS = {"scene", "image", "depth", "pose", "axis_align", "depth_intrinsic", "color_intrinsic", "depth_size",
+          "color_size", "depth_scale"}
+
+
+def read(folder, split):
+    return list(records.read(folder / f"{split}.jsonl"))
+
+
+def change_infos(folder, split, change):
+    path = folder / f"embodiedscan_infos_{split}.pkl"
+    content = pickle.loads(path.read_bytes())
+    change(content["data_list"])
+    path.write_bytes(pickle.dumps(content))
+
+
+@pytest.fixture
+def copy(raw, tmp_path):
+    """A copy of the raw scenes to break."""
+    return shutil.copytree(raw, tmp_path / "raw", copy_function=shutil.copyfile)
+
+
+def test_records_are_sound_and_point_to_rows_of_their_own_frames(prepared):
+    folder, metadata = prepared
+    with np.load(folder / METADATA, allow_pickle=False) as file:
+        arrays = dict(file)
+    assert set(arrays) == ARRAYS
+    total = 0
+    for split in ("train", "val", "test"):
+        for record in read(folder, split):
+            assert records.check_record(record, folder) == []
+            rows = record["scene"]["frames"]
+            assert arrays["image"][rows].tolist() == record["image"] and len(rows) == FRAMES
+            assert set(arrays["scene"][rows]) == {record["group"]}
+            assert all((folder / name).is_file() for name in arrays["depth"][rows])
+            total += 1
+    assert total == sum(metadata["counts"]["questions"].values())
+    assert np.isfinite(arrays["pose"]).all() and (arrays["depth_scale"] == 1000).all()
+    assert (arrays["depth_size"] == (DEPTH.height, DEPTH.width)).all()
+    assert (arrays["color_size"] == (COLOUR.height, COLOUR.width)).all()
+    assert (arrays["depth_intrinsic"] == DEPTH.matrix[:3, :3]).all()
+    assert (arrays["color_intrinsic"] == COLOUR.matrix[:3, :3]).all()
+
+
+def test_splits_follow_the_infos_files_and_share_no_scene(prepared, raw):
+    folder, _ = prepared
+    for split in ("train", "val", "test"):
+        named = {entry["sample_idx"].split("/")[1]
+                 for entry in infos.load_pickle(raw / f"embodiedscan_infos_{split}.pkl")["data_list"]}
+        assert {record["group"] for record in read(folder, split)} <= named
+
+
+def test_all_kinds_of_questions_arrive_with_situation_and_type(prepared):
+    rows = read(prepared[0], "train")
+    assert {row["question_type"] for row in rows} == {
+        "colour", "object", "count", "place", "height", "nearest", "direction", "distance"}
+    situated = next(row for row in rows if row["question_type"] == "direction")
+    assert "I stand at" in situated["conversations"][0]["value"]
+    assert {row["task"] for row in rows} == {"what", "where"}
+
+
+def test_a_lost_frame_is_listed_with_its_reason(prepared):
+    dropped = prepared[1]["dropped"]
+    lost = {"scene": "scene0005_00", "frame": f"{FRAMES:05d}.jpg", "reason": "pose is not finite"}
+    assert dropped["frames"] == [lost]
+    assert dropped["scenes"] == [] and dropped["questions"] == []
+
+
+def test_turns_share_the_frames_of_a_scene_in_training_only(raw, tmp_path, prepared):
+    prepare(Settings(raw, output=tmp_path / "turns", num_frames=FRAMES, turns=3))
+    single, together = read(prepared[0], "train"), read(tmp_path / "turns", "train")
+    assert sum(len(row["question_types"]) if "question_types" in row else 1 for row in together) == len(single)
+    first = together[0]
+    assert len(first["conversations"]) == 6 and len(first["question_types"]) == 3
+    assert first["conversations"][0]["value"].count("<image>") == FRAMES
+    assert "<image>" not in first["conversations"][2]["value"]
+    assert all(records.check_record(row, tmp_path / "turns") == [] for row in together)
+    assert (tmp_path / "turns" / "test.jsonl").read_bytes() == (prepared[0] / "test.jsonl").read_bytes()
+
+
+def test_frames_are_taken_by_linspace_over_the_usable_ones(raw, tmp_path):
+    prepare(Settings(raw, output=tmp_path / "two", num_frames=2))
+    record = next(row for row in read(tmp_path / "two", "train") if row["group"] == "scene0005_00")
+    assert [name.split("/")[-1] for name in record["image"]] == ["00000.jpg", f"{FRAMES - 1:05d}.jpg"]
+
+
+def test_frames_whose_pictures_are_of_no_use_are_left_out_and_the_choice_made_anew(copy):
+    place = copy / "posed_images" / "scene0000_00"
+    Image.new("I;16", (20, 16)).save(place / "00000.png")
+    (place / f"{FRAMES - 1:05d}.png").write_bytes(b"cut")
+    scene = infos.read_infos(copy / "embodiedscan_infos_train.pkl", "train", copy)[0]
+    assert [frame.image.name for frame, *_ in choose_frames(scene, 3)] == ["00001.jpg", "00002.jpg"]
+    assert dict(scene.dropped) == {
+        "00000.jpg": "depth intrinsics do not fit a picture of 20 x 16 (principal point 24, 23)",
+        f"{FRAMES - 1:05d}.jpg": "depth picture cannot be read"}
+
+
+@pytest.mark.parametrize("mode, size, reason", [
+    ("L", (DEPTH.width, DEPTH.height), "depth picture is no 16-bit PNG (mode L)"),
+    ("I;16", (DEPTH.width + 2, DEPTH.height), "sizes of its pictures are not those of the scene's other frames"),
+])
+def test_depth_of_another_kind_or_size_is_listed(copy, mode, size, reason):
+    Image.new(mode, size).save(copy / "posed_images" / "scene0000_00" / "00001.png")
+    scene = infos.read_infos(copy / "embodiedscan_infos_train.pkl", "train", copy)[0]
+    assert len(choose_frames(scene, 32)) == FRAMES - 1
+    assert scene.dropped == [("00001.jpg", reason)]
+
+
+def test_intrinsics_of_another_resolution_are_noticed(copy):
+    scene = infos.read_infos(copy / "embodiedscan_infos_train.pkl", "train", copy)[0]
+    scene.frames = [replace(frame, depth_intrinsic=frame.depth_intrinsic * 8.9) for frame in scene.frames]
+    assert choose_frames(scene, 3) == []
+    assert scene.problem.startswith("none of its frames can be used (depth intrinsics do not fit a picture of")
+
+
+def test_scenes_without_metadata_or_frames_are_listed_with_their_questions(copy, tmp_path):
+    change_infos(copy, "train", lambda entries: entries.pop(0))
+    for path in (copy / "posed_images" / "scene0001_00").glob("*.png"):
+        path.unlink()
+    metadata = prepare(Settings(copy, output=tmp_path / "out"))
+    dropped = {row["scene"]: row for row in metadata["dropped"]["scenes"]}
+    assert dropped["scene0000_00"]["reason"] == "no entry in any infos file"
+    assert dropped["scene0001_00"]["reason"] == f"none of its {FRAMES} frames can be used (depth picture is missing)"
+    assert all(row["questions"] >= 7 for row in dropped.values())
+    groups = {row["group"] for split in ("train", "val", "test") for row in read(tmp_path / "out", split)}
+    assert not groups & set(dropped)
+    counts = metadata["counts"]
+    assert counts["questions_read"] == sum(counts["questions"].values()) + sum(
+        row["questions"] for row in dropped.values()) + len(metadata["dropped"]["questions"])
+    assert sum(row["scene"] == "scene0001_00" for row in metadata["dropped"]["frames"]) == FRAMES
+
+
+def test_a_scene_whose_pictures_turn_out_useless_is_listed_too(copy, tmp_path):
+    for path in (copy / "posed_images" / "scene0002_00").glob("*.png"):
+        path.write_bytes(b"no picture")
+    metadata = prepare(Settings(copy, output=tmp_path / "out"))
+    row, = metadata["dropped"]["scenes"]
+    assert row["scene"] == "scene0002_00" and "cannot be read" in row["reason"] and row["questions"] >= 7
+
+
+def test_a_question_asked_twice_is_taken_once_and_like_ids_are_told_apart(copy, tmp_path):
+    path = copy / "questions" / "scanqa" / "ScanQA_v1.0_train.json"
+    rows = json.loads(path.read_text())
+    path.write_text(json.dumps([*rows, rows[0], {**rows[0], "question": "What is new?"}]))
+    metadata = prepare(Settings(copy, output=tmp_path / "out"))
+    own = f"scanqa-{rows[0]['question_id']}"
+    assert metadata["dropped"]["questions"] == [
+        {"id": own, "scene": rows[0]["scene_id"], "reason": "asked before"}]
+    ids = [record["id"] for record in read(tmp_path / "out", "train")]
+    assert len(ids) == len(set(ids)) and {own, f"{own}-2"} <= set(ids)
+
+
+def test_splits_by_question_file_refuse_a_scene_on_two_sides(copy, tmp_path):
+    prepare(Settings(copy, output=tmp_path / "same", split="questions"))
+    folder = copy / "questions" / "scanqa"
+    rows = json.loads((folder / "ScanQA_v1.0_train.json").read_text())
+    (folder / "ScanQA_v1.0_test.json").write_text(json.dumps(
+        [{**row, "question": f"{row['question']} Say."} for row in rows]))
+    with pytest.raises(UserError, match="have questions in train and in test"):
+        prepare(Settings(copy, output=tmp_path / "both", split="questions"))
+    assert not (tmp_path / "both").exists()
+
+
+@pytest.mark.parametrize("settings, message", [
+    (Settings(split="x"), "--split is infos or questions"),
+    (Settings(num_frames=0), "--num-frames must be at least 1"),
+    (Settings(turns=0), "--turns must be at least 1"),
+])
+def test_settings_that_make_no_sense(settings, message):
+    with pytest.raises(UserError, match=message):
+        prepare(settings)
+
+
+def test_what_is_missing_is_named(tmp_path, raw):
+    with pytest.raises(UserError, match="there is no data folder"):
+        prepare(Settings(tmp_path / "none", output=tmp_path / "out"))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="no embodiedscan_infos"):
+        prepare(Settings(tmp_path / "empty", output=tmp_path / "out"))
+    with pytest.raises(UserError, match="no question file or folder"):
+        prepare(Settings(raw, questions=(tmp_path / "q.json",), output=tmp_path / "out"))
+    shutil.copy(raw / "embodiedscan_infos_train.pkl", tmp_path / "infos.pkl")
+    with pytest.raises(UserError, match="says neither train, val nor test"):
+        prepare(Settings(raw, infos=(tmp_path / "infos.pkl",), output=tmp_path / "out"))
+    write = tmp_path / "other"
+    write.mkdir()
+    (write / "file").touch()
+    with pytest.raises(UserError, match="holds other files"):
+        prepare(Settings(raw, output=write))
