@@ -23,6 +23,21 @@ class ModelArguments:
     tune_mm_mlp: bool = field(default=False, metadata={"help": "train the merger, DeepStack mergers included"})
     tune_mm_vision: bool = field(default=False, metadata={"help": "train the vision tower"})
     train_embeddings: bool = field(default=False, metadata={"help": "train the token embeddings beside an adapter"})
+    in_channels: int = field(default=0, metadata={"help": "channels of the input rasters; 0: the model's own"})
+    channel_init: str = field(default="copy", metadata={"help": "how a patch embedding for other channels starts: "
+                                                        "normal | zero | copy | project"})
+    channel_projection: str = field(default="", metadata={"help": ".npy of the 3 x N matrix for project: RGB from "
+                                                          "normalised channels"})
+    head: str = field(default="none", metadata={"help": "none: answers in words | vision | text: a regression head on "
+                                                "the pooled vision tokens or on the prompt's last token"})
+    targets: str = field(default="", metadata={"help": "targets the head learns, by comma; empty: all there are"})
+    use_3d_features: bool = field(default=False, metadata={"help": "add 3-D features to the visual tokens of records "
+                                                                   "with a scene"})
+    feature_processing_method: str = field(default="sin3d_pe", metadata={"help": "base: none | sin3d_pe | mlp_pe | one "
+                                                                                 "registered in model/spatial.py"})
+    position_encoding_dim: int = field(default=0, metadata={"help": "channels of the encoding; 0: the hidden size"})
+    voxel_size_m: float = field(default=0.1, metadata={"help": "metres that count as 1 in the encoding"})
+    max_depth_m: float = field(default=10.0, metadata={"help": "depth beyond this is invalid, in metres"})
     attn_implementation: str = field(
         default="auto", metadata={"help": "auto | sdpa | flash_attention_2 | eager; auto: flash where usable"}
     )
@@ -45,7 +60,11 @@ class DataArguments:
     video_min_pixels: int = field(default=256 * 28 * 28, metadata={"help": "pixels of one frame at least"})
     video_fps: float = field(default=2.0, metadata={"help": "frames taken a second of clip"})
     video_backend: str = field(default="pyav", metadata={"help": "pyav | decord"})
+    video_cache: str | None = field(default=None, metadata={"help": "folder that keeps decoded, resized frames"})
     on_bad_sample: str = field(default="stop", metadata={"help": "stop | skip: what a broken sample does"})
+    samples_per_file: int = field(default=1, metadata={"help": "samples an epoch takes of each training record: "
+                                                       "itself, above 1 also crops, flips and turns of its images"})
+    no_augment: bool = field(default=False, metadata={"help": "repeat records unchanged"})
 
 
 @dataclass
@@ -58,6 +77,8 @@ class TrainingArguments(transformers.TrainingArguments):
     model_max_length: int = field(default=8192, metadata={"help": "longer samples are dropped and counted"})
     mm_projector_lr: float | None = field(default=None, metadata={"help": "merger's rate; 0 freezes it"})
     vision_tower_lr: float | None = field(default=None, metadata={"help": "vision tower's rate; 0 freezes it"})
+    patch_embed_lr: float | None = field(default=None, metadata={"help": "rate of a patch embedding for N new channels;"
+                                                                 " empty: the vision tower's times 3 / N"})
     additions_lr: float | None = field(default=None, metadata={"help": "rate of what is added to the model; 0: frozen"})
     lora_enable: bool = field(default=False)
     lora_r: int = field(default=64)
@@ -72,6 +93,7 @@ class TrainingArguments(transformers.TrainingArguments):
     warmup_ratio: float | None = field(
         default=None, metadata={"help": "kept for upstream's scripts: share of the steps, as --warmup_steps below 1"}
     )
+    freeze_encoder_epochs: int = field(default=0, metadata={"help": "the vision tower rests for the first N epochs"})
     early_stopping_patience: int = field(default=0, metadata={"help": "evaluations without gain; 0: off"})
     remove_unused_columns: bool = field(default=False)
     report_to: str | None = field(default="tensorboard")
@@ -86,11 +108,11 @@ FLAG_CLASSES = (ModelArguments, DataArguments, TrainingArguments)
 class _Parser(transformers.HfArgumentParser):
     """Errors as one sentence; no abbreviations, so that a flag is what it says."""
 
-    def __init__(self):
-        super().__init__(FLAG_CLASSES, allow_abbrev=False, prog="python -m overlays.train")
+    def __init__(self, classes: tuple, program: str):
+        super().__init__(classes, allow_abbrev=False, prog=program)
 
     def error(self, message: str):
-        raise UserError(f"{message} (see python -m overlays.train --help)")
+        raise UserError(f"{message} (see {self.prog} --help)")
 
     def flags(self) -> list[str]:
         return [option for action in self._actions for option in action.option_strings if option.startswith("--")]
@@ -113,14 +135,19 @@ def _yaml_arguments(file: Path) -> list[str]:
     return words
 
 
-def parse(words: list[str] | None = None) -> tuple[ModelArguments, DataArguments, TrainingArguments]:
+def parse(words: list[str] | None = None, classes: tuple = FLAG_CLASSES,
+          program: str = "python -m overlays.train") -> tuple[ModelArguments, DataArguments, TrainingArguments]:
     """Flags of one training run; a first word without dashes is a YAML file, whose values later flags override.
+
+    Args:
+        classes: of model, data and training flags; an entry's own are subclasses of those above.
+        program: how the entry is called.
 
     Raises:
         UserError: an unknown flag (the nearest is named), a bad value, or combinations that make no sense.
     """
     words = list(sys.argv[1:] if words is None else words)
-    parser = _Parser()
+    parser = _Parser(classes, program)
     if words and words[0].endswith((".yaml", ".yml")):
         words = [*_yaml_arguments(Path(words[0])), *words[1:]]
     try:
@@ -138,7 +165,7 @@ def parse(words: list[str] | None = None) -> tuple[ModelArguments, DataArguments
     if not torch.accelerator.is_available():
         values["use_cpu"] = True  # transformers refuses bf16 autocast on a CPU that is not asked for
     parts = []
-    for flag_class in FLAG_CLASSES:
+    for flag_class in classes:
         own = {name: values[name] for name in flag_class.__dataclass_fields__ if name in values}
         try:
             parts.append(flag_class(**own))
@@ -173,17 +200,44 @@ def _check(model: ModelArguments, data: DataArguments, training: TrainingArgumen
         raise UserError(f"--video_backend is pyav or decord, not {data.video_backend!r}")
     if data.min_pixels > data.max_pixels or data.video_min_pixels > data.video_max_pixels:
         raise UserError("--min_pixels is above --max_pixels (or --video_min_pixels above --video_max_pixels)")
+    if data.samples_per_file < 1:
+        raise UserError(f"--samples_per_file must be at least 1, not {data.samples_per_file}")
     if training.lora_enable and training.lora_r < 1:
         raise UserError(f"--lora_r must be at least 1, not {training.lora_r}")
     if training.eval_strategy != "no" and not data.eval_dataset:
         raise UserError("--eval_strategy needs --eval_dataset")
     if training.early_stopping_patience and not training.load_best_model_at_end:
         raise UserError("--early_stopping_patience needs --load_best_model_at_end True")
+    _check_head(model, training)
     # The data core's own switch; transformers would drop keys that a plain forward does not name.
     training.remove_unused_columns = False
-    training.label_names = ["labels"]
+    training.label_names = ["labels"] if model.head == "none" else ["targets"]
     data.data_flatten = data.data_flatten or data.data_packing
     if training.warmup_ratio is not None:
         if not 0 <= training.warmup_ratio < 1:
             raise UserError(f"--warmup_ratio must be at least 0 and below 1, not {training.warmup_ratio}")
         training.warmup_steps = training.warmup_ratio
+
+
+def _check_head(model: ModelArguments, training: TrainingArguments) -> None:
+    if model.head not in ("none", "vision", "text"):
+        raise UserError(f"--head is none, vision or text, not {model.head!r}")
+    if model.head == "vision" and (training.lora_enable or model.tune_mm_llm or model.train_embeddings):
+        raise UserError("--head vision does not run the language model: set --lora_enable, --tune_mm_llm and "
+                        "--train_embeddings False, or take --head text")
+    if model.head != "none":
+        training.prediction_loss_only = False  # R2 needs the predictions
+        if model.head == "text" and model.tune_mm_llm:
+            training.ddp_find_unused_parameters = True  # the head of words is not asked
+    elif training.metric_for_best_model in ("r2", "mae", "eval_r2", "eval_mae"):
+        raise UserError(f"--metric_for_best_model {training.metric_for_best_model} needs --head vision or text")
+    if training.freeze_encoder_epochs < 0:
+        raise UserError(f"--freeze_encoder_epochs must be at least 0, not {training.freeze_encoder_epochs}")
+    if training.freeze_encoder_epochs:
+        if not model.tune_mm_vision or training.vision_tower_lr == 0:
+            raise UserError("--freeze_encoder_epochs is for a vision tower that is trained afterwards: set "
+                            "--tune_mm_vision True and --vision_tower_lr above 0")
+        if training.deepspeed:
+            raise UserError("--freeze_encoder_epochs does not go with --deepspeed, which settles at start what is "
+                            "trained: train with --vision_tower_lr 0 first, then again from that run")
+        training.ddp_find_unused_parameters = True  # the resting tower sends no gradients

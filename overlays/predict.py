@@ -9,18 +9,19 @@ import json
 import os
 import re
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
 from overlays import registry
-from overlays.data import chat, records
+from overlays.data import chat, geometry, records
 from overlays.data.collate import PromptCollator
 from overlays.data.dataset import sample_rows
 from overlays.errors import UserError, run
 from overlays.files import write_jsonl
+from overlays.model import additions
 
 _PLACEHOLDER = re.compile("|".join(map(re.escape, records.PLACEHOLDERS.values())))
 
@@ -84,17 +85,23 @@ def end_ids(model, processor) -> list[int]:
 
 
 @torch.inference_mode()
-def answer_batch(model, processor, prompts: Sequence[dict] | Mapping, max_new_tokens: int) -> list[str]:
-    """Greedy answers to prompts (`chat.encode_prompt`) or to a batch of them that is already collated."""
+def answer_batch(model, processor, prompts: Sequence[dict] | Mapping, max_new_tokens: int,
+                 temperature: float = 0.0) -> list[str]:
+    """Answers to prompts (`chat.encode_prompt`) or to a batch of them that is already collated.
+
+    Args:
+        temperature: 0 takes the likeliest token each time, above 0 tokens are drawn.
+    """
     batch = dict(prompts) if isinstance(prompts, Mapping) else PromptCollator(processor)(prompts)
     batch.pop("ids", None)
     device = next(model.parameters()).device
     batch = {key: value.to(device) for key, value in batch.items()}
     ends = end_ids(model, processor)
     pad = processor.tokenizer.pad_token_id
-    output = model.generate(**batch, max_new_tokens=max_new_tokens, do_sample=False, num_beams=1, use_cache=True,
-                            temperature=None, top_p=None, top_k=None, eos_token_id=ends,
-                            pad_token_id=ends[0] if pad is None else pad)
+    draws = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0} if temperature else {
+        "do_sample": False, "temperature": None, "top_p": None, "top_k": None}
+    output = model.generate(**batch, **draws, max_new_tokens=max_new_tokens, num_beams=1, use_cache=True,
+                            eos_token_id=ends, pad_token_id=ends[0] if pad is None else pad)
     answers = []
     for ids in output[:, batch["input_ids"].shape[1]:].tolist():
         stop = next((i for i, token in enumerate(ids) if token in ends), len(ids))
@@ -104,12 +111,19 @@ def answer_batch(model, processor, prompts: Sequence[dict] | Mapping, max_new_to
 
 def answer(model, processor, record: Mapping, media_root: str | Path, max_new_tokens: int = 128) -> str:
     """The answer to one record's last question. Raises UserError where a medium cannot be opened."""
-    return answer_batch(model, processor, [chat.encode_prompt(record, processor, media_root)], max_new_tokens)[0]
+    prompt = chat.encode_prompt(record, processor, media_root)
+    geometry.add_coordinates(prompt, record, processor, media_root, max_depth_m(model))
+    return answer_batch(model, processor, [prompt], max_new_tokens)[0]
+
+
+def max_depth_m(model) -> float | None:
+    """The depth beyond which the model's 3-D features take none, in metres; None where it has no such features."""
+    return additions.settings(model).get("spatial", {}).get("max_depth_m")
 
 
 class _Prompts(torch.utils.data.Dataset):
-    def __init__(self, chosen: Sequence[dict], processor, media_root: Path):
-        self.chosen, self.processor, self.media_root = chosen, processor, media_root
+    def __init__(self, chosen: Sequence[dict], processor, media_root: Path, max_depth_m: float | None):
+        self.chosen, self.processor, self.media_root, self.max_depth_m = chosen, processor, media_root, max_depth_m
 
     def __len__(self) -> int:
         return len(self.chosen)
@@ -117,9 +131,26 @@ class _Prompts(torch.utils.data.Dataset):
     def __getitem__(self, index: int) -> dict:
         record = self.chosen[index]
         try:
-            return chat.encode_prompt(record, self.processor, self.media_root)
+            prompt = chat.encode_prompt(record, self.processor, self.media_root)
+            return geometry.add_coordinates(prompt, record, self.processor, self.media_root, self.max_depth_m)
         except UserError as error:
             return {"problem": f"record {record.get('id')}: {error}"}  # raised outside a worker process
+
+
+def prompt_loader(chosen: Sequence[dict], batches: Sequence[Sequence[int]], processor, media_root: str | Path,
+                  cuda: bool, max_depth_m: float | None = None) -> Iterator[dict]:
+    """A collated batch of prompts (see PromptCollator) for each list of row numbers, loaded by workers beside a GPU.
+
+    Raises:
+        UserError: a medium is missing or broken, named with the record's id.
+    """
+    workers = min(4, os.cpu_count() or 1) if cuda and len(batches) > 4 else 0
+    loader = torch.utils.data.DataLoader(_Prompts(chosen, processor, Path(media_root), max_depth_m),
+                                         batch_sampler=batches, collate_fn=_Collate(processor), num_workers=workers)
+    for batch in loader:
+        if "problem" in batch:
+            raise UserError(batch["problem"])
+        yield batch
 
 
 class _Collate:
@@ -214,14 +245,10 @@ def predict(model, processor, records: Sequence[dict], media_root: str | Path, b
     partial.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
     batches = _batches(chosen, [i for i in range(len(chosen)) if i not in done], batch_size)
-    workers = min(4, os.cpu_count() or 1) if next(model.parameters()).is_cuda and len(batches) > 4 else 0
-    loader = torch.utils.data.DataLoader(_Prompts(chosen, processor, media_root), batch_sampler=batches,
-                                         collate_fn=_Collate(processor), num_workers=workers)
+    loader = prompt_loader(chosen, batches, processor, media_root, next(model.parameters()).is_cuda, max_depth_m(model))
     bar = tqdm(total=len(chosen), initial=len(done), desc="answering", unit="question", file=sys.stderr)
     with partial.open("a", encoding="utf-8") as out, bar:
         for rows, batch in zip(batches, loader, strict=True):
-            if "problem" in batch:
-                raise UserError(batch["problem"])
             for number, text in zip(rows, answer_batch(model, processor, batch, max_new_tokens), strict=True):
                 done[number] = text
                 out.write(json.dumps([number, text], ensure_ascii=False) + "\n")

@@ -13,13 +13,14 @@ import torch
 import transformers
 
 from overlays import arguments, registry, runs, upstream
+from overlays.data import augment, rasters
 from overlays.data.collate import FlattenedCollator, PaddedCollator
 from overlays.data.dataset import SupervisedDataset
 from overlays.data.media import MediaOptions, apply_resolution
 from overlays.errors import UserError, run
 from overlays.files import sha256
-from overlays.model import additions, load, parts
-from overlays.trainer import FiniteLoss, Trainer, draw_losses, print_once, to_fp32
+from overlays.model import additions, channels, heads, load, parts, spatial
+from overlays.trainer import FiniteLoss, FreezeEncoder, Trainer, draw_losses, print_once, to_fp32
 
 
 def weight_dtype(training: arguments.TrainingArguments) -> torch.dtype:
@@ -29,7 +30,42 @@ def weight_dtype(training: arguments.TrainingArguments) -> torch.dtype:
 
 def wanted_additions(model_args, training, train_set) -> dict[str, dict]:
     """Settings of what the flags add to the model (see model/additions.py), by the addition's name."""
-    return {}
+    added = {}
+    if model_args.head != "none":
+        added["regression"] = regression_settings(model_args, train_set)
+    own = spatial_settings(model_args)
+    if own is not None:
+        added["spatial"] = own
+        if not any(train_set.record(i).get("scene") for i in range(len(train_set))):
+            raise UserError("--use_3d_features: no training record has a \"scene\" with depth and poses")
+    return added
+
+
+def spatial_settings(model_args) -> dict | None:
+    """Settings of the 3-D features that the flags ask for; None for none."""
+    method = model_args.feature_processing_method if model_args.use_3d_features else "base"
+    wanted = spatial.settings(method, model_args.position_encoding_dim, model_args.voxel_size_m, model_args.max_depth_m)
+    there = additions.read(model_args.model_name_or_path).get("spatial")
+    if there is not None and wanted is None:
+        raise UserError(f"{model_args.model_name_or_path} has 3-D features ({there['method']}): give --use_3d_features "
+                        f"True --feature_processing_method {there['method']}, or start from its base model")
+    return wanted
+
+
+def regression_settings(model_args, train_set) -> dict:
+    """Settings of the regression head: what its targets are like in the training split."""
+    every = [train_set.record(i) for i in range(len(train_set))]
+    if model_args.head == "vision":
+        blind = next((row for row in every if not row.get("image") and not row.get("video")), None)
+        if blind is not None:
+            raise UserError(f"record {blind.get('id')} has neither image nor video, which --head vision reads")
+    names = [name.strip() for name in model_args.targets.split(",") if name.strip()]
+    settings, without = heads.fit_targets(every, names)
+    print_once(f"regression head on {model_args.head}: " + ", ".join(
+        f"{name} (mean {mean:.4g}, standard deviation {std:.4g})"
+        for name, mean, std in zip(*settings.values(), strict=True)
+    ) + (f"; {without} of {len(every)} training records have no target and teach nothing" if without else ""))
+    return settings | {"mode": model_args.head}
 
 
 def load_model(model_args, training, added: dict[str, dict]):
@@ -37,6 +73,8 @@ def load_model(model_args, training, added: dict[str, dict]):
     model = load.load_base(
         model_args.model_name_or_path, weight_dtype(training), model_args.attn_implementation, training.cache_dir
     )
+    if heads.detach(model, added.get("regression")):
+        print_once(f"the regression head of {model_args.model_name_or_path} is left out: another or none is asked for")
     additions.attach(model, added)
     model.config.use_cache = False
     if training.lora_enable:
@@ -64,26 +102,33 @@ def set_parts(model, training, rates) -> None:
         to_fp32(model)
 
 
-def build_data(data, training, processor, config):
-    """(training set, validation set or None, collator)."""
-    if data.data_flatten and not parts.family_of(config).packing:
-        raise UserError(f"--data_flatten does not fit {config.model_type}: its recurrent layers would mix the samples")
-    options = MediaOptions(
+def media_options(data) -> MediaOptions:
+    """How the flags want media read and resized."""
+    return MediaOptions(
         min_pixels=data.min_pixels, max_pixels=data.max_pixels, video_fps=data.video_fps,
         video_min_frames=data.video_min_frames, video_max_frames=data.video_max_frames,
         video_min_pixels=data.video_min_pixels, video_max_pixels=data.video_max_pixels,
-        video_backend=data.video_backend,
+        video_backend=data.video_backend, video_cache=data.video_cache,
     )
+
+
+def build_data(data, training, processor, config, max_depth_m: float | None = None):
+    """(training set, validation set or None, collator); samples with coordinates where `max_depth_m` is given."""
+    if data.data_flatten and not parts.family_of(config).packing:
+        raise UserError(f"--data_flatten does not fit {config.model_type}: its recurrent layers would mix the samples")
+    options = media_options(data)
     apply_resolution(processor, options)
 
-    def build(names: str) -> SupervisedDataset:
+    def build(names: str, repeats: augment.Repeats | None = None) -> SupervisedDataset:
         return SupervisedDataset(
             registry.resolve(names), processor, parts.position_function(config), options, seed=training.seed,
-            model_max_length=training.model_max_length, on_bad_sample=data.on_bad_sample,
+            model_max_length=training.model_max_length, on_bad_sample=data.on_bad_sample, max_depth_m=max_depth_m,
+            repeats=repeats,
         )
 
+    repeats = augment.Repeats(data.samples_per_file, not data.no_augment, training.seed)
     collator = (FlattenedCollator if data.data_flatten else PaddedCollator)(processor)
-    return build(data.dataset_use), build(data.eval_dataset) if data.eval_dataset else None, collator
+    return build(data.dataset_use, repeats), build(data.eval_dataset) if data.eval_dataset else None, collator
 
 
 def _data_rows(names: str) -> list[dict]:
@@ -105,6 +150,9 @@ def identity(model_args, data, training, config, rates) -> dict:
         "data": {row["name"]: f"{row['sha256'][:16]} at {row['rate']:g}" for row in _data_rows(data.dataset_use)},
         "parts": {part: rate > 0 for part, rate in rates.items()},
         "adapter": lora,
+        "head": model_args.head,
+        "feature_processing": spatial_settings(model_args),
+        "samples_per_file": {"samples": data.samples_per_file, "augmented": not data.no_augment},
         "seed": training.seed,
     }
 
@@ -154,10 +202,18 @@ class Run:
             self._open_folder(output, rows)
         print_once(f"resuming from {self.resume}" if self.resume else f"training from the start into {output}")
         callbacks = [FiniteLoss()]
+        if self.training.freeze_encoder_epochs:
+            callbacks.append(FreezeEncoder(self.training.freeze_encoder_epochs))
+            print_once(f"the vision tower rests for {self.training.freeze_encoder_epochs} epochs")
         if self.training.early_stopping_patience:
             callbacks.append(transformers.EarlyStoppingCallback(self.training.early_stopping_patience))
+        return self.make_trainer(model, callbacks)
+
+    def make_trainer(self, model, callbacks: list) -> Trainer:
+        """The Trainer itself; another kind of run makes its own."""
         return Trainer(
             model=model, args=self.training, processing_class=self.processor, callbacks=callbacks, rates=self.rates,
+            compute_metrics=heads.Metrics(self.train_set.target_names) if self.train_set.target_names else None,
             **self.data_module(),
         )
 
@@ -206,12 +262,19 @@ def prepare(model_args, data, training, engine: upstream.Engine) -> Run:
     rates = parts.learning_rates(argparse_view(model_args, training))
     if not any(rate for part, rate in rates.items() if part != "additions"):
         raise UserError("nothing is trained: set --lora_enable, --tune_mm_llm, --tune_mm_mlp or --tune_mm_vision True")
-    own = identity(model_args, data, training, config, rates)
+    widened = channels.prepare(config, rates, model_args, training)
+    own = identity(model_args, data, training, config, rates) | channels.identity(widened)
     resume = runs.checkpoint_to_resume(Path(training.output_dir), training.resume, own)
     processor = load.load_processor(model_args.model_name_or_path, training.cache_dir)
     with training.main_process_first(desc="reading data"):
-        train_set, eval_set, collator = build_data(data, training, processor, config)
-    added = wanted_additions(model_args, training, train_set)
+        max_depth_m = (spatial_settings(model_args) or {}).get("max_depth_m")
+        unfitted = rasters.expect(processor, channels.channels_of(config), bool(model_args.in_channels))
+        train_set, eval_set, collator = build_data(data, training, processor, config, max_depth_m)
+        if unfitted:
+            rasters.fit_processor(processor, train_set)
+    added = widened | wanted_additions(model_args, training, train_set)
+    for samples in filter(None, (train_set, eval_set)):
+        samples.target_names = tuple(added.get("regression", {}).get("names", ()))
     return Run(model_args, data, training, engine, config, rates, added, own, resume, processor, train_set, eval_set,
                collator)
 

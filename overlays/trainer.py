@@ -48,6 +48,18 @@ class Trainer(transformers.Trainer):
             self.optimizer = optimizer_class(groups, **options)
         return self.optimizer
 
+    def _prepare_inputs(self, inputs):
+        # DeepSpeed turns every floating input into its 16-bit type; metres and targets keep theirs.
+        exact = {name: inputs[name].to(self.args.device) for name in ("coordinates", "targets") if name in inputs}
+        return {**super()._prepare_inputs({k: v for k, v in inputs.items() if k not in exact}), **exact}
+
+    def _get_num_items_in_batch(self, batch_samples, device):
+        if "regression" in additions.settings(self.model):  # its loss counts targets, not words
+            known = [batch["targets"].isfinite() for batch in batch_samples if "targets" in batch]
+            known = known or [torch.zeros(1, 1, dtype=torch.bool)]
+            batch_samples = [{"labels": None, "shift_labels": torch.where(row, 0, -100)} for row in known]
+        return super()._get_num_items_in_batch(batch_samples, device)
+
     def _save(self, output_dir=None, state_dict=None):
         values = self.model.state_dict() if state_dict is None else state_dict
         added = {name for name in values if additions.owns(parts.plain_name(name))}
@@ -65,10 +77,10 @@ class Trainer(transformers.Trainer):
                 save_file(full, temporary, metadata={"format": "pt"})
 
     def _trained_beside_adapter(self) -> set[str]:
-        """Names of the parameters that are trained in full though the model has an adapter."""
+        """Names of the parameters that are trained in full though the model has an adapter, resting ones included."""
         family = parts.family_of(self.model.config)
-        return {name for name, parameter in self.model.named_parameters()
-                if parameter.requires_grad and parts.part_of(name, family) != "adapter"}
+        owners = {name: parts.part_of(name, family, self.rates) for name, _ in self.model.named_parameters()}
+        return {name for name, part in owners.items() if part != "adapter" and self.rates[part] > 0}
 
     def _save_checkpoint(self, model, trial):
         limit, self.args.save_total_limit = self.args.save_total_limit, None
@@ -119,6 +131,24 @@ class FiniteLoss(transformers.TrainerCallback):
         loss = (logs or {}).get("loss")
         if loss is not None and not math.isfinite(float(loss)):
             raise UserError(f"the loss became {loss} at step {state.global_step}: lower the learning rate")
+
+
+class FreezeEncoder(transformers.TrainerCallback):
+    """Lets the vision tower rest for the first epochs: no gradients, no movement.
+
+    Its parameters are in the optimizer and in every checkpoint all the while, so that a resumed run finds them there.
+    """
+
+    def __init__(self, epochs: int):
+        self.epochs = epochs
+
+    def on_epoch_begin(self, args, state, control, model=None, **kwargs):
+        """Settle for the epoch that begins whether the tower takes gradients."""
+        resting = round(state.epoch or 0, 6) < self.epochs
+        family = parts.family_of(model.config)
+        for name, parameter in model.named_parameters():
+            if parts.part_of(name, family) == "vision":
+                parameter.requires_grad_(not resting)
 
 
 def draw_losses(history: list[dict], file: Path) -> None:

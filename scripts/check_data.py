@@ -39,9 +39,9 @@ def open_all(record: dict, source: registry.Dataset, backend: str) -> list[str]:
             media.opener_of(path).open(path)
         except UserError as error:
             problems.append(str(error))
-    for name in records.media_names(record, "video"):
+    for name, segment in zip(records.media_names(record, "video"), records.video_segments(record), strict=True):
         try:
-            media.probe_video(records.media_file(source.media_root, name), backend)
+            media.probe_video(records.media_file(source.media_root, name), backend, segment)
         except UserError as error:
             problems.append(str(error))
     return problems

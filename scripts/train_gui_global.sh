@@ -14,5 +14,5 @@ source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 : "${OUTPUT_DIR:=outputs/gui-global}" "${LORA_R:=8}" "${LORA_ALPHA:=32}" "${LORA_DROPOUT:=0.05}"
 : "${EPOCHS:=1}" "${BATCH_SIZE:=1}" "${GRAD_ACCUM:=8}" "${WARMUP_STEPS:=50}" "${WEIGHT_DECAY:=0.01}"
 if [[ "$MODE" = full ]]; then : "${LR:=1e-6}"; else : "${LR:=1e-4}"; fi
-: "${MIN_PIXELS:=12544}" "${MAX_PIXELS:=$([[ "$MODEL_PATH" == data/models/tiny-* ]] && echo 36864 || echo 1003520)}"
+: "${MIN_PIXELS:=12544}" "${MAX_PIXELS:=${TINY:+36864}}" "${MAX_PIXELS:=1003520}"
 launch --lora_target_modules q_proj,k_proj,v_proj,o_proj,gate_proj,up_proj,down_proj "$@"

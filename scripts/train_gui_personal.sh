@@ -6,7 +6,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 : "${GLOBAL:=outputs/gui-global}" "${OUTPUT_DIR:=outputs/gui-personal}" "${FOLDS:=3}"
 : "${LORA_R:=8}" "${LORA_ALPHA:=32}" "${LORA_DROPOUT:=0.05}" "${LR:=2e-5}" "${EPOCHS:=3}" "${WARMUP_STEPS:=5}"
 : "${BATCH_SIZE:=1}" "${GRAD_ACCUM:=4}" "${WEIGHT_DECAY:=0.01}" "${MIN_PIXELS:=12544}"
-: "${MAX_PIXELS:=$([[ "$MODEL_PATH" == data/models/tiny-* ]] && echo 36864 || echo 1003520)}"
+: "${MAX_PIXELS:=${TINY:+36864}}" "${MAX_PIXELS:=1003520}"
 read -ra FOLDS_BY <<< "${FOLDS_BY:-episode sample}"
 if [[ ! -d "$GLOBAL" ]]; then
     echo "no global model in $GLOBAL: training it first"

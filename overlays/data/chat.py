@@ -19,8 +19,8 @@ import numpy as np
 import torch
 
 from overlays.data import media as media_module
-from overlays.data import records
-from overlays.data.media import Media, open_media
+from overlays.data import rasters, records
+from overlays.data.media import Media, Reader, open_media
 from overlays.errors import UserError
 
 IGNORE = -100
@@ -77,7 +77,7 @@ def to_messages(record: Mapping, media: Media) -> list[dict]:
     return messages
 
 
-def encode(record: Mapping, processor, media_root: str | Path, video_backend: str = "pyav") -> dict:
+def encode(record: Mapping, processor, media_root: str | Path, reader: Reader | str = "pyav") -> dict:
     """A training sample.
 
     Returns:
@@ -88,11 +88,11 @@ def encode(record: Mapping, processor, media_root: str | Path, video_backend: st
     Raises:
         UserError: a medium cannot be opened or does not match its placeholder.
     """
-    media = open_media(record, media_root, processor, video_backend)
+    media = open_media(record, media_root, processor, reader)
     return encode_messages(to_messages(record, media), media, processor)
 
 
-def encode_prompt(record: Mapping, processor, media_root: str | Path, video_backend: str = "pyav") -> dict:
+def encode_prompt(record: Mapping, processor, media_root: str | Path, reader: Reader | str = "pyav") -> dict:
     """A sample for generation: everything up to the last human turn, and what the template puts before an answer.
 
     The ids are those that `encode` has before the last answer's first label. Same keys, without labels.
@@ -100,7 +100,7 @@ def encode_prompt(record: Mapping, processor, media_root: str | Path, video_back
     Raises:
         UserError: as `encode`, and where there is no human turn.
     """
-    media = open_media(record, media_root, processor, video_backend)
+    media = open_media(record, media_root, processor, reader)
     messages = to_messages(record, media)
     last = max((i for i, message in enumerate(messages) if message["role"] == "user"), default=None)
     if last is None:
@@ -287,15 +287,17 @@ def _unmark(text: str, spans: list[tuple[int, int, int]], mark: str, typed: list
 
 def _tokenize(rendered: Rendered, media: Media, processor) -> dict:
     """Tokens, labels and pixels of a rendered conversation; the processor expands the placeholders."""
-    videos = {}
+    options = {}
     if media.videos:  # sampled and resized when they were opened
-        videos = {"videos": [clip.frames for clip in media.videos], "videos_kwargs": {
+        options = {"videos": [clip.frames for clip in media.videos], "videos_kwargs": {
             "do_sample_frames": False, "do_resize": False, "video_metadata": [clip.metadata for clip in media.videos],
         }}
+    if any(isinstance(image, torch.Tensor) for image in media.images):
+        options["images_kwargs"] = rasters.image_options()
     try:
         output = processor(
             text=[rendered.text], images=list(media.images) or None, return_text_replacement_offsets=True,
-            return_mm_token_type_ids=False, **videos,
+            return_mm_token_type_ids=False, **options,
         )
     except ValueError as error:
         raise UserError(f"the processor refuses the media: {' '.join(str(error).split())}") from None
@@ -413,7 +415,7 @@ def _plain_ids(tokenizer, token: str) -> list[int]:
 # ---- lengths
 
 
-def count_tokens(record: Mapping, processor, media_root: str | Path, video_backend: str = "pyav") -> int:
+def count_tokens(record: Mapping, processor, media_root: str | Path, reader: Reader | str = "pyav") -> int:
     """Length of the sample that `encode` would give, from the headers of its media alone.
 
     Raises:
@@ -421,15 +423,15 @@ def count_tokens(record: Mapping, processor, media_root: str | Path, video_backe
     """
     rendered = render(to_messages(record, _unopened(record)), processor)
     tokenizer, extra = processor.tokenizer, 0
-    for name in records.media_names(record, "image"):
+    for name, window in zip(records.media_names(record, "image"), records.windows(record), strict=True):
         path = records.media_file(media_root, name)
         merge = processor.image_processor.merge_size**2
-        extra += media_module.image_patches(path, processor.image_processor) // merge - 1
+        extra += media_module.image_patches(path, processor.image_processor, window) // merge - 1
     pieces = [rendered.text]
-    for name in records.media_names(record, "video"):
+    for name, segment in zip(records.media_names(record, "video"), records.video_segments(record), strict=True):
         video = processor.video_processor
         path = records.media_file(media_root, name)
-        (frames, height, width), metadata = media_module.video_grid(path, video, video_backend)
+        (frames, height, width), metadata = media_module.video_grid(path, video, reader, segment)
         # Each frame as one token, with the timestamps that some families write between frames; the rest is counted.
         short = {"video_grid_thw": torch.tensor([[frames, video.merge_size, video.merge_size]]),
                  "video_metadata": [metadata]}

@@ -14,10 +14,11 @@ import torch
 from tqdm import tqdm
 
 from overlays import registry
-from overlays.data import chat, records
+from overlays.data import augment, chat, geometry, records
 from overlays.data.media import MediaOptions, open_media
 from overlays.errors import UserError
 from overlays.files import atomic_path, sha256
+from overlays.model.heads import target_values
 
 CACHE = registry.ROOT / "data" / "cache"
 WORKERS_ABOVE = 5000  # samples; fewer are measured faster than processes start
@@ -41,13 +42,17 @@ class SupervisedDataset(torch.utils.data.Dataset):
         datasets: what `registry.resolve` gives.
         processor: with the resolution already applied (`media.apply_resolution`).
         positions: `model.parts.position_function(config)`.
-        options: only its video backend is read here.
+        options: only how videos are read counts here.
         seed: of `name%N` sampling; the same records on every rank and in every resumed run.
         model_max_length: tokens of a sample at most; None for no limit.
         on_bad_sample: "stop" or "skip".
         workers: processes that check and measure; None decides by the number of samples.
+        max_depth_m: samples of a record with a scene get `coordinates` (see `geometry.token_coordinates`), depth
+            beyond this being invalid; None for none.
+        repeats: how often each record is taken, and whether the repetitions are changed; None: once.
 
     Attributes:
+        target_names: numbers of the record's "target" that a sample has as `targets` (K,) float32; none at first.
         lengths: (len(self),) int64 tokens of each sample.
         report: {"datasets": [{name, file, records, sampled, kept}], "kept", "too_long", "bad", "tokens": {max, mean,
             total}, "dropped": [{id, file, row, reason}]}.
@@ -58,12 +63,18 @@ class SupervisedDataset(torch.utils.data.Dataset):
 
     def __init__(self, datasets: Sequence[registry.Dataset], processor, positions: Callable, options: MediaOptions,
                  seed: int = 0, model_max_length: int | None = None, on_bad_sample: str = "stop",
-                 workers: int | None = None):
+                 workers: int | None = None, max_depth_m: float | None = None,
+                 repeats: augment.Repeats | None = None):
         if on_bad_sample not in ("stop", "skip"):
             raise UserError(f"on_bad_sample is stop or skip, not {on_bad_sample!r}")
+        repeats = repeats or augment.Repeats()
+        if repeats.samples_per_file > 1 and repeats.changed and max_depth_m is not None:
+            raise UserError("--samples_per_file crops and turns images, and their depth would no longer fit: give "
+                            "--no_augment True or --samples_per_file 1")
         self.sources, self.processor, self.positions = list(datasets), processor, positions
-        self.backend, self.on_bad_sample = options.video_backend, on_bad_sample
+        self.reader, self.on_bad_sample, self.max_depth_m = options.reader, on_bad_sample, max_depth_m
         self._tables = [open_table(source.annotation) for source in self.sources]
+        self.target_names: tuple[str, ...] = ()
         chosen = [sample_rows(len(table), source.rate, f"{seed}:{source.name}")
                   for table, source in zip(self._tables, self.sources, strict=True)]
         self._index = np.array(  # (samples, 2): number of the source, row of its table
@@ -71,6 +82,7 @@ class SupervisedDataset(torch.utils.data.Dataset):
         ).reshape(-1, 2)
         lengths, problems = self._measure(workers)
         self._keep(lengths, problems, model_max_length, [len(rows) for rows in chosen])
+        self._repeat(repeats)
 
     def __len__(self) -> int:
         return len(self._index)
@@ -79,6 +91,10 @@ class SupervisedDataset(torch.utils.data.Dataset):
         """The annotation record of sample `i`."""
         source, row = self._index[i]
         return json.loads(self._tables[source][int(row)]["json"])
+
+    def media_root(self, i: int) -> Path:
+        """The folder that the media of sample `i` lie in."""
+        return self.sources[self._index[i][0]].media_root
 
     def __getitem__(self, i: int) -> dict:
         record = self.record(i)
@@ -94,7 +110,11 @@ class SupervisedDataset(torch.utils.data.Dataset):
             raise RuntimeError(f"{self._where(i, record)}: {error}") from error
 
     def _sample(self, i: int, record: dict) -> dict:
-        sample = chat.encode(record, self.processor, self.sources[self._index[i][0]].media_root, self.backend)
+        media_root = self.sources[self._index[i][0]].media_root
+        media = open_media(record, media_root, self.processor, self.reader)
+        media = self.repeats.apply(media, i // self.report["kept"], *map(int, self._index[i]))
+        sample = chat.encode_messages(chat.to_messages(record, media), media, self.processor)
+        geometry.add_coordinates(sample, record, self.processor, media_root, self.max_depth_m, self.reader)
         sample["position_ids"] = self.positions(
             input_ids=sample["input_ids"][None], mm_token_type_ids=sample["mm_token_type_ids"][None],
             image_grid_thw=sample.get("image_grid_thw"), video_grid_thw=sample.get("video_grid_thw"),
@@ -103,6 +123,8 @@ class SupervisedDataset(torch.utils.data.Dataset):
         sample["id"] = self._id(i, record)
         if record.get("target") is not None:
             sample["target"] = record["target"]
+        if self.target_names:
+            sample["targets"] = target_values(record, self.target_names)
         return sample
 
     def _line(self, i: int) -> int:
@@ -124,14 +146,16 @@ class SupervisedDataset(torch.utils.data.Dataset):
         source, entry = self.sources[number], self._tables[number][int(row)]
         if entry["problem"]:
             return 0, entry["problem"]
-        record = json.loads(entry["json"])
+        record = self.record(i)
         problems = records.check_record(record, source.media_root)
         if problems:
             return 0, "; ".join(problems)
         try:
+            if self.max_depth_m is not None and record.get("scene") is not None:
+                geometry.check_scene(record, source.media_root)
             if self.on_bad_sample == "skip":
-                open_media(record, source.media_root, self.processor, self.backend)
-            return chat.count_tokens(record, self.processor, source.media_root, self.backend), ""
+                open_media(record, source.media_root, self.processor, self.reader)
+            return chat.count_tokens(record, self.processor, source.media_root, self.reader), ""
         except UserError as error:
             return 0, str(error)
 
@@ -187,6 +211,13 @@ class SupervisedDataset(torch.utils.data.Dataset):
             "dropped": dropped,
         }
 
+    def _repeat(self, repeats: augment.Repeats) -> None:
+        """Let sample i be repetition i // kept of record i % kept; a change leaves the number of tokens as it is."""
+        self.repeats, times = repeats, repeats.samples_per_file
+        self._index, self.lengths = np.tile(self._index, (times, 1)), np.tile(self.lengths, times)
+        if times > 1:
+            self.report |= {"samples_per_file": times, "augmented": repeats.changed, "samples": len(self._index)}
+
 
 class _Inspection(torch.utils.data.Dataset):
     """`SupervisedDataset.inspect` as a data set, so that DataLoader workers can share the work."""
@@ -227,7 +258,7 @@ def open_table(annotation: Path):
 
     annotation = Path(annotation)
     key = hashlib.sha256(f"{annotation.suffix}:{sha256(annotation)}".encode()).hexdigest()[:24]
-    file = _cache_folder() / f"{annotation.stem}-{key}.arrow"
+    file = cache_folder() / f"{annotation.stem}-{key}.arrow"
     if not file.is_file():
         text = datasets.Value("large_string")
         features = datasets.Features({"row": datasets.Value("int64"), "json": text, "problem": text})
@@ -244,7 +275,7 @@ def open_table(annotation: Path):
     return datasets.Dataset.from_file(str(file))
 
 
-def _cache_folder() -> Path:
+def cache_folder() -> Path:
     """data/cache, or a temporary folder where the repository cannot be written."""
     for folder in (CACHE, Path(tempfile.gettempdir()) / "qwen-vl-overlays"):
         try:

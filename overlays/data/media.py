@@ -5,28 +5,28 @@ torch and transformers are imported where they are used: checking files needs ne
 
 from __future__ import annotations
 
-import io
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from fractions import Fraction
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-import numpy as np
 from PIL import Image, ImageOps
 
-from overlays.data import records
+from overlays.data import rasters, records
+from overlays.data.video import (  # noqa: F401  (videos are media as well: their names are here too)
+    BACKENDS,
+    Clip,
+    Reader,
+    frame_limits,
+    limits_clips,
+    open_video,
+    probe_video,
+    video_grid,
+)
 from overlays.errors import UserError
 
-if TYPE_CHECKING:
-    import torch
-    from transformers.video_utils import VideoMetadata
-
 MAX_IMAGE_PIXELS = 89_478_485  # Pillow's own limit: what a small file may unpack to is bounded
-MAX_CLOCK = 240.0  # ticks a second for the clock of a video with a variable frame rate
-DEFAULT_FPS = 2.0  # of qwen-vl-utils, where a processor names none
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,12 @@ class MediaOptions:
     video_min_pixels: int | None = None
     video_max_pixels: int | None = None
     video_backend: str = "pyav"
+    video_cache: str | None = None
+
+    @property
+    def reader(self) -> Reader:
+        """How videos are decoded and kept."""
+        return Reader(self.video_backend, Path(self.video_cache) if self.video_cache else None)
 
 
 def apply_resolution(processor, options: MediaOptions) -> None:
@@ -75,10 +81,10 @@ def apply_resolution(processor, options: MediaOptions) -> None:
         raise UserError(f"--video_min_frames {video.min_frames} is above --video_max_frames {video.max_frames}")
     if options.video_min_pixels is None and options.video_max_pixels is None:
         return
-    own = _frame_limits(video, video.max_frames)
+    own = frame_limits(video, video.max_frames)
     low, high = _limits(options.video_min_pixels, options.video_max_pixels, own, "video_min_pixels", "video_max_pixels")
     video.frame_min_pixels, video.frame_max_pixels = low, high
-    clip = _limits_clips(video)
+    clip = limits_clips(video)
     video.size = SizeDict(
         shortest_edge=low * (video.min_frames if clip else 1), longest_edge=high * (video.max_frames if clip else 1)
     )
@@ -99,21 +105,6 @@ def _limits(low: int | None, high: int | None, own: tuple[int, int], *names: str
         return own
     low = min(own[0], high) if low is None else low
     return low, max(own[1], low) if high is None else high
-
-
-def _limits_clips(video_processor) -> bool:
-    """Whether the family's `size` is the budget of a whole clip (T x H x W) rather than of one frame."""
-    from transformers.models.qwen3_vl.video_processing_qwen3_vl import Qwen3VLVideoProcessor
-
-    return isinstance(video_processor, Qwen3VLVideoProcessor)
-
-
-def _frame_limits(video_processor, frames: int) -> tuple[int, int]:
-    """(min, max) pixels of one frame in a clip of `frames` frames."""
-    if getattr(video_processor, "frame_max_pixels", None):
-        return video_processor.frame_min_pixels, video_processor.frame_max_pixels
-    low, high = _edges(video_processor.size)
-    return (low // frames, high // frames) if _limits_clips(video_processor) else (low, high)
 
 
 # ---- images
@@ -180,7 +171,9 @@ def _check_header(path: Path, image: Image.Image) -> None:
 
 
 RGB = Opener(open_rgb, rgb_size)
-OPENERS: dict[str, Opener] = {}  # suffix -> opener; every other suffix is an RGB image. New inputs add their rows.
+RASTER = Opener(rasters.read, rasters.size)
+# suffix -> opener; every other suffix is an RGB image. New inputs add their rows.
+OPENERS: dict[str, Opener] = dict.fromkeys(rasters.SUFFIXES, RASTER)
 
 
 def opener_of(path: str | Path) -> Opener:
@@ -188,236 +181,50 @@ def opener_of(path: str | Path) -> Opener:
     return OPENERS.get(Path(path).suffix.lower(), RGB)
 
 
-# ---- videos
-
-
-@dataclass(frozen=True)
-class Clip:
-    """Frames of a video, resized: (T, 3, H, W) uint8, T a multiple of the temporal patch; and their times."""
-
-    frames: torch.Tensor
-    metadata: VideoMetadata
-
-
-@dataclass(frozen=True)
-class Timeline:
-    """When the frames of a file are shown: seconds from the first one, ascending; size of an upright frame."""
-
-    seconds: np.ndarray  # (frames,)
-    fps: float
-    height: int
-    width: int
-    handle: object = field(default=None, compare=False)  # what the backend's read function needs
-
-
-def open_video(path: Path, video_processor, backend: str = "pyav") -> Clip:
-    """Frames of a video at the processor's fps, frame limits and pixels of a frame.
-
-    The processor's family chooses the frames, on a clock of constant rate, so that variable frame rates are sampled
-    by time as well. Frames are repeated at the end to fill the last temporal patch, as the processor would.
-
-    Raises:
-        UserError: no video, cut short, or the backend is missing.
-    """
-    import torch
-
-    timeline, metadata, numbers = _plan_video(path, video_processor, backend)
-    frames = BACKENDS[backend][1](path, timeline, numbers)  # (T, H, W, 3) uint8
-    frames = torch.from_numpy(frames).permute(0, 3, 1, 2)
-    height, width = _frame_size(timeline, len(numbers), video_processor, path)
-    if frames.shape[2:] != (height, width):
-        from torchvision.transforms.v2 import functional
-
-        frames = functional.resize(frames, [height, width], functional.InterpolationMode.BICUBIC, antialias=True)
-    return Clip(frames.contiguous(), metadata)
-
-
-def video_grid(path: Path, video_processor, backend: str = "pyav") -> tuple[tuple[int, int, int], VideoMetadata]:
-    """Patch grid (t, h, w) and metadata that `open_video` would give, without decoding."""
-    timeline, metadata, numbers = _plan_video(path, video_processor, backend)
-    height, width = _frame_size(timeline, len(numbers), video_processor, path)
-    patch, temporal = video_processor.patch_size, video_processor.temporal_patch_size
-    return (len(numbers) // temporal, height // patch, width // patch), metadata
-
-
-def probe_video(path: Path, backend: str = "pyav") -> None:
-    """Decode a video's first, middle and last frame. Raises UserError where one of them cannot be had."""
-    if not path.is_file():
-        raise UserError(f"video file {path} is missing")
-    timeline = BACKENDS[backend][0](path)
-    last = len(timeline.seconds) - 1
-    BACKENDS[backend][1](path, timeline, np.array([0, last // 2, last]))
-
-
-def _plan_video(path: Path, video_processor, backend: str) -> tuple[Timeline, VideoMetadata, np.ndarray]:
-    """Timeline of a file, metadata for the processor, and the numbers of the frames to take (T,), ascending."""
-    from transformers.video_utils import VideoMetadata
-
-    if backend not in BACKENDS:
-        raise UserError(f"video backend {backend!r} is unknown; there are {' and '.join(BACKENDS)}")
-    if not path.is_file():
-        raise UserError(f"video file {path} is missing")
-    timeline = BACKENDS[backend][0](path)
-    span = timeline.seconds[-1] + 1 / timeline.fps
-    total = max(1, round(span * timeline.fps))
-    metadata = VideoMetadata(
-        total_num_frames=total, fps=timeline.fps, duration=float(span), video_backend=backend,
-        height=timeline.height, width=timeline.width,
-    )
-    temporal = video_processor.temporal_patch_size
-    if total <= temporal:
-        ticks = list(range(total))
-    else:
-        fps = video_processor.fps or DEFAULT_FPS
-        ticks = [int(tick) for tick in video_processor.sample_frames(metadata, fps=fps)]
-    ticks += [ticks[-1]] * (-len(ticks) % temporal)
-    metadata.frames_indices = ticks
-    # The frame on show at each tick of the clock, forgiving a quarter of a frame of rounding in the file's times.
-    numbers = np.searchsorted(timeline.seconds, np.array(ticks) / timeline.fps + 0.25 / timeline.fps, side="right") - 1
-    return timeline, metadata, numbers.clip(0)
-
-
-def _frame_size(timeline: Timeline, frames: int, video_processor, path: Path) -> tuple[int, int]:
-    from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
-
-    low, high = _frame_limits(video_processor, frames)
-    factor = video_processor.patch_size * video_processor.merge_size
-    try:
-        return smart_resize(timeline.height, timeline.width, factor, low, high)
-    except ValueError as error:
-        raise UserError(f"video {path} cannot be used: {error}") from None
-
-
-def _timeline(path: Path, seconds: np.ndarray, rate: float | None, height: int, width: int, handle) -> Timeline:
-    """A Timeline on a clock of constant rate.
-
-    The clock is the header's frame rate where frames follow it to half a frame, else their measured mean rate, else
-    (a variable rate) that of the two frames nearest to each other, at most MAX_CLOCK.
-    """
-    seconds = np.sort(seconds)
-    if not len(seconds) or not height or not width:
-        raise UserError(f"video {path} holds no frame that can be read")
-    seconds = seconds - seconds[0]
-    gaps = np.diff(seconds)
-    rates = [rate or 0.0, *([len(gaps) / seconds[-1], min(MAX_CLOCK, 1 / gaps.min())] if len(gaps) else [1.0])]
-    for clock in filter(None, rates):
-        if np.abs(seconds * clock - np.arange(len(seconds))).max() < 0.5:
-            break
-    return Timeline(seconds, float(clock), height, width, handle)
-
-
-def _pyav_timeline(path: Path) -> Timeline:
-    """Presentation times from the packets (no decoding). handle: times as integers of the stream's time base."""
-    import av
-
-    try:
-        with av.open(str(path)) as container:
-            if not container.streams.video:
-                raise UserError(f"video {path} holds no video stream")
-            stream = container.streams.video[0]
-            stamps = [p.pts for p in container.demux(stream) if p.pts is not None and p.size and not p.is_discard]
-            stamps = np.unique(np.array(stamps, dtype=np.int64))
-            if not len(stamps):
-                raise UserError(f"video {path} holds no frame that can be read")
-            base, rate = Fraction(stream.time_base), stream.average_rate
-            height, width = stream.codec_context.height, stream.codec_context.width
-            container.seek(int(stamps[0]), stream=stream)
-            turn = next((_turns(frame) for frame in container.decode(stream)), 0)
-    except (av.error.FFmpegError, OSError) as error:
-        raise UserError(f"{path} is no video that can be read: {' '.join(str(error).split())}") from None
-    height, width = (width, height) if turn % 2 else (height, width)
-    seconds = (stamps - stamps[0]) * float(base)
-    return _timeline(path, seconds, float(rate) if rate else None, height, width, stamps)
-
-
-def _turns(frame) -> int:
-    """Quarter turns, counter-clockwise, that set a frame upright (a phone's display matrix)."""
-    return round(getattr(frame, "rotation", 0) / 90) % 4
-
-
-def _pyav_read(path: Path, timeline: Timeline, numbers: np.ndarray) -> np.ndarray:
-    """Frames by number, (T, H, W, 3) uint8. A frame that cannot be decoded is shown as its predecessor."""
-    import av
-
-    wanted, stamps, taken = np.unique(numbers), timeline.handle, {}
-    try:
-        with av.open(str(path)) as container:
-            stream = container.streams.video[0]
-            stream.thread_type = "AUTO"
-            last = None
-            for frame in container.decode(stream):
-                if frame.pts is None:
-                    continue
-                while len(taken) < len(wanted) and frame.pts > stamps[wanted[len(taken)]] and last is not None:
-                    taken[wanted[len(taken)]] = _upright(last)
-                last = frame
-                if len(taken) < len(wanted) and frame.pts == stamps[wanted[len(taken)]]:
-                    taken[wanted[len(taken)]] = _upright(frame)
-                if len(taken) == len(wanted):
-                    break
-    except (av.error.FFmpegError, OSError) as error:
-        raise UserError(f"video {path} is damaged: {' '.join(str(error).split())}") from None
-    if len(taken) < len(wanted):
-        second = timeline.seconds[wanted[len(taken)]]
-        raise UserError(f"video {path} is cut short: no frame at {second:.2f} s, though its index promises one")
-    return np.stack([taken[number] for number in numbers])
-
-
-def _upright(frame) -> np.ndarray:
-    return np.rot90(frame.to_ndarray(format="rgb24"), _turns(frame))
-
-
-def _decord_timeline(path: Path) -> Timeline:
-    try:
-        import decord
-    except ImportError:
-        raise UserError("video backend decord is not installed: pip install decord, or use pyav") from None
-    try:
-        reader = decord.VideoReader(io.BytesIO(path.read_bytes()), num_threads=1)
-        seconds = reader.get_frame_timestamp(range(len(reader)))[:, 0].astype(np.float64)
-        height, width = reader[0].shape[:2]
-        return _timeline(path, seconds, float(reader.get_avg_fps()), height, width, reader)
-    except (decord.DECORDError, RuntimeError, ValueError, IndexError) as error:
-        first = str(error).strip().split("\n")[0]
-        raise UserError(f"{path} is no video that decord can read: {first}; try the backend pyav") from None
-
-
-def _decord_read(path: Path, timeline: Timeline, numbers: np.ndarray) -> np.ndarray:
-    import decord
-
-    try:
-        return timeline.handle.get_batch(numbers.tolist()).asnumpy()
-    except (decord.DECORDError, RuntimeError, ValueError) as error:
-        raise UserError(f"video {path} is damaged: {str(error).strip().splitlines()[0]}") from None
-
-
-BACKENDS = {"pyav": (_pyav_timeline, _pyav_read), "decord": (_decord_timeline, _decord_read)}
-
-
 # ---- what a record shows
 
 
 @dataclass(frozen=True)
 class Media:
-    """The opened media of one record, in the order of their placeholders."""
+    """The opened media of one record, in the order of their placeholders. Rasters are tensors (C, H, W)."""
 
     images: Sequence[object] = ()
     videos: Sequence[Clip] = ()
 
 
-def open_media(record: Mapping, media_root: str | Path, processor, backend: str = "pyav") -> Media:
+def open_media(record: Mapping, media_root: str | Path, processor, reader: Reader | str = "pyav") -> Media:
     """Open every image and video of a record. Raises UserError with the file's name where one cannot be."""
     images = [records.media_file(media_root, name) for name in records.media_names(record, "image")]
     videos = [records.media_file(media_root, name) for name in records.media_names(record, "video")]
+    if videos and rasters.takes_rasters(processor):
+        raise UserError(f"video {videos[0]} cannot be shown to a model that takes rasters of "
+                        f"{processor.image_processor.in_channels} channels")
     return Media(
-        [opener_of(path).open(path) for path in images],
-        [open_video(path, processor.video_processor, backend) for path in videos],
+        [open_image(path, processor.image_processor, window)
+         for path, window in zip(images, records.windows(record), strict=True)],
+        [open_video(path, processor.video_processor, reader, segment)
+         for path, segment in zip(videos, records.video_segments(record), strict=True)],
     )
 
 
-def image_patches(path: Path, image_processor) -> int:
+def open_image(path: Path, image_processor, window: Sequence[int] | None = None) -> object:
+    """An image as the processor takes it; of a raster only `window` (row, column, height, width) where there is one."""
+    opener = opener_of(path)
+    if opener in (RGB, RASTER):
+        rasters.check(path, image_processor)
+    if opener is RASTER:
+        return rasters.as_image(rasters.read(path, window), image_processor, path)
+    if window is not None:
+        raise UserError(f"image {path} is no raster, so its record cannot have a window")
+    return opener.open(path)
+
+
+def image_patches(path: Path, image_processor, window: Sequence[int] | None = None) -> int:
     """Patches of an image (before merging) from its header. Raises UserError where it cannot be used."""
-    height, width = opener_of(path).size(path)
+    opener = opener_of(path)
+    if opener in (RGB, RASTER):
+        rasters.check(path, image_processor)
+    height, width = window[2:] if window is not None else opener.size(path)
     try:
         return image_processor.get_number_of_image_patches(height, width, {})
     except (ValueError, ZeroDivisionError) as error:

@@ -144,6 +144,30 @@ def media_names(record: Mapping, kind: str) -> list[str]:
     return [value] if isinstance(value, str) else list(value)
 
 
+def windows(record: Mapping) -> list[list[int] | None]:
+    """The part (row, column, height, width) of each image that is shown; None for the whole.
+
+    The key `window` is such a list for the only image, or a list of them (or null) for all images.
+    """
+    names, value = media_names(record, "image"), record.get("window")
+    if value is None:
+        return [None] * len(names)
+    return [value] if value and isinstance(value[0], int) else list(value)
+
+
+def video_segments(record: Mapping) -> list[tuple[int, int | None] | None]:
+    """For each video of a record the frames that count: (first, one after the last), None for the whole file.
+
+    They are the keys `video_start` and `video_end`, frame numbers from 0 in the order of showing: a number, or a list
+    with one (or null) for each video. A missing start is 0, a missing end the file's.
+    """
+    names = media_names(record, "video")
+    starts, ends = (value if isinstance(value, list) else [value] * len(names)
+                    for value in (record.get("video_start"), record.get("video_end")))
+    return [None if start is None and end is None else (start or 0, end)
+            for start, end in zip(starts, ends, strict=True)]
+
+
 def media_file(media_root: str | Path, name: str) -> Path:
     """Path of a medium. Raises UserError where the name leaves the media root."""
     problem = _name_problem(name)
@@ -190,6 +214,7 @@ def check_record(record: Mapping, media_root: str | Path | None = None) -> list[
             if problem is None and media_root is not None and not (Path(media_root) / name).is_file():
                 problem = f"{kind} file {Path(media_root) / name} is missing"
             problems += [problem] if problem else []
+    problems += _check_windows(record) + _check_segments(record)
     problems += _check_target(record.get("target"))
     return problems
 
@@ -230,6 +255,32 @@ def _check_turns(turns: object) -> tuple[list[str], dict[str, int] | None]:
     if len(roles) == len(turns) and "assistant" not in roles:
         problems.append("there is no gpt turn, so nothing to learn")
     return problems, counts
+
+
+def _check_windows(record: Mapping) -> list[str]:
+    value = record.get("window")
+    if value is None or not isinstance(record.get("image"), str | list):
+        return [] if value is None else ["window is there, but no image"]
+    names, found = media_names(record, "image"), windows(record) if isinstance(value, list) else []
+    sound = all(window is None or isinstance(window, list) and len(window) == 4 and
+                all(type(side) is int for side in window) for window in found)
+    fits = sound and len(found) == len(names)
+    return [] if fits else ["window must be [row, column, height, width], or a list with one (or null) for each image"]
+
+
+def _check_segments(record: Mapping) -> list[str]:
+    values = {key: record[key] for key in ("video_start", "video_end") if record.get(key) is not None}
+    if not values or not isinstance(record.get("video"), str | list):
+        return [f"{key} is there, but no video" for key in values]
+    count = len(media_names(record, "video"))
+    for key, value in values.items():
+        if isinstance(value, list) and len(value) != count:
+            return [f"{key} lists {len(value)} frame numbers for {count} videos"]
+        for number in value if isinstance(value, list) else [value]:
+            if number is not None and (isinstance(number, bool) or not isinstance(number, int) or number < 0):
+                return [f"{key} must be a frame number from 0 on, not {number!r}"]
+    return [f"video_end {segment[1]} must be above video_start {segment[0]}" for segment in video_segments(record)
+            if segment and segment[1] is not None and segment[1] <= segment[0]]
 
 
 def _check_target(target: object) -> list[str]:

@@ -42,4 +42,4 @@ def _domain(name: str) -> Domain:
     return Domain(name, f"{package}.prepare:prepare", f"{package}.sample:sample", f"{package}.score:score")
 
 
-DOMAINS: dict[str, Domain] = {name: _domain(name) for name in ("cuprite",)}
+DOMAINS: dict[str, Domain] = {name: _domain(name) for name in ("cuprite", "driving", "satellite", "gui", "scenes")}

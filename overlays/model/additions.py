@@ -28,6 +28,7 @@ class Addition:
 ADDITIONS = {
     "spatial": Addition("overlays.model.spatial", "model.spatial."),
     "regression": Addition("overlays.model.heads", "regression."),
+    "channels": Addition("overlays.model.channels"),  # its weights are the patch embedding's
 }
 
 
@@ -63,8 +64,9 @@ def owns(plain_name: str) -> bool:
 
 
 def write(model: nn.Module, folder: str | Path) -> None:
-    """Write additions.json where the model has additions."""
-    if settings(model):
+    """Write additions.json where the model has additions, or where one of its base was taken off."""
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    if settings(model) or getattr(base, "_taken_off", False):
         write_json(Path(folder) / FILE, settings(model))
 
 

@@ -13,6 +13,9 @@ import torch.nn.functional as F
 from torch import nn
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
+from overlays.model import heads
+from overlays.model.spatial import with_parameter
+
 
 class PatchProjection(nn.Conv3d):
     """A Conv3d whose kernel equals its stride, computed as the matrix product that it is.
@@ -42,19 +45,23 @@ def install(model: nn.Module) -> nn.Module:
 
 
 def _replace_forward(module: nn.Module, function) -> None:
-    """Let `module` run function(module, its plain forward, ...), still showing the plain signature to `generate`."""
+    """Let `module` run function(module, its plain forward, ...), showing `generate` what it takes."""
     plain = module.forward
 
     @functools.wraps(plain)
     def forward(**kwargs):
         return function(module, plain, **kwargs)
 
+    forward.__signature__ = with_parameter(plain, "coordinates")
     module.forward = forward
 
 
 def _core_forward(self, plain, input_ids=None, pixel_values=None, pixel_values_videos=None, image_grid_thw=None,
-                  video_grid_thw=None, inputs_embeds=None, mm_encoder_outputs=None, **kwargs):
-    """The family's model forward after a single call of the vision tower."""
+                  video_grid_thw=None, inputs_embeds=None, mm_encoder_outputs=None, coordinates=None, **kwargs):
+    """The family's model forward after a single call of the vision tower.
+
+    `coordinates` (visual tokens, 3) go to the vision features, where a model takes them (see model/spatial.py).
+    """
     if pixel_values is None and pixel_values_videos is None:
         return plain(
             input_ids=input_ids, inputs_embeds=inputs_embeds, image_grid_thw=image_grid_thw,
@@ -63,7 +70,8 @@ def _core_forward(self, plain, input_ids=None, pixel_values=None, pixel_values_v
     pixels = [part for part in (pixel_values, pixel_values_videos) if part is not None]
     grids = [grid for grid in (image_grid_thw, video_grid_thw) if grid is not None]
     # (P, channels * T * patch * patch), (images + videos, 3) -> one (tokens_i, hidden) tensor for each of them
-    features = self.get_image_features(torch.cat(pixels), torch.cat(grids), return_dict=True)
+    extra = {"coordinates": coordinates} if hasattr(self, "spatial") else {}
+    features = self.get_image_features(torch.cat(pixels), torch.cat(grids), return_dict=True, **extra)
 
     if input_ids is not None and pixel_values_videos is None and not (input_ids == self.config.image_token_id).any():
         nothing = sum(part.sum() for part in features.pooler_output)
@@ -96,12 +104,16 @@ def _part(features, items: slice):
     return type(features)(**values)
 
 
-def _generation_forward(self, plain, labels=None, num_items_in_batch=None, **kwargs):
+def _generation_forward(self, plain, labels=None, num_items_in_batch=None, targets=None, **kwargs):
     """With labels: loss and the logits of supervised positions, (supervised, vocabulary). Without: the plain forward.
 
     The loss is summed over supervised tokens and divided by `num_items_in_batch` (tokens of the whole optimisation
     step, all ranks and accumulated batches) or, where that is not given, by this batch's own count.
+
+    A model with a regression head learns `targets` instead of words.
     """
+    if labels is not None and hasattr(self, "regression"):
+        return heads.loss_forward(self, targets, num_items_in_batch, labels=labels, **kwargs)
     text = self.config.get_text_config()
     if labels is None or getattr(text, "output_router_logits", False):
         if labels is not None:

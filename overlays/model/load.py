@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from overlays.errors import UserError
-from overlays.model import additions, forward
+from overlays.model import additions, forward, heads
 from overlays.model.parts import family_of, plain_name
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -166,6 +166,8 @@ def load_model(checkpoint: str | Path, base_model: str | None = None, attn: str 
         model = load_base(base, dtype, attn, cache_dir)
     else:  # an adapter on an adapted model, e.g. a user's on the one of all users
         model = load_model(base, None, attn, dtype, cache_dir).merge_and_unload()
+    if (Path(checkpoint) / additions.FILE).is_file():  # trained without the head that its base has
+        heads.detach(model, additions.read(checkpoint).get("regression"))
     additions.attach(model, additions.read(checkpoint))
     load_trained_parts(model, checkpoint)
     with warnings.catch_warnings():

@@ -5,7 +5,7 @@ A new model family is one row in FAMILIES.
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import asdict, dataclass
 
 import torch
@@ -44,7 +44,7 @@ FAMILIES = {
     ),
 }
 # Looked up from top to bottom: the first part whose prefix fits a parameter owns it.
-PARTS = ("adapter", "additions", "merger", "vision", "embeddings", "language_model")
+PARTS = ("adapter", "additions", "patch_embed", "merger", "vision", "embeddings", "language_model")
 
 
 def family_of(config) -> Family:
@@ -67,14 +67,20 @@ def plain_name(name: str) -> str:
     return name.replace(".base_layer.", ".").replace("._checkpoint_wrapped_module.", ".")
 
 
-def part_of(name: str, family: Family) -> str:
-    """The part that owns the parameter `name`: one of PARTS."""
+def part_of(name: str, family: Family, rates: Collection[str] = ()) -> str:
+    """The part that owns the parameter `name`: one of PARTS.
+
+    Args:
+        rates: with "patch_embed" in it (runs that change the input channels) that is a part of its own, else vision's.
+    """
     if re.search(r"\.(lora_[A-Za-z_]+|modules_to_save)\.", name):
         return "adapter"
     plain = plain_name(name)
     if additions.owns(plain):
         return "additions"
-    for part in PARTS[2:]:
+    if "patch_embed" in rates and plain.startswith(f"{family.vision[0]}patch_embed."):
+        return "patch_embed"
+    for part in PARTS[3:]:
         if plain.startswith(getattr(family, part)):
             return part
     return "language_model"
@@ -124,7 +130,7 @@ def set_trainable(model: nn.Module, config, rates: dict[str, float]) -> None:
     """
     family = family_of(config)
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(rates[part_of(name, family)] > 0)
+        parameter.requires_grad_(rates[part_of(name, family, rates)] > 0)
 
 
 def table(model: nn.Module, config, rates: dict[str, float]) -> list[PartRow]:
@@ -132,10 +138,10 @@ def table(model: nn.Module, config, rates: dict[str, float]) -> list[PartRow]:
     family = family_of(config)
     total, trainable = dict.fromkeys(PARTS, 0), dict.fromkeys(PARTS, 0)
     for name, parameter in model.named_parameters():
-        part = part_of(name, family)
+        part = part_of(name, family, rates)
         total[part] += _numel(parameter)
         trainable[part] += _numel(parameter) if parameter.requires_grad else 0
-    order = ("vision", "merger", "embeddings", "language_model", "adapter", "additions")
+    order = ("patch_embed", "vision", "merger", "embeddings", "language_model", "adapter", "additions")
     return [
         PartRow(part, total[part], trainable[part], rates[part] if trainable[part] else 0.0)
         for part in order if total[part]
@@ -179,7 +185,7 @@ def optimizer_groups(
     groups: dict[tuple[str, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            groups.setdefault((part_of(name, family), name in decayed), []).append(parameter)
+            groups.setdefault((part_of(name, family, rates), name in decayed), []).append(parameter)
     return [
         {"params": groups[part, decays], "lr": rates[part], "weight_decay": weight_decay if decays else 0.0}
         for part, decays in sorted(groups, key=lambda key: (PARTS.index(key[0]), not key[1]))

@@ -12,14 +12,30 @@ COLOURS = {
     "yellow": ((240, 200, 30), "黄色"), "purple": ((140, 50, 180), "紫色"), "black": ((30, 30, 30), "黑色"),
 }
 SHAPES = {"circle": "圆形", "square": "方块", "triangle": "三角", "cross": "十字"}
-KINDS = ("grid", "list", "dialog", "keyboard")
 _CJK_FONTS = ("NotoSansCJK-Regular.ttc", "NotoSansSC-Regular.otf", "wqy-microhei.ttc", "msyh.ttc", "PingFang.ttc")
-# Where elements can be: centres in pixels, and their half side.
-_PLACES = {
-    "grid": ([(x, y) for y in (420, 840, 1260, 1680, 2100) for x in (190, 540, 890)], 145),
-    "list": ([(250 if row % 2 else 830, y) for row, y in enumerate((420, 760, 1100, 1440, 1780, 2120))], 135),
-    "dialog": ([(x, y) for y in (620, 1080, 1540) for x in (250, 830)], 150),
-    "keyboard": ([(x, y) for y in (1260, 1640, 2020) for x in (190, 540, 890)] + [(540, 420)], 145),
+COLUMNS = (180, 420, 660, 900)  # centres by shape, mirrored in the dark theme, pixels
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How one kind of screen arranges its elements: each colour has its row, as apps and keys keep their places.
+
+    Attributes:
+        rows: centres of the rows, pixels.
+        order: which row each colour takes, in the order of COLOURS.
+        half: half side of an element, pixels.
+    """
+
+    rows: tuple[int, ...]
+    order: tuple[int, ...]
+    half: int
+
+
+LAYOUTS = {
+    "grid": Layout((420, 760, 1100, 1440, 1780, 2120), (0, 1, 2, 3, 4, 5), 130),
+    "list": Layout((420, 760, 1100, 1440, 1780, 2120), (5, 4, 3, 2, 1, 0), 115),
+    "dialog": Layout((560, 790, 1020, 1250, 1480, 1710), (2, 0, 4, 5, 1, 3), 90),
+    "keyboard": Layout((1180, 1390, 1600, 1810, 2020, 2230), (3, 5, 0, 1, 2, 4), 85),
 }
 
 
@@ -47,58 +63,68 @@ class Screen:
     """A drawn screen's content. `target` may occur a second time: `twin`."""
 
     kind: str
+    dark: bool
     elements: tuple[Element, ...]
     target: Element
     twin: Element | None
 
 
 def compose(rng: random.Random, twin: bool) -> Screen:
-    """Content of a screen: 4 to 6 elements at free places, of which the target stands there twice where `twin`."""
-    kind = rng.choice(KINDS)
-    places, half = _PLACES[kind]
-    places = rng.sample(places, len(places))
-    names = rng.sample([(colour, shape) for colour in COLOURS for shape in SHAPES], 5)
-    if rng.random() < 0.75:  # mostly each colour once, so that some questions need the shape and most do not
-        names = list({colour: (colour, shape) for colour, shape in names}.values())
+    """Content of a screen: 4 to 6 elements of different colours, of which the target stands there twice where `twin`.
 
-    def element(name: tuple[str, str], place: tuple[int, int]) -> Element:
-        return Element(*name, (place[0] - half, place[1] - half, place[0] + half, place[1] + half))
+    An element's row follows from its colour and the kind of screen, its column from its shape and the theme; the twin
+    stands at the opposite place. Places jitter by a few pixels.
+    """
+    kind, dark = rng.choice(list(LAYOUTS)), rng.random() < 0.5
+    layout, colours, shapes = LAYOUTS[kind], list(COLOURS), list(SHAPES)
+    names = [(colour, rng.choice(shapes)) for colour in rng.sample(colours, rng.randint(4, 6))]
 
-    target = element(names[0], places[0])
-    found, taken = [target], {places[0]}
-    second = None
-    if twin:
-        # Left or right, and above or below, so that every habit decides between the two.
-        apart = [place for place in places[1:] if abs(place[0] - places[0][0]) > 300
-                 and abs(place[1] - places[0][1]) > 300]
-        if apart:
-            second = element(names[0], apart[0])
-            found.append(second)
-            taken.add(apart[0])
-    rest = [place for place in places if place not in taken]
-    found += [element(name, place) for name, place in zip(names[1:], rest, strict=False)]
-    return Screen(kind, tuple(rng.sample(found, len(found))), target, second)
+    def place(name: tuple[str, str], opposite: bool) -> Element:
+        row, column = layout.order[colours.index(name[0])], shapes.index(name[1])
+        if opposite:
+            row = len(layout.rows) - 1 - row
+        if opposite != dark:
+            column = len(COLUMNS) - 1 - column
+        x, y = COLUMNS[column] + rng.randint(-25, 25), layout.rows[row] + rng.randint(-15, 15)
+        return Element(*name, (x - layout.half, y - layout.half, x + layout.half, y + layout.half))
+
+    target = place(names[0], False)
+    second = place(names[0], True) if twin else None
+    found = [target, *([second] if second else [])]
+    for name in names[1:]:
+        element = place(name, False)
+        if all(_free(element, other) for other in found):
+            found.append(element)
+    return Screen(kind, dark, tuple(rng.sample(found, len(found))), target, second)
+
+
+def _free(one: Element, other: Element) -> bool:
+    """Whether two elements stand apart."""
+    reach = one.box[2] - one.box[0] + 10
+    return abs(one.centre[0] - other.centre[0]) > reach or abs(one.centre[1] - other.centre[1]) > reach
 
 
 def draw(screen: Screen, language: str, rng: random.Random) -> Image.Image:
     """(1080 x 2400) RGB picture of a screen."""
-    tone = rng.randint(225, 250)
-    image = Image.new("RGB", (WIDTH, HEIGHT), (tone, tone, min(255, tone + 5)))
+    tone = rng.randint(60, 80) if screen.dark else rng.randint(225, 250)
+    sheet = (95, 98, 105) if screen.dark else (255, 255, 255)
+    ink = (235, 235, 235) if screen.dark else (50, 50, 50)
+    image = Image.new("RGB", (WIDTH, HEIGHT), (tone, tone, tone + 5))
     pen = ImageDraw.Draw(image)
-    pen.rectangle((0, 0, WIDTH, 90), fill=(60, 60, 70))
+    pen.rectangle((0, 0, WIDTH, 90), fill=(40, 40, 45))
     pen.text((40, 22), f"{rng.randint(0, 23):02d}:{rng.randint(0, 59):02d}", fill="white", font=_font("en"))
     if screen.kind == "dialog":
-        pen.rectangle((0, 90, WIDTH, HEIGHT), fill=(170, 170, 175))
-        pen.rounded_rectangle((50, 380, 1030, 1800), 60, fill="white")
+        pen.rounded_rectangle((40, 420, 1040, 1850), 60, fill=sheet, outline=ink, width=6)
     elif screen.kind == "keyboard":
-        pen.rectangle((0, 1060, WIDTH, HEIGHT), fill=(205, 208, 214))
+        pen.rectangle((0, 1060, WIDTH, HEIGHT), fill=sheet)
+        pen.line((0, 1060, WIDTH, 1060), fill=ink, width=6)
     elif screen.kind == "list":
-        for y in (420, 760, 1100, 1440, 1780, 2120):
-            pen.rounded_rectangle((40, y - 160, 1040, y + 160), 30, fill=(255, 255, 255))
+        for y in LAYOUTS["list"].rows:
+            pen.rounded_rectangle((30, y - 155, 1050, y + 155), 30, fill=sheet)
     for element in screen.elements:
         _shape(pen, element)
         label = element.name(language if _has_cjk() else "en")
-        pen.text((element.centre[0], element.box[3] + 6), label, fill=(50, 50, 50), font=_font(language), anchor="ma")
+        pen.text((element.centre[0], element.box[3] + 2), label, fill=ink, font=_font(language), anchor="ma")
     return image
 
 
@@ -133,8 +159,8 @@ def _has_cjk() -> bool:
 @functools.lru_cache(maxsize=2)
 def _font(language: str):
     if language == "zh" and _has_cjk():
-        return ImageFont.truetype(_cjk_file(), 40)
-    return ImageFont.load_default(40)
+        return ImageFont.truetype(_cjk_file(), 34)
+    return ImageFont.load_default(34)
 
 
 def hierarchy(screen: Screen, language: str) -> str:
