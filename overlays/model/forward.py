@@ -71,7 +71,8 @@ def _core_forward(self, plain, input_ids=None, pixel_values=None, pixel_values_v
     grids = [grid for grid in (image_grid_thw, video_grid_thw) if grid is not None]
     # (P, channels * T * patch * patch), (images + videos, 3) -> one (tokens_i, hidden) tensor for each of them
     extra = {"coordinates": coordinates} if hasattr(self, "spatial") else {}
-    features = self.get_image_features(torch.cat(pixels), torch.cat(grids), return_dict=True, **extra)
+    patches = pixels[0] if len(pixels) == 1 else torch.cat(pixels)  # those of 200 channels are not copied for nothing
+    features = self.get_image_features(patches, torch.cat(grids), return_dict=True, **extra)
 
     if input_ids is not None and pixel_values_videos is None and not (input_ids == self.config.image_token_id).any():
         nothing = sum(part.sum() for part in features.pooler_output)
