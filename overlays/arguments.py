@@ -4,6 +4,7 @@ import argparse
 import difflib
 import os
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -136,12 +137,16 @@ def _yaml_arguments(file: Path) -> list[str]:
 
 
 def parse(words: list[str] | None = None, classes: tuple = FLAG_CLASSES,
-          program: str = "python -m overlays.train") -> tuple[ModelArguments, DataArguments, TrainingArguments]:
+          program: str = "python -m overlays.train", check: Callable | None = None) -> tuple:
     """Flags of one training run; a first word without dashes is a YAML file, whose values later flags override.
 
     Args:
         classes: of model, data and training flags; an entry's own are subclasses of those above.
         program: how the entry is called.
+        check: takes the groups of flags and raises UserError where they make no sense; None: that of training.
+
+    Returns:
+        One object of each class.
 
     Raises:
         UserError: an unknown flag (the nearest is named), a bad value, or combinations that make no sense.
@@ -159,7 +164,7 @@ def parse(words: list[str] | None = None, classes: tuple = FLAG_CLASSES,
         near = difflib.get_close_matches(word, parser.flags(), n=1, cutoff=0.5)
         hint = f"; did you mean {near[0]}?" if near and word.startswith("-") else ""
         raise UserError(f"unknown flag {word}{hint}" if word.startswith("-") else f"unexpected word {word!r}")
-    if namespace.deepspeed:
+    if namespace.deepspeed and check is None:
         _start_cpu_processes()
     values = vars(namespace)
     if not torch.accelerator.is_available():
@@ -171,7 +176,7 @@ def parse(words: list[str] | None = None, classes: tuple = FLAG_CLASSES,
             parts.append(flag_class(**own))
         except (ValueError, ImportError, FileNotFoundError) as error:
             raise UserError(" ".join(str(error).split())) from None
-    _check(*parts)
+    (check or _check)(*parts)
     return tuple(parts)
 
 

@@ -4,13 +4,10 @@ The language model is not loaded while the tower trains. The run folder gets the
 which `overlays.train` starts from and plain transformers loads, and beside it the decoder, for going on.
 """
 
-import argparse
-import difflib
 import hashlib
 import json
 import os
 import shutil
-import sys
 import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -97,30 +94,7 @@ def parse(words: list[str] | None = None) -> tuple[MaeArguments, DataArguments, 
     Raises:
         UserError: an unknown flag (the nearest is named), a bad value, or combinations that make no sense.
     """
-    words = list(sys.argv[1:] if words is None else words)
-    if words and words[0].endswith((".yaml", ".yml")):
-        words = [*arguments._yaml_arguments(Path(words[0])), *words[1:]]
-    parser = arguments._Parser(FLAG_CLASSES, "python -m overlays.pretrain_mae")
-    try:
-        namespace, unknown = parser.parse_known_args(words)
-    except argparse.ArgumentError as error:
-        raise UserError(str(error)) from None
-    if unknown:
-        word = unknown[0].split("=")[0]
-        near = difflib.get_close_matches(word, parser.flags(), n=1, cutoff=0.5)
-        hint = f"; did you mean {near[0]}?" if near and word.startswith("-") else ""
-        raise UserError(f"unknown flag {word}{hint}" if word.startswith("-") else f"unexpected word {word!r}")
-    values = vars(namespace)
-    if not torch.accelerator.is_available():
-        values["use_cpu"] = True  # transformers refuses bf16 autocast on a CPU that is not asked for
-    groups = []
-    for flags in FLAG_CLASSES:
-        try:
-            groups.append(flags(**{name: values[name] for name in flags.__dataclass_fields__ if name in values}))
-        except (ValueError, ImportError, FileNotFoundError) as error:
-            raise UserError(" ".join(str(error).split())) from None
-    _check(*groups)
-    return tuple(groups)
+    return arguments.parse(words, FLAG_CLASSES, "python -m overlays.pretrain_mae", _check)
 
 
 def _check(mae: MaeArguments, data: DataArguments, training: TrainingArguments) -> None:
@@ -157,6 +131,7 @@ class MaeTrainer(trainer.Trainer):
     def __init__(self, *args, **kwargs):
         super().__init__(*args, rates={}, **kwargs)
         self.model_accepts_loss_kwargs = False  # its loss is a mean over the batch
+        self.loss_name = "squared error of hidden patches"
 
     def create_optimizer(self, model=None):
         """transformers' own."""
@@ -358,7 +333,7 @@ def pretrain(mae: MaeArguments, data_flags: DataArguments, training: TrainingArg
     own.save_state()
     if not first:
         return None
-    trainer.draw_losses(own.state.log_history, output / "training_loss.png")
+    trainer.draw_losses(own.state.log_history, output / "training_loss.png", own.loss_name)
     found = measure(model, data, training, output)
     save_whole(mae, model, data, output, training.cache_dir)
     own_error, by_mean = found["normalised"]["model"], found["normalised"]["patch_mean"]

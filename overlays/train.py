@@ -248,7 +248,7 @@ class Run:
         trainer.save_final()
         output = Path(self.training.output_dir)
         if self.training.process_index == 0:
-            draw_losses(trainer.state.log_history, output / "training_loss.png")
+            draw_losses(trainer.state.log_history, output / "training_loss.png", trainer.loss_name)
         print_once(f"saved {output}")
 
 

@@ -50,6 +50,7 @@ class PreferenceTrainer(Trainer, DPOTrainer):
         self.kept, self._judged = kept, []
         super().__init__(*args, **options)
         self.model_accepts_loss_kwargs = False  # the loss is a mean over pairs, whatever their number of tokens
+        self.loss_name = "preference loss"
 
     def _prepare_dataset(self, dataset, *_):
         return dataset  # the collator makes tokens

@@ -17,6 +17,8 @@ from overlays.files import atomic_path
 from overlays.model import additions, parts
 from overlays.model.load import TRAINED_PARTS, load_trained_parts
 
+WORDS_LOSS = "loss per supervised token (nats)"
+
 
 def _is_lora(model) -> bool:
     return hasattr(model, "peft_config")
@@ -33,6 +35,8 @@ class Trainer(transformers.Trainer):
     def __init__(self, *args, rates: dict[str, float], **kwargs):
         super().__init__(*args, **kwargs)
         self.rates = rates
+        regression = "regression" in additions.settings(self.model)
+        self.loss_name = "squared error of normalised targets" if regression else WORDS_LOSS
         # The installed forward divides by the token count of the whole optimisation step (see model/forward.py).
         self.model_accepts_loss_kwargs = True
 
@@ -96,7 +100,7 @@ class Trainer(transformers.Trainer):
             # Old checkpoints go only after the new one is known to be whole.
             rotate_checkpoints(output_dir=str(run), save_total_limit=limit,
                                best_model_checkpoint=self.state.best_model_checkpoint)
-            draw_losses(self.state.log_history, run / "training_loss.png")
+            draw_losses(self.state.log_history, run / "training_loss.png", self.loss_name)
 
     def save_final(self) -> None:
         """Model and processor into the run folder itself; a kill in the middle leaves what was there before."""
@@ -151,8 +155,8 @@ class FreezeEncoder(transformers.TrainerCallback):
                 parameter.requires_grad_(not resting)
 
 
-def draw_losses(history: list[dict], file: Path) -> None:
-    """Picture of training and validation loss over the steps of `history` (the trainer's log)."""
+def draw_losses(history: list[dict], file: Path, name: str = WORDS_LOSS) -> None:
+    """Picture of training and validation loss over the steps of `history` (the trainer's log); `name` says which."""
     train = [(row["step"], float(row["loss"])) for row in history if "loss" in row]
     valid = [(row["step"], float(row["eval_loss"])) for row in history if "eval_loss" in row]
     if not train and not valid:
@@ -169,7 +173,7 @@ def draw_losses(history: list[dict], file: Path) -> None:
     positive = [loss for _, loss in train + valid if loss > 0]
     if positive and max(positive) / min(positive) > 20:
         axes.set_yscale("log")
-    axes.set(xlabel="optimisation step", ylabel="loss per supervised token (nats)")
+    axes.set(xlabel="optimisation step", ylabel=name)
     axes.grid(alpha=0.3)
     axes.legend()
     with atomic_path(file) as temporary:
