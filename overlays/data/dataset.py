@@ -14,7 +14,7 @@ import torch
 from tqdm import tqdm
 
 from overlays import registry
-from overlays.data import augment, chat, geometry, records
+from overlays.data import augment, chat, geometry, memory, records
 from overlays.data.media import MediaOptions, open_media
 from overlays.errors import UserError
 from overlays.files import atomic_path, sha256
@@ -97,6 +97,7 @@ class SupervisedDataset(torch.utils.data.Dataset):
         return self.sources[self._index[i][0]].media_root
 
     def __getitem__(self, i: int) -> dict:
+        memory.settle_worker()
         record = self.record(i)
         try:
             return self._sample(i, record)

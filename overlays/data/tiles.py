@@ -12,7 +12,7 @@ import torch
 from tqdm import tqdm
 
 from overlays import registry
-from overlays.data import rasters, records
+from overlays.data import memory, rasters, records
 from overlays.data.augment import draw
 from overlays.data.dataset import SampleError, sample_rows
 from overlays.errors import UserError
@@ -197,6 +197,7 @@ class Tiles(torch.utils.data.Dataset):
         return len(self.sources) * self.samples_per_file
 
     def __getitem__(self, i: int) -> dict[str, torch.Tensor]:
+        memory.settle_worker()
         source = self.sources[i % len(self.sources)]
         rng = np.random.default_rng((self.seed, int(self._epoch), i))
         try:

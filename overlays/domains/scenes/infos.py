@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import pickle
 from collections import OrderedDict
+from collections.abc import Container
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 import numpy as np
+from tqdm import tqdm
 
 from overlays.errors import UserError
 
@@ -93,12 +95,13 @@ def load_pickle(path: Path) -> object:
         raise UserError(f"{path} is damaged or no pickle: {type(error).__name__} {error}".rstrip()) from None
 
 
-def read_infos(path: Path, split: str, root: Path) -> list[Scene]:
+def read_infos(path: Path, split: str, root: Path, wanted: Container[str] | None = None) -> list[Scene]:
     """Scenes of an infos file, in its order.
 
     Args:
         path: embodiedscan_infos_<split>.pkl.
         root: folder that the file's picture paths start from, with or without the source's name ("scannet/") before.
+        wanted: names of scenes whose frames are looked at; the others come without frames. None looks at all.
 
     Raises:
         UserError: the file as a whole is of no use; a scene or frame that is not has its reason in the Scene.
@@ -107,16 +110,23 @@ def read_infos(path: Path, split: str, root: Path) -> list[Scene]:
     rows = content.get("data_list") if isinstance(content, dict) else None
     if not isinstance(rows, list):
         raise UserError(f"{path} is no infos file of EmbodiedScan: it has no data_list")
-    return [_scene(row, number, split, root) for number, row in enumerate(rows)]
+    shown = tqdm(rows, desc=f"reading {path.name}", unit="scene", disable=None)
+    return [_scene(row, number, split, root, wanted) for number, row in enumerate(shown)]
 
 
-def _scene(row: object, number: int, split: str, root: Path) -> Scene:
+def scene_name(index: str) -> str:
+    """A scene without the source before it: "scannet/scene0000_00" -> "scene0000_00"."""
+    return index.partition("/")[2] or index
+
+
+def _scene(row: object, number: int, split: str, root: Path, wanted: Container[str] | None) -> Scene:
     index = row.get("sample_idx") if isinstance(row, dict) else None
-    if not isinstance(index, str) or not index:
-        return Scene(f"entry {number}", split, "", np.eye(4), 1000.0, problem="entry without sample_idx")
-    source, _, name = index.rpartition("/")
-    name, source = (name, source.split("/")[0]) if source else (name, "")
-    scene = Scene(name, split, source, np.eye(4), DEPTH_UNITS.get(source, 1000.0))
+    if not isinstance(index, str) or not index or ".." in index.split("/") or index.startswith("/"):
+        return Scene(f"entry {number}", split, "", np.eye(4), 1000.0, problem="entry without a sample_idx of use")
+    source = index.partition("/")[0] if "/" in index else ""
+    scene = Scene(scene_name(index), split, source, np.eye(4), DEPTH_UNITS.get(source, 1000.0))
+    if wanted is not None and scene.name not in wanted:
+        return scene
     align = row.get("axis_align_matrix")
     if align is not None:
         scene.axis_align, problem = _pose(align)

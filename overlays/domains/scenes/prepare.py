@@ -80,9 +80,9 @@ def prepare(settings: Settings) -> dict:
         UserError: something about the input or the settings that the user can mend.
     """
     settings, source = _settle(settings)
-    scenes, repeated = _read_scenes(settings)
     questions, files = _read_questions(settings)
     asked = Counter(question.scene for question in questions if not question.problem)
+    scenes, repeated = _read_scenes(settings, asked)
     wanted = [scene for scene in scenes.values() if asked[scene.name] and not scene.problem]
     with whole_folder(settings.output) as folder:
         rows, chosen = _write_frames(folder, wanted, settings.num_frames)
@@ -142,7 +142,7 @@ def _is_current(folder: Path, version: int) -> bool:
         return False
 
 
-def _read_scenes(settings: Settings) -> tuple[dict[str, Scene], list[dict]]:
+def _read_scenes(settings: Settings, asked: Counter) -> tuple[dict[str, Scene], list[dict]]:
     """(scenes by name, those that a second infos file names again)."""
     found: dict[str, Scene] = {}
     repeated = []
@@ -150,8 +150,7 @@ def _read_scenes(settings: Settings) -> tuple[dict[str, Scene], list[dict]]:
         split = next((name for name in SPLITS if f"_{name}" in path.stem or path.stem == name), None)
         if split is None:
             raise UserError(f"the name of the infos file {path} says neither train, val nor test")
-        for scene in tqdm(read_infos(path, split, settings.data), desc=f"reading {path.name}", unit="scene",
-                          disable=None):
+        for scene in read_infos(path, split, settings.data, asked):
             if scene.name in found:
                 repeated.append({"scene": scene.name, "reason": f"named again in {path.name}", "questions": 0})
             else:

@@ -7,6 +7,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from overlays.domains.scenes.infos import scene_name
 from overlays.errors import UserError
 
 SPLITS = ("train", "val", "test")
@@ -111,7 +112,7 @@ def _make(dataset: str, number: object, scene: object, text: object, answers: ob
     if not said:
         problem = problem or "no answer"
     text = _INSTRUCTION.sub("", re.sub(r"<(?:image|video)>", "", text)).strip()
-    return Question(dataset, str(number), scene.split("/")[-1], text, said, situation if isinstance(situation, str)
+    return Question(dataset, str(number), scene_name(scene), text, said, situation if isinstance(situation, str)
                     else "", split, problem)
 
 

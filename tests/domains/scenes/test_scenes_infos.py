@@ -133,6 +133,12 @@ def test_frames_that_lack_something_are_listed(tmp_path, entry, change, reason):
     assert len(scene.frames) == 1 and reason in scene.dropped[0][1]
 
 
+def test_only_the_scenes_that_are_asked_about_are_looked_at(tmp_path, entry):
+    path = write(tmp_path, entry)
+    assert len(infos.read_infos(path, "train", tmp_path, {"scene0000_00"})[0].frames) == 2
+    assert infos.read_infos(path, "train", tmp_path, set())[0].frames == []
+
+
 def test_a_scene_without_any_usable_frame_says_why(tmp_path, entry):
     for image in entry["images"]:
         image["cam2global"] = np.full((4, 4), -np.inf)
@@ -165,5 +171,5 @@ def test_one_camera_for_both_and_other_depth_units_as_in_matterport(tmp_path, en
         image["cam2img"] = entry["cam2img"]
     del entry["cam2img"]
     scene, = infos.read_infos(write(tmp_path, entry), "train", tmp_path)
-    assert scene.source == "matterport3d" and scene.depth_scale == 4000
+    assert (scene.source, scene.name) == ("matterport3d", "17DRP5sb8fy/region0") and scene.depth_scale == 4000
     assert scene.frames[0].depth_like_color and scene.frames[0].depth_intrinsic[0, 0] == 82
