@@ -36,6 +36,12 @@ class PreferenceArguments(arguments.TrainingArguments, DPOConfig):
     )
     max_length: int | None = field(default=None, metadata={"help": "nothing is cut; see --model_max_length"})
 
+    def __post_init__(self):
+        # In a YAML file a list is words with commas.
+        words = [self.loss_type] if isinstance(self.loss_type, str) else self.loss_type
+        self.loss_type = [name for word in words for name in word.split(",")]
+        super().__post_init__()
+
 
 class PreferenceTrainer(Trainer, DPOTrainer):
     """TRL's loss and figures, this project's parts table, checkpoints and batches.

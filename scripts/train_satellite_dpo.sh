@@ -15,7 +15,7 @@ fi
 base="$(sed -n 's/^ *"base_model_name_or_path": "\(.*\)",*$/\1/p' "$MODEL_PATH/adapter_config.json" 2> /dev/null)"
 if [[ "$base" == data/models/tiny-* ]] || grep -qs '"tiny_random": true' "${base:-$MODEL_PATH}/config.json"; then
     : "${LR:=3e-4}" "${EPOCHS:=$TINY_EPOCHS}" "${BATCH_SIZE:=16}" "${GRAD_ACCUM:=1}" "${MIN_PIXELS:=4096}" "${WARMUP_STEPS:=10}"
-    : "${LORA_R:=16}" "${LORA_ALPHA:=32}" "${LORA_DROPOUT:=0.0}" "${MAX_PIXELS:=65536}"
+    : "${LORA_R:=16}" "${LORA_ALPHA:=32}" "${LORA_DROPOUT:=0.0}" "${MAX_PIXELS:=4096}" "${EVAL_STRATEGY:=no}" "${PAIRS:=2}"
 fi
 : "${TUNE_MERGER:=False}" "${TUNE_VISION:=False}" "${TRAIN_EMBEDDINGS:=False}"
 pairs=data/prepared/satellite/preferences
@@ -24,13 +24,17 @@ pairs=data/prepared/satellite/preferences
 source scripts/common.sh
 : "${LORA_R:=16}" "${LORA_ALPHA:=32}" "${LORA_DROPOUT:=0.0}" "${LR:=5e-6}" "${EPOCHS:=1}" "${BATCH_SIZE:=4}" "${GRAD_ACCUM:=8}"
 : "${MAX_PIXELS:=65536}" "${MIN_PIXELS:=16384}" "${BETA:=0.1}" "${SAMPLES:=16}" "${PAIRS:=4}" "${TEMPERATURE:=1.0}" "${MIN_GAP:=0}"
+# Numbers share their digits, so DPO alone makes both answers of a pair less likely, until neither is written; the second
+# loss keeps the chosen ones.
+read -ra losses <<< "${LOSS:=sigmoid sft}"
+read -ra weights <<< "${LOSS_WEIGHTS:=1.0 1.0}"
 if [[ "$DATASETS" == *"${pairs}_train.jsonl"* ]]; then
     for split in train val test; do
         step "$PYTHON" scripts/make_preferences.py --checkpoint "$MODEL_PATH" --dataset_use "satellite_$split" \
             --samples "$SAMPLES" --pairs "$PAIRS" --temperature "$TEMPERATURE" --min_gap "$MIN_GAP" --batch_size 64
     done
 fi
-(launch --beta "$BETA" "$@") || exit $?
+(launch --beta "$BETA" --loss_type "${losses[@]}" --loss_weights "${weights[@]}" "$@") || exit $?
 for run in "$MODEL_PATH" "$OUTPUT_DIR"; do
     step "$PYTHON" scripts/evaluate_satellite.py --checkpoint "$run" --head none > /dev/null
 done

@@ -4,12 +4,16 @@
 # whose patch embedding is widened to 64 channels.
 DOMAIN=satellite REAL_MODEL=Qwen/Qwen3-VL-2B-Instruct
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-: "${HEAD:=vision}" "${TUNE_VISION:=True}"
+: "${HEAD:=vision}"
 starts=(outputs/satellite-mae)
 if [[ "$HEAD" = none ]]; then starts=(outputs/satellite-sft "${starts[@]}"); fi
 for start in "${starts[@]}"; do
     if [[ -z "${MODEL_PATH:-}" && -f "$start/config.json" ]]; then MODEL_PATH="$start" && echo "starting from $start"; fi
 done
+# A tower that has learned the number already is only read.
+if [[ "$HEAD" = none && -f "${MODEL_PATH:-}/additions.json" ]]; then : "${TUNE_VISION:=False}"; fi
+: "${TUNE_VISION:=True}"
+if [[ "$TUNE_VISION" = False ]]; then : "${FREEZE_ENCODER_EPOCHS:=0}"; fi
 if [[ "$HEAD" = vision ]]; then : "${LORA_R:=0}" "${TRAIN_EMBEDDINGS:=False}"; fi  # the language model does not run
 if [[ "$HEAD" = none ]]; then : "${OUTPUT_DIR:=outputs/satellite-text}"; else : "${OUTPUT_DIR:=outputs/satellite-sft}"; fi
 given=("${LR:-}" "${MM_PROJECTOR_LR:-}" "${VISION_LR:-}" "${MIN_PIXELS:-}")
@@ -17,7 +21,7 @@ TINY_EPOCHS=6
 source scripts/common.sh
 if [[ "$MODEL_PATH" == data/models/tiny-* ]] || grep -qs '"tiny_random": true' "$MODEL_PATH/config.json"; then
     # Random weights again, at the rates of a head instead of words.
-    if [[ "$HEAD" = none ]]; then rates=(3e-3 1e-3 1e-4); else rates=(1e-3 3e-4 3e-4); fi
+    if [[ "$HEAD" = none ]]; then rates=(3e-3 3e-4 1e-4); else rates=(1e-3 3e-4 3e-4); fi
     LR="${given[0]:-${rates[0]}}" MM_PROJECTOR_LR="${given[1]:-${rates[1]}}" VISION_LR="${given[2]:-${rates[2]}}"
     MIN_PIXELS="${given[3]:-4096}"
     : "${MAX_PIXELS:=4096}" "${SAMPLES_PER_FILE:=4}" "${FREEZE_ENCODER_EPOCHS:=0}" "${PATIENCE:=6}"
