@@ -428,5 +428,7 @@ def test_answers_are_given_with_the_features_a_model_has(tiny_model_dir, tmp_pat
     assert predict.answer(model, processor, record, tmp_path, 4) == plain and asked == [6.0]
     with torch.no_grad():
         model.model.spatial.scale.fill_(50.0)
-    rows = predict.predict(model, processor, [record], tmp_path, 1, 4, tmp_path / "out.jsonl")
-    assert rows[0]["prediction"] != plain and asked == [6.0, 6.0]
+    added = []
+    model.model.spatial.register_forward_hook(lambda module, given, out: added.append(float(out.abs().max())))
+    predict.predict(model, processor, [record], tmp_path, 1, 4, tmp_path / "out.jsonl")
+    assert asked == [6.0, 6.0] and max(added) > 1
