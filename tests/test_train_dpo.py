@@ -182,10 +182,10 @@ def dry_run(launcher, **variables):
 
 
 def test_the_sft_launcher_leaves_the_language_model_alone_where_the_head_reads_vision():
-    (flags,), _ = dry_run("train_satellite_sft.sh", MODEL_PATH="some/model", EPOCHS="3", LR="1e-4")
+    (*_, flags), _ = dry_run("train_satellite_sft.sh", MODEL_PATH="some/model", EPOCHS="3", LR="1e-4")
     assert (flags["--head"], flags["--in_channels"], flags["--metric_for_best_model"]) == ("vision", "64", "r2")
     assert "--lora_enable" not in flags and flags["--train_embeddings"] == "False"
-    (flags,), _ = dry_run("train_satellite_sft.sh", MODEL_PATH="some/model", EPOCHS="3", LR="1e-4", HEAD="none")
+    (*_, flags), _ = dry_run("train_satellite_sft.sh", MODEL_PATH="some/model", EPOCHS="3", LR="1e-4", HEAD="none")
     assert flags["--lora_enable"] == "True" and "--metric_for_best_model" not in flags
     assert flags["--output_dir"] == "outputs/satellite-text"
 
