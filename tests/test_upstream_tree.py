@@ -310,7 +310,7 @@ def test_8_the_length_limit_is_not_heard_and_would_cut_image_tokens(
     assert found.data_collator.tokenizer.model_max_length > 16
     processor = numbered[0]
     row = record("<image>\nWhich mineral?", image="b.png")
-    monkeypatch.setattr(processor.tokenizer, "model_max_length", 16)
+    monkeypatch.setattr(processor.tokenizer, "model_max_length", 10)
     collate = processing.DataCollatorForSupervisedDataset(processor.tokenizer)
     batch = collate([theirs(processing, processor, row, media)])
     assert (batch["input_ids"] == processor.image_token_id).sum() < batch["image_grid_thw"].prod() // 4
