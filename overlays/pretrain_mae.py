@@ -12,7 +12,6 @@ import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
@@ -203,15 +202,6 @@ def _digest(files: list[tiles.Source]) -> str:
     return hashlib.sha256("\n".join(map(str, files)).encode()).hexdigest()[:16]
 
 
-def _projection(mae: MaeArguments) -> torch.Tensor | None:
-    if not mae.channel_projection:
-        return None
-    try:
-        return torch.from_numpy(np.load(mae.channel_projection, allow_pickle=False))
-    except (OSError, ValueError) as error:
-        raise UserError(f"--channel_projection {mae.channel_projection} cannot be read: {error}") from None
-
-
 def _stored_type(config) -> torch.dtype:
     """The type that a model's weights are stored in."""
     return getattr(config, "dtype", None) or getattr(config.get_text_config(), "dtype", None) or torch.float32
@@ -227,7 +217,8 @@ def build_model(mae: MaeArguments, count: int, training: TrainingArguments) -> M
         mae.attn_implementation, torch.bfloat16 if training.bf16 else torch.float32
     )
     base = load.load_base(mae.model_name_or_path, dtype, attention, training.cache_dir)
-    channels.widen(base, count, mae.channel_init, _projection(mae))
+    projection = channels.read_projection(mae.channel_projection) if mae.channel_projection else None
+    channels.widen(base, count, mae.channel_init, projection)
     model = MaskedAutoencoder(
         base.model.visual.float(), mae.decoder_dim, mae.decoder_depth, mae.decoder_heads, mae.norm_pix, mae.encoder
     )

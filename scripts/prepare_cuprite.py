@@ -7,7 +7,7 @@ from pathlib import Path
 import _bootstrap  # noqa: F401  (re-runs in .venv, puts the repository on the path)
 
 from overlays import errors
-from overlays.errors import UserError
+from overlays.data import records
 
 
 def parse() -> argparse.Namespace:
@@ -45,13 +45,7 @@ def main() -> None:
     values["output"] = options.output or (OUTPUT if options.channels == "composites"
                                           else OUTPUT.with_name(f"{OUTPUT.name}_all"))
     values["composites"] = tuple(name.strip() for name in options.composites.split(",") if name.strip())
-    try:
-        values["split_fractions"] = tuple(float(share) for share in options.split_fractions.split(","))
-        if len(values["split_fractions"]) != 3:
-            raise ValueError
-    except ValueError:
-        raise UserError(f"--split-fractions takes three numbers such as 0.7,0.15,0.15, got "
-                        f"{options.split_fractions!r}") from None
+    values["split_fractions"] = records.parse_fractions(options.split_fractions)
     report(prepare(Settings(**values)), values["output"])
 
 

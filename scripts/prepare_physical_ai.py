@@ -7,7 +7,7 @@ from pathlib import Path
 import _bootstrap  # noqa: F401  (re-runs in .venv, puts the repository on the path)
 
 from overlays import errors
-from overlays.errors import UserError
+from overlays.data import records
 
 
 def parse() -> argparse.Namespace:
@@ -45,11 +45,7 @@ def main() -> None:
     values = vars(options)
     values["output"] = options.output or (OUTPUT.with_name("driving_motion") if options.motion_only else OUTPUT)
     values["messages"] = values.pop("format") == "messages"
-    try:
-        values["split_fractions"] = tuple(float(share) for share in options.split_fractions.split(","))
-    except ValueError:
-        raise UserError(f"--split-fractions takes three numbers such as 0.8,0.1,0.1, got "
-                        f"{options.split_fractions!r}") from None
+    values["split_fractions"] = records.parse_fractions(options.split_fractions)
     report(prepare(Settings(**values)), values["output"])
 
 

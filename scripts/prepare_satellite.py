@@ -6,7 +6,7 @@ from pathlib import Path
 import _bootstrap  # noqa: F401  (re-runs in .venv, puts the repository on the path)
 
 from overlays import errors
-from overlays.errors import UserError
+from overlays.data import records
 
 
 def parse() -> argparse.Namespace:
@@ -33,13 +33,7 @@ def main() -> None:
 
     values = vars(options)
     values["output"] = options.output or OUTPUT
-    try:
-        values["split_fractions"] = tuple(float(share) for share in options.split_fractions.split(","))
-        if len(values["split_fractions"]) != 3:
-            raise ValueError
-    except ValueError:
-        raise UserError(f"--split-fractions takes three numbers such as 0.7,0.15,0.15, got "
-                        f"{options.split_fractions!r}") from None
+    values["split_fractions"] = records.parse_fractions(options.split_fractions)
     pictures, output = values.pop("rgb_pca"), values["output"]
     if not pictures or options.tiles or not (output / "metadata.json").is_file():
         report(prepare(Settings(**values)), output)

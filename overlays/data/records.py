@@ -310,6 +310,15 @@ def check(path: str | Path, media_root: str | Path | None) -> Iterator[tuple[int
         yield row, record, [Defect(path, row, None if own is None else str(own), text) for text in problems]
 
 
+def parse_fractions(text: str) -> tuple[float, float, float]:
+    """Shares of train, val and test from "0.7,0.15,0.15". Raises UserError where it is not three numbers."""
+    try:
+        train, val, test = (float(share) for share in text.split(","))
+    except ValueError:
+        raise UserError(f"--split-fractions takes three numbers such as 0.7,0.15,0.15, got {text!r}") from None
+    return train, val, test
+
+
 def split_groups(records: Iterable[dict], fractions: Mapping[str, float], key: str = "group",
                  seed: int = 0) -> dict[str, list[dict]]:
     """Deal records out to splits so that all records of a group (area, clip, scene, user) are on one side.
