@@ -47,7 +47,7 @@ TINY=  # not empty for such a model
 if [[ "$MODEL_PATH" == data/models/tiny-* ]] || grep -qs '"tiny_random": true' "$MODEL_PATH/config.json"; then
     TINY=1
     : "${LR:=${TINY_LR:-3e-3}}" "${MM_PROJECTOR_LR:=1e-3}" "${TUNE_VISION:=True}" "${VISION_LR:=1e-3}"
-    : "${LORA_R:=16}" "${LORA_ALPHA:=32}" "${LORA_DROPOUT:=0.0}" "${EPOCHS:=$TINY_EPOCHS}" "${GRAD_ACCUM:=1}"
+    : "${LORA_R:=64}" "${LORA_ALPHA:=128}" "${LORA_DROPOUT:=0.0}" "${EPOCHS:=$TINY_EPOCHS}" "${GRAD_ACCUM:=1}"
     : "${WARMUP_STEPS:=${TINY_WARMUP:-20}}" "${BATCH_SIZE:=${TINY_BATCH:-16}}" "${MIN_PIXELS:=4096}"
     : "${TRAIN_EMBEDDINGS:=True}"
 fi

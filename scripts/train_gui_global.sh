@@ -7,7 +7,7 @@ case "$MODE" in
     full) LORA_R=0 TUNE_LLM=True ;;
     *) echo "error: MODE is lora or full, not $MODE" >&2; exit 2 ;;
 esac
-DOMAIN=gui REAL_MODEL=Qwen/Qwen3-VL-8B-Instruct TINY_EPOCHS=3
+DOMAIN=gui REAL_MODEL=Qwen/Qwen3-VL-8B-Instruct TINY_EPOCHS=6
 : "${TUNE_MERGER:=}"
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 [[ -n "${TUNE_MERGER}" ]] || TUNE_MERGER="$TUNE_VISION"  # the tiny model with random weights trains both

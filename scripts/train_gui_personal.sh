@@ -2,15 +2,16 @@
 # The personal stage: K folds for each test user, a small adapter each, on the global model; resumable fold by fold.
 # GLOBAL=outputs/gui-global FOLDS=3 FOLDS_BY="episode sample" USERS="1-10"
 DOMAIN=gui REAL_MODEL=Qwen/Qwen3-VL-8B-Instruct TINY_EPOCHS=6 TINY_LR=1e-3 TINY_BATCH=8 TINY_WARMUP=2
+: "${LORA_R:=8}" "${LORA_ALPHA:=32}"
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 : "${GLOBAL:=outputs/gui-global}" "${OUTPUT_DIR:=outputs/gui-personal}" "${FOLDS:=3}"
-: "${LORA_R:=8}" "${LORA_ALPHA:=32}" "${LORA_DROPOUT:=0.05}" "${LR:=2e-5}" "${EPOCHS:=3}" "${WARMUP_STEPS:=5}"
+: "${LORA_DROPOUT:=0.05}" "${LR:=2e-5}" "${EPOCHS:=3}" "${WARMUP_STEPS:=5}"
 : "${BATCH_SIZE:=1}" "${GRAD_ACCUM:=4}" "${WEIGHT_DECAY:=0.01}" "${MIN_PIXELS:=12544}"
 : "${MAX_PIXELS:=${TINY:+36864}}" "${MAX_PIXELS:=1003520}"
 read -ra FOLDS_BY <<< "${FOLDS_BY:-episode sample}"
 if [[ ! -d "$GLOBAL" ]]; then
     echo "no global model in $GLOBAL: training it first"
-    step env -u LR -u EPOCHS -u BATCH_SIZE -u WARMUP_STEPS -u LORA_R MODEL_PATH="$MODEL_PATH" OUTPUT_DIR="$GLOBAL" \
+    step env -u LR -u EPOCHS -u BATCH_SIZE -u WARMUP_STEPS -u LORA_R -u LORA_ALPHA MODEL_PATH="$MODEL_PATH" OUTPUT_DIR="$GLOBAL" \
         scripts/train_gui_global.sh
 fi
 step "$PYTHON" scripts/train_gui_personal.py --checkpoint "$GLOBAL" --output_dir "$OUTPUT_DIR" --folds "$FOLDS" \

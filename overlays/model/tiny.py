@@ -12,7 +12,7 @@ from overlays.errors import UserError
 from overlays.files import atomic_path
 
 ROOT = Path(__file__).resolve().parents[2]
-VOCABULARY = 2000  # byte-level BPE tokens, special ones not counted
+VOCABULARY = 8000  # byte-level BPE tokens at most, special ones not counted: more than the corpus has words
 SPECIAL = (
     "<|im_start|>", "<|im_end|>", "<|object_ref_start|>", "<|object_ref_end|>", "<|box_start|>", "<|box_end|>",
     "<|quad_start|>", "<|quad_end|>", "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", "<|image_pad|>",
@@ -104,17 +104,19 @@ def chat_template(family: str) -> str:
 
 
 def corpus() -> list[str]:
-    """What the tokenizer is trained on: every string in the domains' code, English and Chinese, in a fixed order.
+    """What the tokenizer is trained on: every string in the domains' code, at a text's start and inside one.
 
-    These are their questions, answers, messages and docstrings, and nothing of any data set. Code around the strings
-    may change without changing the tokenizer.
+    These are their questions, answers and messages, English and Chinese, in a fixed order, and nothing of any data
+    set. Each word of them becomes one token, as in the real tokenizers. Code and docstrings around the strings may
+    change without changing the tokenizer.
     """
     texts = []
     for file in sorted((ROOT / "overlays" / "domains").rglob("*.py"), key=lambda file: file.as_posix()):
         tree = ast.parse(file.read_text(encoding="utf-8"))
-        constants = (node.value for node in ast.walk(tree) if isinstance(node, ast.Constant))
-        texts += [text for text in constants if isinstance(text, str)]
-    return texts
+        alone = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}  # docstrings
+        constants = (node for node in ast.walk(tree) if isinstance(node, ast.Constant) and id(node) not in alone)
+        texts += [node.value for node in constants if isinstance(node.value, str)]
+    return texts + [" " + text for text in texts]
 
 
 def fingerprint(family: str) -> str:
@@ -163,6 +165,40 @@ def build_processor(family: str):
     )
 
 
+def spread(model) -> None:
+    """Random weights of a size that suits this width, from the generator of the moment.
+
+    transformers draws every weight with standard deviation 0.02, made for widths above 1000. At 128 the layers then
+    add next to nothing to what passes them by, and learning to see takes several times the steps. Here a layer's
+    output is about as large as its input. Position embeddings are sines and cosines, from half a period over the
+    learned grid up: neighbours are alike from the start.
+    """
+    import torch
+
+    for name, parameter in model.named_parameters():
+        if parameter.dim() < 2:
+            continue
+        with torch.no_grad():
+            if name.endswith("pos_embed.weight"):
+                parameter.copy_(0.5 * _waves(int(len(parameter) ** 0.5), parameter.shape[1]))
+            elif name.endswith("embed_tokens.weight"):
+                parameter.normal_(std=0.2)
+            elif name.endswith("patch_embed.proj.weight"):
+                parameter.normal_(std=parameter[0].numel() ** -0.5)
+            else:
+                parameter.normal_(std=0.7 * parameter.shape[-1] ** -0.5)
+
+
+def _waves(side: int, width: int):
+    """(side^2, width) sines and cosines of column and row, a quarter of the width each, of rising frequency."""
+    import torch
+
+    place = torch.arange(side * side)
+    frequency = torch.pi / side * torch.linspace(0.5, side / 4, width // 4)
+    angles = [number[:, None] * frequency for number in (place % side, place // side)]
+    return torch.cat([wave(angle) for angle in angles for wave in (torch.sin, torch.cos)], dim=1)
+
+
 def build(family: str, out: str | Path) -> Path:
     """Write model, generation config and processor of a tiny `family` to the folder `out`, the same bytes every time.
 
@@ -191,6 +227,7 @@ def build(family: str, out: str | Path) -> Path:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = model_class(config)
+        spread(model)
     model.generation_config = transformers.GenerationConfig(
         do_sample=False, eos_token_id=[end, pad], pad_token_id=pad, bos_token_id=None
     )

@@ -18,7 +18,7 @@ from overlays.files import atomic_path, write_json
 USERS = range(1, 84)
 EPISODES = {"test": 12, "val": 2, "train": 8}
 STEPS = 6
-TWINS = 0.5  # share of the screens on which the wanted element stands twice
+TWINS = 0.6  # share of the screens on which the wanted element stands twice
 REACHES = ("upper", "lower", "left", "right")
 WORDINGS = {
     "en": ("tap the {name}", "open the {name}", "press the {name}", "choose the {name}"),

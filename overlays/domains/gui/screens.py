@@ -21,22 +21,27 @@ class Layout:
     """How one kind of screen arranges its elements: each colour has its row, as apps and keys keep their places.
 
     Attributes:
-        rows: centres of the rows, pixels.
-        order: which row each colour takes, in the order of COLOURS.
+        rows: centres of the rows, pixels, in the order of COLOURS.
         half: half side of an element, pixels.
     """
 
     rows: tuple[int, ...]
-    order: tuple[int, ...]
     half: int
 
 
 LAYOUTS = {
-    "grid": Layout((420, 760, 1100, 1440, 1780, 2120), (0, 1, 2, 3, 4, 5), 130),
-    "list": Layout((420, 760, 1100, 1440, 1780, 2120), (5, 4, 3, 2, 1, 0), 115),
-    "dialog": Layout((560, 790, 1020, 1250, 1480, 1710), (2, 0, 4, 5, 1, 3), 90),
-    "keyboard": Layout((1180, 1390, 1600, 1810, 2020, 2230), (3, 5, 0, 1, 2, 4), 85),
+    "grid": Layout((420, 760, 1100, 1440, 1780, 2120), 130),
+    "list": Layout((2120, 1780, 1440, 1100, 760, 420), 115),
+    "dialog": Layout((560, 790, 1020, 1250, 1480, 1710), 90),
+    "keyboard": Layout((1180, 1390, 1600, 1810, 2020, 2230), 85),
 }
+BACKGROUNDS = {  # of the screen and of what lies on it, in the light theme and in the dark one
+    "grid": (((150, 195, 240), None), ((25, 45, 90), None)),
+    "list": (((200, 205, 215), (248, 248, 248)), ((75, 75, 80), (100, 105, 110))),
+    "dialog": (((110, 110, 115), (248, 248, 248)), ((20, 20, 22), (100, 105, 110))),
+    "keyboard": (((245, 245, 245), (165, 170, 185)), ((75, 75, 80), (50, 55, 80))),
+}
+DARK = 0.3  # share of the screens in the dark theme
 
 
 @dataclass(frozen=True)
@@ -75,12 +80,12 @@ def compose(rng: random.Random, twin: bool) -> Screen:
     An element's row follows from its colour and the kind of screen, its column from its shape and the theme; the twin
     stands at the opposite place. Places jitter by a few pixels.
     """
-    kind, dark = rng.choice(list(LAYOUTS)), rng.random() < 0.5
+    kind, dark = rng.choice(list(LAYOUTS)), rng.random() < DARK
     layout, colours, shapes = LAYOUTS[kind], list(COLOURS), list(SHAPES)
     names = [(colour, rng.choice(shapes)) for colour in rng.sample(colours, rng.randint(4, 6))]
 
     def place(name: tuple[str, str], opposite: bool) -> Element:
-        row, column = layout.order[colours.index(name[0])], shapes.index(name[1])
+        row, column = colours.index(name[0]), shapes.index(name[1])
         if opposite:
             row = len(layout.rows) - 1 - row
         if opposite != dark:
@@ -106,18 +111,17 @@ def _free(one: Element, other: Element) -> bool:
 
 def draw(screen: Screen, language: str, rng: random.Random) -> Image.Image:
     """(1080 x 2400) RGB picture of a screen."""
-    tone = rng.randint(60, 80) if screen.dark else rng.randint(225, 250)
-    sheet = (95, 98, 105) if screen.dark else (255, 255, 255)
+    back, sheet = BACKGROUNDS[screen.kind][screen.dark]
+    shade = rng.randint(-8, 8)
     ink = (235, 235, 235) if screen.dark else (50, 50, 50)
-    image = Image.new("RGB", (WIDTH, HEIGHT), (tone, tone, tone + 5))
+    image = Image.new("RGB", (WIDTH, HEIGHT), tuple(value + shade for value in back))
     pen = ImageDraw.Draw(image)
     pen.rectangle((0, 0, WIDTH, 90), fill=(40, 40, 45))
     pen.text((40, 22), f"{rng.randint(0, 23):02d}:{rng.randint(0, 59):02d}", fill="white", font=_font("en"))
     if screen.kind == "dialog":
-        pen.rounded_rectangle((40, 420, 1040, 1850), 60, fill=sheet, outline=ink, width=6)
+        pen.rounded_rectangle((40, 420, 1040, 1850), 60, fill=sheet)
     elif screen.kind == "keyboard":
         pen.rectangle((0, 1060, WIDTH, HEIGHT), fill=sheet)
-        pen.line((0, 1060, WIDTH, 1060), fill=ink, width=6)
     elif screen.kind == "list":
         for y in LAYOUTS["list"].rows:
             pen.rounded_rectangle((30, y - 155, 1050, y + 155), 30, fill=sheet)
