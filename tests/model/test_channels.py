@@ -63,7 +63,8 @@ def test_projected_the_n_channel_model_sees_what_the_rgb_model_sees_of_the_proje
     pixels = transformers.AutoImageProcessor.from_pretrained(tmp_path)(
         images=[torch.from_numpy(raster)], input_data_format="channels_first", do_convert_rgb=False,
         return_tensors="pt")
-    assert torch.allclose(logits(plain, processor, pixels["pixel_values"], pixels["image_grid_thw"]), found, atol=1e-5)
+    again = logits(plain, processor, pixels["pixel_values"], pixels["image_grid_thw"])
+    assert (again - found).abs().max() <= 1e-5 * found.abs().max()
 
 
 @pytest.mark.parametrize("count", (4, 64))

@@ -51,8 +51,9 @@ def test_loss_and_every_gradient_equal_the_full_computation(tiny_model_dir, fami
     assert abs(loss - full) < 1e-5
     found = gradients(model)
     assert found.keys() == expected.keys()
+    largest = max(value.abs().max() for value in expected.values())
     for name, value in expected.items():
-        assert (found[name] - value).abs().max() < 1e-5, name
+        assert (found[name] - value).abs().max() < 1e-5 * largest, name
 
 
 def test_the_loss_is_divided_by_the_tokens_of_the_whole_step(tiny_model_dir):
