@@ -42,8 +42,36 @@ def grain(rng: np.random.Generator, length_m: float) -> np.ndarray:
 
 
 @dataclass(frozen=True)
+class Kind:
+    """A kind of road: how fast one drives on it, and what it looks like. Ranges are (low, high).
+
+    Attributes:
+        speeds_mps: speeds that are usual on it.
+        asphalt, verge, land: brightness of the road; colour of the ground beside it and of what stands at the horizon.
+        dash_m: length of a dash.
+        skyline: mean and deviation of what stands at the horizon, pixels above it.
+        rough_deg: how wide one hill or house is.
+    """
+
+    speeds_mps: tuple[float, float]
+    asphalt: tuple[float, float]
+    verge: tuple[float, float, float]
+    land: tuple[float, float, float]
+    dash_m: tuple[float, float]
+    skyline: tuple[float, float]
+    rough_deg: float
+
+
+KINDS = {
+    "town": Kind((4, 14), (0.34, 0.42), (0.62, 0.56, 0.50), (0.62, 0.36, 0.28), (2.5, 3.0), (13.0, 3.0), 1.5),
+    "country": Kind((14, 24), (0.34, 0.44), (0.28, 0.42, 0.16), (0.22, 0.36, 0.18), (3.0, 4.0), (5.0, 2.5), 4.0),
+    "motorway": Kind((23, 33), (0.54, 0.62), (0.60, 0.62, 0.36), (0.55, 0.62, 0.66), (4.0, 5.0), (2.5, 0.5), 8.0),
+}
+
+
+@dataclass(frozen=True)
 class Look:
-    """What one clip's surroundings look like; none of it depends on how the car moves."""
+    """What one clip's surroundings look like: it goes by the kind of road, not by how the car moves on it."""
 
     asphalt: float
     verge: tuple[float, float, float]
@@ -52,18 +80,20 @@ class Look:
     dash_m: tuple[float, float]  # length of a dash, distance from one to the next
     dash_start_m: float
     light: float
-    hills: np.ndarray  # (720,) elevation in pixels by half degrees of azimuth
+    land: tuple[float, float, float]
+    skyline: np.ndarray  # (720,) elevation in pixels by half degrees of azimuth
 
     @classmethod
-    def draw(cls, rng: np.random.Generator) -> Look:
-        """A look by chance."""
-        green, blue = rng.uniform(0.3, 0.42), rng.uniform(0.75, 0.95)
-        dash = rng.uniform(2.5, 4.0)
-        hills = gaussian_filter1d(rng.standard_normal(720), 6, mode="wrap")
+    def draw(cls, rng: np.random.Generator, kind: str = "country") -> Look:
+        """A look by chance, of a kind of road."""
+        road = KINDS[kind]
+        blue, dash = rng.uniform(0.75, 0.95), rng.uniform(*road.dash_m)
+        skyline = gaussian_filter1d(rng.standard_normal(720), 2 * road.rough_deg, mode="wrap")
+        verge, land = (tuple(np.array(color) * rng.uniform(0.9, 1.1, 3)) for color in (road.verge, road.land))
         return cls(
-            rng.uniform(0.36, 0.46), (green * rng.uniform(0.7, 1.0), green, green * rng.uniform(0.4, 0.6)),
-            (blue * rng.uniform(0.7, 0.85), blue * 0.92, blue), rng.uniform(0.9, 1.1), (dash, dash * 3),
-            rng.uniform(0, dash * 3), rng.uniform(0.85, 1.1), 4 + 2.2 * hills / hills.std(),
+            rng.uniform(*road.asphalt), verge, (blue * rng.uniform(0.7, 0.85), blue * 0.92, blue),
+            rng.uniform(0.9, 1.1), (dash, dash * 3), rng.uniform(0, dash * 3), rng.uniform(0.85, 1.1), land,
+            road.skyline[0] + road.skyline[1] * skyline / skyline.std(),
         )
 
 
@@ -87,9 +117,6 @@ class Road:
         texture = np.take(texture, np.arange(texture_start, texture_start + rows), axis=0, mode="wrap")
         across = (np.arange(texture.shape[1]) + 0.5) * SIDE_M - HALF_WIDTH_M
         along = self.first_m + np.arange(rows) * STEP_M
-        # Shadows of trees across the road, 1 to 6 m long.
-        trees = gaussian_filter1d(np.random.default_rng(texture_start).standard_normal(rows), 1.2 / STEP_M)
-        shade = np.where(trees > 0.6 * trees.std(), 0.45, 1.0)
         # The car keeps to the right lane: its centre is 0, the dashed line lies to the left.
         on_road = _band(across, -LANE_M / 2 - 0.4, 1.5 * LANE_M + 0.4)
         edges = _band(across, -LANE_M / 2 - 0.12, -LANE_M / 2 + 0.12) + _band(
@@ -100,7 +127,7 @@ class Road:
         asphalt = look.asphalt * (1 + 0.45 * look.contrast * texture)
         bright = on_road * (asphalt * (1 - paint) + 0.95 * paint)
         grass = (1 - on_road) * (1 + 0.6 * look.contrast * texture)
-        layers = np.stack([np.clip(bright, 0, 1.2), np.clip(grass, 0, 2.5)], -1) * shade[:, None, None]
+        layers = np.stack([np.clip(bright, 0, 1.2), np.clip(grass, 0, 2.5)], -1)
         self.sums = np.concatenate([np.zeros((1, *layers.shape[1:])), layers.cumsum(0)])  # along the road
         self.flat = self.sums.reshape(-1, 2).astype(np.float32)
         columns = np.arange(camera.width) + 0.5 - camera.width / 2
@@ -130,14 +157,14 @@ class Road:
         along = way_m + length[:, None] + off * np.sin(angle)[:, None]
         span = np.hypot(self.cover, speed_mps * camera.shutter_s)[:, None]
         ground = self._mean(along, span, across)
-        verge, sky = (np.array(color, np.float32) for color in (look.verge, look.sky))
+        verge, sky, standing = (np.array(color, np.float32) for color in (look.verge, look.sky, look.land))
         picture = np.empty((camera.height, camera.width, 3), np.float32)
         picture[self.top:] = (ground[..., :1] + ground[..., 1:] * verge) * (1 - self.haze) + sky * self.haze
         bearing = ((self.azimuth + np.degrees(facing)) * 2) % 720
-        hill = np.interp(bearing, np.arange(721), np.append(look.hills, look.hills[0]))
+        high = np.interp(bearing, np.arange(721), np.append(look.skyline, look.skyline[0]))
         rows = np.arange(self.top)[:, None] + 0.5
-        land = np.clip(rows - (camera.horizon - np.maximum(hill, 0.5)) + 0.5, 0, 1)[..., None]
-        picture[:self.top] = (1 - land) * sky + land * (0.6 * verge + 0.12)
+        land = np.clip(rows - (camera.horizon - np.maximum(high, 0.5)) + 0.5, 0, 1)[..., None]
+        picture[:self.top] = (1 - land) * sky + land * standing
         return np.clip(picture * look.light * 255, 0, 255).astype(np.uint8)
 
     def _mean(self, along: np.ndarray, span: np.ndarray, across: np.ndarray) -> np.ndarray:

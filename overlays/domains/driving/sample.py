@@ -22,12 +22,18 @@ from overlays.domains.driving import road
 from overlays.errors import UserError
 from overlays.files import atomic_path, write_json
 
-VERSION = 2  # raised with every change of the clips; an older sample is made anew
+VERSION = 3  # raised with every change of the clips; an older sample is made anew
 CAMERA = "camera_front_wide_120fov"
 FPS = 30
 CLIPS, SECONDS, CHUNK = 200, 6, 50
 TEXTURE_M = 600.0
-KINDS = ("cruise", "left", "right", "bends", "start", "stop", "slow left", "slow right", "faster", "slower")
+# What a clip shows, and the kinds of road on which it may happen.
+ROADS = {
+    "cruise": tuple(road.KINDS), "left": ("town", "country"), "right": ("town", "country"),
+    "bends": ("town", "country"), "start": ("town",), "stop": ("town",), "slow left": ("town",),
+    "slow right": ("town",), "faster": ("country", "motorway"), "slower": ("country", "motorway"),
+}
+KINDS = tuple(ROADS)
 # What prepare takes where the user names neither data nor parameters.
 PREPARE = {"pairs": 4}
 
@@ -38,11 +44,13 @@ class Drive:
 
     Attributes:
         kind: one of KINDS.
+        road: kind of road, one of road.KINDS.
         times_s, speeds_mps: knots of the speed.
         ways_m, curvatures: knots of the curvature (1/m, + left) over the way driven since time 0.
     """
 
     kind: str
+    road: str
     times_s: np.ndarray
     speeds_mps: np.ndarray
     ways_m: np.ndarray
@@ -68,25 +76,28 @@ class Drive:
 
 
 def draw(rng: np.random.Generator, kind: str, seconds: float) -> Drive:
-    """A motion of a kind by chance. Speed stays within 0..32 m/s, sideways acceleration within 3 m/s2."""
+    """A motion of a kind by chance. Speed stays within 0..33 m/s, sideways acceleration within 3 m/s2."""
+    place = str(rng.choice(ROADS[kind]))
+    slowest, fastest = road.KINDS[place].speeds_mps
     knots = np.arange(-2.0, seconds + 4.1, 2.0)
     if kind in ("start", "stop"):
         rate, still = rng.uniform(1.2, 2.6), rng.uniform(0.5, seconds * 0.6)
-        speeds = np.clip((knots - still) * rate, 0, rng.uniform(10, 16))
+        speeds = np.clip((knots - still) * rate, 0, rng.uniform(10, fastest))
         speeds = speeds if kind == "start" else speeds[::-1].copy()
     else:
-        low, high = {"cruise": (4, 31), "slow left": (4, 9), "slow right": (4, 9), "faster": (3, 18),
-                     "slower": (14, 31)}.get(kind, (7, 27))
+        middle = (slowest + fastest) / 2
+        low, high = {"slow left": (4, 9), "slow right": (4, 9), "faster": (slowest, middle),
+                     "slower": (middle, fastest)}.get(kind, (slowest, fastest))
         drift = {"faster": (0.8, 2.2), "slower": (-2.2, -0.8)}.get(kind, (-0.4, 0.4))
         speeds = rng.uniform(low, high) + rng.uniform(*drift) * knots + rng.normal(0, 0.25, len(knots))
-        speeds = np.clip(speeds, 2, 32)
-    drive = Drive(kind, knots, speeds, np.array([0.0, 1.0]), np.zeros(2))
+        speeds = np.clip(speeds, max(slowest - 2, 2), fastest)
+    drive = Drive(kind, place, knots, speeds, np.array([0.0, 1.0]), np.zeros(2))
     # A knot of the road about every two seconds of driving, and on to where the camera sees.
     spacing = max(2.0 * float(speeds.mean()), 12.0)
     start, end = drive.way(np.array([knots[0], knots[-1]]))
     ways = np.arange(start - road.BEHIND_M - spacing, end + road.AHEAD_M + 2 * spacing, spacing)
-    fastest = np.maximum(np.interp(ways, drive.way(knots) + np.arange(len(knots)) * 1e-6, speeds), 3.0)
-    limit = np.minimum(3.0 / fastest**2, 0.09)
+    passing = np.maximum(np.interp(ways, drive.way(knots) + np.arange(len(knots)) * 1e-6, speeds), 3.0)
+    limit = np.minimum(3.0 / passing**2, 0.09)
     side = {"left": 1, "slow left": 1, "right": -1, "slow right": -1}.get(kind, 0)
     if side:
         curvatures = side * rng.uniform(0.35, 0.9, len(ways)) * limit
@@ -95,7 +106,7 @@ def draw(rng: np.random.Generator, kind: str, seconds: float) -> Drive:
         curvatures = signs * rng.uniform(0.3, 0.8, len(ways)) * limit
     else:
         curvatures = rng.normal(0, 0.1, len(ways)) * limit
-    return Drive(kind, knots, speeds, ways, curvatures)
+    return Drive(kind, place, knots, speeds, ways, curvatures)
 
 
 def clip_name(seed: int, number: int) -> str:
@@ -179,7 +190,7 @@ def pictures(seed: int, number: int, seconds: float, camera: road.Camera):
     rng = np.random.default_rng([seed, number, 2])
     ways, speeds = drive.way(frame_us / 1e6), drive.speed(frame_us / 1e6)
     line = np.arange(ways[0] - road.BEHIND_M, ways[-1] + road.AHEAD_M, 0.5)
-    scene = road.Road(road.Look.draw(rng), _texture(seed), int(rng.integers(TEXTURE_M / road.STEP_M)), line,
+    scene = road.Road(road.Look.draw(rng, drive.road), _texture(seed), int(rng.integers(TEXTURE_M / road.STEP_M)), line,
                       drive.heading(line), camera)
     for way, speed in zip(ways, speeds, strict=True):
         yield scene.view(float(way), float(speed))

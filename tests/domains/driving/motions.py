@@ -15,7 +15,7 @@ def parquet(table: pd.DataFrame) -> bytes:
 
 
 def steady(speed: float, curvature: float) -> Drive:
-    return Drive("steady", np.array([-2.0, 10.0]), np.array([speed, speed]), np.array([-500.0, 500.0]),
+    return Drive("steady", "country", np.array([-2.0, 10.0]), np.array([speed, speed]), np.array([-500.0, 500.0]),
                  np.array([curvature, curvature]))
 
 
