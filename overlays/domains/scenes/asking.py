@@ -8,8 +8,10 @@ from itertools import combinations, permutations
 
 import numpy as np
 
-from overlays.domains.scenes.rooms import COLOURS, KINDS, LEVELS_M, Room, Thing
+from overlays.domains.scenes.rooms import COLOURS, KINDS, Room, Thing
 
+METRES = ("0.5", "1", "2", "4", "8")  # lengths are asked for to the nearest of these
+CLEAR = 0.4  # an answer is at most this share of a step from its length
 WALLS = ("west", "east", "south", "north")  # -x, +x, -y, +y of the axis-aligned frame
 
 
@@ -24,16 +26,18 @@ class Asked:
 
 
 def near_wall(room: Room, thing: Thing) -> str | None:
-    """The wall nearest to a thing's middle; None where a second one is less than 0.5 m farther."""
+    """The wall nearest to a thing's middle; None where a second one is less than 0.5 m (of a plain room) farther."""
     x, y, _ = thing.centre
     distance = np.array([x + room.half[0], room.half[0] - x, y + room.half[1], room.half[1] - y])
     order = distance.argsort()
-    return WALLS[order[0]] if distance[order[1]] - distance[order[0]] >= 0.5 else None
+    return WALLS[order[0]] if distance[order[1]] - distance[order[0]] >= 0.5 * room.scale else None
 
 
-def level(thing: Thing) -> str | None:
-    """low, middle or high by the height of a thing's middle; None between the levels."""
-    return next((name for name, (low, high) in LEVELS_M.items() if low <= thing.centre[2] <= high), None)
+def nearest(metres: float) -> str | None:
+    """A length as the nearest of METRES, by ratio; None near the middle of two, and outside of them."""
+    steps = float(np.log2(metres)) if metres > 0 else -np.inf
+    name = f"{2.0 ** round(steps):g}" if np.isfinite(steps) else ""
+    return name if name in METRES and abs(steps - round(steps)) <= CLEAR else None
 
 
 def plan_distance(one: Thing, other: Thing) -> float:
@@ -67,8 +71,8 @@ def _walls(room: Room) -> list[Asked]:
 
 
 def _heights(room: Room) -> list[Asked]:
-    return [Asked("height", f"How high is the {thing.name}?", found)
-            for thing in room.things if thing.kind == "box" and (found := level(thing))]
+    return [Asked("height", f"How high above the floor is the top of the {thing.name}?", found)
+            for thing in room.things if (found := nearest(thing.high[2]))]
 
 
 def _nearer(room: Room) -> list[Asked]:
@@ -76,7 +80,7 @@ def _nearer(room: Room) -> list[Asked]:
     for thing in room.things:
         for one, other in permutations([item for item in room.things if item is not thing], 2):
             apart = plan_distance(thing, other) - plan_distance(thing, one)
-            if apart >= 0.8:
+            if apart >= 0.8 * room.scale:
                 found += [Asked("nearer", f"Which is nearer to the {thing.name}, the {a.name} or the {b.name}?",
                                 one.name) for a, b in ((one, other), (other, one))]
     return found
@@ -86,7 +90,7 @@ def _sides(room: Room) -> list[Asked]:
     found = []
     for origin, facing, thing in permutations(room.things, 3):
         angle = bearing(origin, facing, thing)
-        if plan_distance(origin, facing) >= 1 and 20 <= abs(angle) <= 160:
+        if plan_distance(origin, facing) >= room.scale and 20 <= abs(angle) <= 160:
             found.append(Asked("side", f"Is the {thing.name} on my left or on my right?",
                                "left" if angle > 0 else "right",
                                f"I stand at the {origin.name} and face the {facing.name}."))
@@ -94,22 +98,16 @@ def _sides(room: Room) -> list[Asked]:
 
 
 def _distances(room: Room) -> list[Asked]:
-    found = []
-    for one, other in combinations(room.things, 2):
-        metres = plan_distance(one, other)
-        if abs(metres - round(metres)) <= 0.35:
-            found.append(Asked("distance", f"How many metres is it from the {one.name} to the {other.name}?",
-                               str(round(metres))))
-    return found
+    return [Asked("distance", f"How many metres is it from the {one.name} to the {other.name}?", found)
+            for one, other in combinations(room.things, 2) if (found := nearest(plan_distance(one, other)))]
 
 
 ASK: dict[str, Callable[[Room], list[Asked]]] = {
     "colour": _colours, "kind": _kinds, "count": _counts,
     "wall": _walls, "height": _heights, "nearer": _nearer, "side": _sides, "distance": _distances,
 }
-ANSWERS = {"colour": tuple(COLOURS), "kind": KINDS, "wall": WALLS, "height": tuple(LEVELS_M),
-           "distance": tuple("12345"),
-           "side": ("left", "right")}
+ANSWERS = {"colour": tuple(COLOURS), "kind": KINDS, "wall": WALLS, "height": METRES,
+           "distance": METRES, "side": ("left", "right")}
 
 
 def ask(room: Room, rng: np.random.Generator, per_kind: dict[str, int]) -> list[Asked]:

@@ -14,7 +14,7 @@ from scipy.ndimage import gaussian_filter, maximum_filter, minimum_filter
 if TYPE_CHECKING:
     from overlays.domains.scenes.rooms import Room
 
-RANGE_M = (0.3, 6.0)  # of the depth sensor
+RANGE_M = (0.2, 10.0)  # of the depth sensor
 NO_RETURN, SATURATED = 0, 65535  # both codes for "no depth" occur in real scans
 
 
@@ -134,7 +134,7 @@ def _farther(depths: np.ndarray, sign: int) -> tuple[np.ndarray, np.ndarray]:
 def picture(room: Room, hits: Hits, rng: np.random.Generator) -> np.ndarray:
     """(H, W, 3) uint8 colour frame: diffuse light, floor boards, exposure and noise of the frame."""
     shade = 0.72 + 0.28 * np.abs(hits.normal @ room.light)
-    boards = (hits.point[..., 2] < 1e-3) & (np.floor(hits.point[..., room.boards] / 0.35) % 2 == 0)
+    boards = (hits.point[..., 2] < 1e-3 * room.scale) & (np.floor(hits.point[..., room.boards] / room.board_m) % 2 == 0)
     lit = hits.colour * shade[..., None] * np.where(boards, 0.88, 1.0)[..., None] * rng.uniform(0.88, 1.08)
     return np.clip(lit + rng.normal(0, 4, lit.shape), 0, 255).astype(np.uint8)
 

@@ -5,7 +5,7 @@ x points east, y north, z up; the floor is z = 0 and the room's middle is x = y 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -19,6 +19,8 @@ KINDS = ("box", "table", "sofa", "shelf", "lamp")
 LEVELS_M = {"low": (0.0, 0.7), "middle": (0.95, 1.5), "high": (1.75, 3.0)}  # heights of a middle; none between them
 ROOM_M = {"width": (4.4, 6.0), "depth": (4.4, 6.0), "height": (2.6, 3.0)}
 EYE_M = (1.1, 1.8)
+SCALES = (2 / 3, 4 / 3, 8 / 3)  # a model, a room, a hall: alike in every picture, so that only depth tells the size
+BOARD_M = 0.35
 SEEN = 0.22  # share of a frame that an object fills where a frame is made to show it
 
 
@@ -30,6 +32,10 @@ class Block:
     high: tuple[float, float, float]
     colour: tuple[int, int, int]
     owner: int = -1
+
+    def scaled(self, factor: float) -> Block:
+        """The same box with every length times a factor."""
+        return replace(self, low=_times(self.low, factor), high=_times(self.high, factor))
 
 
 @dataclass(frozen=True)
@@ -51,10 +57,17 @@ class Thing:
         """(3,) middle of the bounding box, metres."""
         return (np.array(self.low) + np.array(self.high)) / 2
 
+    def scaled(self, factor: float) -> Thing:
+        """The same thing with every length times a factor."""
+        return replace(self, low=_times(self.low, factor), high=_times(self.high, factor))
+
 
 @dataclass(frozen=True)
 class Room:
-    """A room: half extents and height in metres, furniture, its blocks, wall and floor colours, direction of light."""
+    """A room: half extents and height in metres, furniture, its blocks, wall and floor colours, direction of light.
+
+    `scale` is how many times larger it is than the rooms that `build_room` draws.
+    """
 
     half: tuple[float, float]
     height: float
@@ -63,6 +76,22 @@ class Room:
     surfaces: np.ndarray  # (6, 3) colours of the walls -x +x -y +y, floor, ceiling
     light: np.ndarray  # (3,) unit vector
     boards: int = 0  # axis across which the floor boards lie
+    scale: float = 1.0
+
+    @property
+    def board_m(self) -> float:
+        """Width of a floor board."""
+        return BOARD_M * self.scale
+
+    def scaled(self, factor: float) -> Room:
+        """The same room with every length times a factor."""
+        return replace(self, half=_times(self.half, factor), height=self.height * factor, scale=self.scale * factor,
+                       things=tuple(thing.scaled(factor) for thing in self.things),
+                       blocks=tuple(block.scaled(factor) for block in self.blocks))
+
+
+def _times(values: tuple[float, ...], factor: float) -> tuple[float, ...]:
+    return tuple(value * factor for value in values)
 
 
 def build_room(rng: np.random.Generator) -> Room:

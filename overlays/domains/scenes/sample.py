@@ -19,7 +19,7 @@ from overlays.domains.scenes import asking, render, rooms
 from overlays.errors import UserError
 from overlays.files import atomic_path, write_json
 
-VERSION = 1  # raised with every change of the rooms or their questions; an older sample is made anew
+VERSION = 2  # raised with every change of the rooms or their questions; an older sample is made anew
 SPLITS = {"train": 0.75, "val": 0.05, "test": 0.2}
 FRAMES = 4
 # What prepare takes where the user names no parameters.
@@ -27,7 +27,7 @@ PREPARE = {"num_frames": FRAMES, "turns": 4}
 # Two cameras side by side, as in ScanNet: different sizes, focal lengths and principal points.
 COLOUR = render.Camera(64, 64, 58.0, 58.0, 31.2, 31.8)
 DEPTH = render.Camera(48, 48, 41.0, 41.0, 23.9, 23.3)
-QUESTIONS = {"colour": 1, "kind": 1, "count": 1, "wall": 2, "height": 2, "nearer": 1, "side": 1, "distance": 1}
+QUESTIONS = {"colour": 1, "kind": 1, "count": 1, "wall": 1, "height": 3, "nearer": 1, "side": 1, "distance": 2}
 SITUATED = ("side", "nearer")  # go into the SQA3D file
 SCANQA = ("colour", "kind", "count")  # into the ScanQA file; the rest into the one in Video-3D-LLM's style
 
@@ -89,7 +89,10 @@ def draw_room(index: int, seed: int) -> tuple[rooms.Room, list[np.ndarray], np.r
         room = rooms.build_room(rng)
         poses = rooms.cameras(rng, room, FRAMES, COLOUR) if len(room.things) == rooms.THINGS else None
         if poses is not None:
-            return room, poses, rng
+            scale = float(rng.choice(rooms.SCALES))
+            for pose in poses:
+                pose[:3, 3] *= scale
+            return room.scaled(scale), poses, rng
 
 
 def _scene(job: tuple[Path, int, int]) -> tuple[dict, list[tuple[str, asking.Asked]]]:

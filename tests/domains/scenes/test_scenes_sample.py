@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from overlays.domains.scenes import infos, render, sample
+from overlays.domains.scenes import infos, render, rooms, sample
 from overlays.errors import UserError
 
 
@@ -37,11 +37,28 @@ def test_depth_of_every_frame_agrees_with_the_room_through_pose_and_alignment(ra
             depth = np.asarray(opened).astype(np.uint16)
         valid = (depth > 0) & (depth < 65535)
         rays = sample.DEPTH.rays().reshape(*depth.shape, 3)[valid]
+        noise = 0.001 + 0.0015 * (depth[valid] / 1000) ** 2  # the sensor's, metres along z
+        slack = 5 * noise * np.linalg.norm(rays, axis=1)
         points = rays * depth[valid][:, None] / 1000 @ aligned[:3, :3].T + aligned[:3, 3]
-        assert (np.abs(points[:, 0]) < room.half[0] + 0.15).all() and (np.abs(points[:, 1]) < room.half[1] + 0.15).all()
-        assert points[:, 2].min() > -0.15 and points[:, 2].max() < room.height + 0.15
+        for axis in (0, 1):
+            assert (np.abs(points[:, axis]) < room.half[axis] + slack).all()
+        assert (points[:, 2] > -slack).all() and (points[:, 2] < room.height + slack).all()
         truth = render.trace(room, sample.DEPTH, pose).depth
-        assert np.median(np.abs(depth[valid] / 1000 - truth[valid])) < 0.01
+        assert np.median(np.abs(depth[valid] / 1000 - truth[valid]) / noise) < 1
+
+
+def test_pictures_do_not_tell_the_size_of_a_room():
+    room, poses, _ = sample.draw_room(0, 1)
+    assert room.scale in rooms.SCALES
+    for factor in (0.5, 2.0):
+        pose = poses[0].copy()
+        pose[:3, 3] *= factor
+        one, other = (render.trace(there, sample.COLOUR, at) for there, at in (
+            (room, poses[0]), (room.scaled(factor), pose)))
+        seen, again = (render.picture(there, hits, np.random.default_rng(0)) for there, hits in (
+            (room, one), (room.scaled(factor), other)))
+        assert (np.abs(seen.astype(int) - again) > 1).any(-1).mean() < 0.005  # pixels on an edge
+        np.testing.assert_allclose(np.median(other.depth / one.depth), factor, rtol=1e-4)
 
 
 def test_every_thing_is_shown_well_in_some_frame():
