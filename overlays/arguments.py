@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 import transformers
 import yaml
+from transformers.integrations import INTEGRATION_TO_CALLBACK, get_available_reporting_integrations
 
 from overlays.errors import UserError
 
@@ -176,6 +177,12 @@ def parse(words: list[str] | None = None, classes: tuple = FLAG_CLASSES,
             parts.append(flag_class(**own))
         except (ValueError, ImportError, FileNotFoundError) as error:
             raise UserError(" ".join(str(error).split())) from None
+    for name in parts[-1].report_to:
+        if name not in INTEGRATION_TO_CALLBACK:
+            raise UserError(f"--report_to (REPORT_TO) does not know {name!r}")
+        if name not in get_available_reporting_integrations():
+            raise UserError(f"--report_to (REPORT_TO) {name} needs a package that is not installed: "
+                            f"{sys.executable} -m pip install {name}")
     (check or _check)(*parts)
     return tuple(parts)
 

@@ -47,6 +47,13 @@ def test_yaml_gives_flags_and_the_command_line_wins(tmp_path):
     assert (training.lora_r, training.learning_rate) == (2, 1e-4)
 
 
+def test_a_tracker_that_is_not_installed_is_named(monkeypatch):
+    monkeypatch.setattr(arguments, "get_available_reporting_integrations", lambda: ["tensorboard"])
+    arguments.parse([*NEEDED, "--report_to", "tensorboard"])
+    with pytest.raises(UserError, match="wandb needs a package .* pip install wandb"):
+        arguments.parse([*NEEDED, "--report_to", "wandb"])
+
+
 @pytest.mark.parametrize("text", ["- a\n- b\n", "a: [1\n", None])
 def test_a_bad_yaml_file_is_named(tmp_path, text):
     file = tmp_path / "c.yaml"
@@ -60,6 +67,7 @@ def test_a_bad_yaml_file_is_named(tmp_path, text):
     ("flags", "message"),
     [
         (["--on_bad_sample", "replace"], "stop or skip"),
+        (["--report_to", "paper"], "does not know 'paper'"),
         (["--min_pixels", "900", "--max_pixels", "800"], "min_pixels"),
         (["--lora_enable", "True", "--lora_r", "0"], "lora_r"),
         (["--eval_strategy", "steps", "--eval_steps", "5"], "eval_dataset"),
