@@ -33,7 +33,8 @@ def logits(model, processor, pixels, grid):
     ids = processor.tokenizer(image, return_tensors="pt")["input_ids"]
     kinds = (ids == model.config.image_token_id).int()
     with torch.no_grad():
-        return model(input_ids=ids, pixel_values=pixels, image_grid_thw=grid, mm_token_type_ids=kinds).logits
+        return model(input_ids=ids, pixel_values=pixels.to(model.dtype), image_grid_thw=grid,
+                     mm_token_type_ids=kinds).logits
 
 
 @pytest.mark.parametrize("family", parts.FAMILIES)
@@ -46,16 +47,18 @@ def test_projected_the_n_channel_model_sees_what_the_rgb_model_sees_of_the_proje
     normalised = (raster - mean[:, None, None]) / std[:, None, None]
     shown = np.array(image.image_mean)[:, None, None] + np.array(image.image_std)[:, None, None] * np.einsum(
         "cn,nhw->chw", matrix, normalised)
-    expected = logits(rgb, processor, *rasters.patches(255 * shown, processor))
+    # In double, so that models are compared and not their rounding; the expert kernels know only single.
+    precise = torch.float32 if family == "qwen3_vl_moe" else torch.float64
+    expected = logits(rgb.to(precise), processor, *rasters.patches(255 * shown, processor))
 
     model = channels.widen(load.load_base(tiny_model_dir(family), torch.float32), N, "project", torch.tensor(matrix))
     rasters.set_statistics(processor, mean, std)
-    found = logits(model, processor, *rasters.patches(raster, processor))
-    assert torch.allclose(found, expected, atol=1e-4)
+    found = logits(model.to(precise), processor, *rasters.patches(raster, processor))
+    assert (found - expected).abs().max() < 1e-4
     assert not torch.allclose(found, logits(model, processor, *rasters.patches(raster[::-1], processor)), atol=1e-2)
 
     # A full checkpoint of it is a plain one, with the processor that normalises as training did.
-    model.save_pretrained(tmp_path)
+    model.float().save_pretrained(tmp_path)
     processor.save_pretrained(tmp_path)
     plain_class = getattr(transformers, parts.FAMILIES[family].model_class)
     plain, notes = plain_class.from_pretrained(tmp_path, output_loading_info=True)
@@ -63,8 +66,8 @@ def test_projected_the_n_channel_model_sees_what_the_rgb_model_sees_of_the_proje
     pixels = transformers.AutoImageProcessor.from_pretrained(tmp_path)(
         images=[torch.from_numpy(raster)], input_data_format="channels_first", do_convert_rgb=False,
         return_tensors="pt")
-    again = logits(plain, processor, pixels["pixel_values"], pixels["image_grid_thw"])
-    assert (again - found).abs().max() <= 1e-5 * found.abs().max()
+    again = logits(plain.to(precise), processor, pixels["pixel_values"], pixels["image_grid_thw"])
+    assert (again - found).abs().max() < 1e-4
 
 
 @pytest.mark.parametrize("count", (4, 64))

@@ -39,8 +39,11 @@ def plain(folder):
 
 @pytest.mark.parametrize("family", parts.FAMILIES)
 def test_loss_and_every_gradient_equal_the_full_computation(tiny_model_dir, family):
-    model = plain(tiny_model_dir(family)).train()
+    # In double, so that computations are compared and not their rounding; the expert kernels know only single.
+    precise = torch.float32 if family == "qwen3_vl_moe" else torch.float64
+    model = plain(tiny_model_dir(family)).train().to(precise)
     values = batch(model.config)
+    values["pixel_values"] = values["pixel_values"].to(precise)
     full = model(**values).loss
     full.backward()
     expected = gradients(model)
@@ -51,9 +54,8 @@ def test_loss_and_every_gradient_equal_the_full_computation(tiny_model_dir, fami
     assert abs(loss - full) < 1e-5
     found = gradients(model)
     assert found.keys() == expected.keys()
-    largest = max(value.abs().max() for value in expected.values())
     for name, value in expected.items():
-        assert (found[name] - value).abs().max() < 1e-5 * largest, name
+        assert (found[name] - value).abs().max() < 1e-5, name
 
 
 def test_the_loss_is_divided_by_the_tokens_of_the_whole_step(tiny_model_dir):
