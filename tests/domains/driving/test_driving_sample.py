@@ -1,6 +1,7 @@
 """The sample has the real layout and clocks, the same clips every time, and pictures that show the true motion."""
 
 import zipfile
+from itertools import combinations
 
 import av
 import numpy as np
@@ -8,7 +9,7 @@ import pandas as pd
 import pytest
 
 from overlays.domains.driving import sample
-from overlays.domains.driving.road import STEP_M, Camera
+from overlays.domains.driving.road import KINDS, STEP_M, Camera, Look, Road
 
 
 def test_the_layout_is_the_real_one(sample_clips):
@@ -57,6 +58,23 @@ def test_motions_are_those_of_a_car():
     assert min(sample.drive_of(0, number).speed(6.0) for number in range(20)) < 0.2  # some stop
 
 
+def test_a_kind_of_road_has_its_speeds_and_its_look():
+    seconds = np.linspace(0, 6, 61)
+    seen = set()
+    for number in range(sample.CLIPS):
+        drive = sample.drive_of(0, number)
+        slowest, fastest = KINDS[drive.road].speeds_mps
+        speed = drive.speed(seconds)
+        assert drive.road in sample.ROADS[drive.kind] and speed.max() <= fastest + 1e-9
+        assert drive.kind in ("start", "stop") or speed.min() >= max(slowest - 2, 2) - 1e-9
+        seen.add((drive.road, sample.split_of(number)))
+    assert len(seen) == 3 * len(KINDS)
+    shades = {kind: np.array([[*look.land, *look.verge] for seed in range(20)
+                              for look in [Look.draw(np.random.default_rng(seed), kind)]]) for kind in KINDS}
+    for one, other in combinations(shades.values(), 2):  # no look of one kind is nearer to the other's mean
+        assert (np.linalg.norm(one - one.mean(0), axis=1) < np.linalg.norm(one - other.mean(0), axis=1)).all()
+
+
 def test_the_same_seed_gives_the_same_files(sample_clips, tmp_path):
     again = sample.sample(tmp_path / "again", clips=2, seconds=3, workers=2)
     for place in (f"camera/{sample.CAMERA}/{sample.CAMERA}.chunk_0000.zip",
@@ -82,8 +100,6 @@ def test_the_video_shows_each_frame_of_its_clock(sample_clips, tmp_path):
 
 
 def test_pictures_move_with_the_speed_and_bend_with_the_curvature():
-    from overlays.domains.driving.road import Look, Road
-
     texture = sample._texture(0)
     line = np.arange(-20.0, 200.0, 0.5)
 
