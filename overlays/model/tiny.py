@@ -6,12 +6,14 @@ They carry the launchers on a machine without GPU and the tests. Every size is i
 import ast
 import hashlib
 import json
+from collections import Counter
 from pathlib import Path
 
 from overlays.errors import UserError
 from overlays.files import atomic_path
 
 ROOT = Path(__file__).resolve().parents[2]
+WORD_COUNTS = Path(__file__).with_name("tiny_words.json")  # scripts/make_tiny_model.py --count-words writes it
 VOCABULARY = 8000  # byte-level BPE tokens at most, special ones not counted: more than the corpus has words
 SPECIAL = (
     "<|im_start|>", "<|im_end|>", "<|object_ref_start|>", "<|object_ref_end|>", "<|box_start|>", "<|box_end|>",
@@ -103,12 +105,10 @@ def chat_template(family: str) -> str:
     )
 
 
-def corpus() -> list[str]:
-    """What the tokenizer is trained on: every string in the domains' code, at a text's start and inside one.
+def domain_strings() -> list[str]:
+    """Every string in the domains' code but its docstrings, at a text's start and inside one.
 
-    These are their questions, answers and messages, English and Chinese, in a fixed order, and nothing of any data
-    set. Each word of them becomes one token, as in the real tokenizers. Code and docstrings around the strings may
-    change without changing the tokenizer.
+    These are their questions, answers and messages, English and Chinese, and nothing of any data set.
     """
     texts = []
     for file in sorted((ROOT / "overlays" / "domains").rglob("*.py"), key=lambda file: file.as_posix()):
@@ -117,6 +117,27 @@ def corpus() -> list[str]:
         constants = (node for node in ast.walk(tree) if isinstance(node, ast.Constant) and id(node) not in alone)
         texts += [node.value for node in constants if isinstance(node.value, str)]
     return texts + [" " + text for text in texts]
+
+
+def count_words(texts: list[str]) -> dict[str, int]:
+    """How often each word of Qwen's pre-tokenizer stands in `texts`, most frequent first."""
+    from tokenizers.decoders import ByteLevel
+    from transformers import Qwen2Tokenizer
+
+    backend = Qwen2Tokenizer().backend_tokenizer
+    split, decoder = backend.pre_tokenizer.pre_tokenize_str, ByteLevel()
+    counts = Counter(word for text in texts for word, _ in split(backend.normalizer.normalize_str(text)))
+    return {decoder.decode([word]): counts[word] for word in sorted(counts, key=lambda word: (-counts[word], word))}
+
+
+def corpus() -> list[str]:
+    """What the tokenizer is trained on: the words of WORD_COUNTS, each as often as it was counted.
+
+    Each becomes one token, as in the real tokenizers. The counts are kept in a file because one token more draws every
+    weight anew: a message that changes in the code must not change what a tiny model scores.
+    """
+    counts = json.loads(WORD_COUNTS.read_text(encoding="utf-8"))
+    return [word for word, count in counts.items() for _ in range(count)]
 
 
 def fingerprint(family: str) -> str:

@@ -77,6 +77,15 @@ def test_it_is_current_until_the_code_or_the_corpus_changes(tiny_model_dir, monk
     assert not tiny.is_current("qwen3_vl", folder)
 
 
+def test_its_words_are_those_counted_and_each_is_one_token(loaded):
+    assert tiny.count_words(["No, no 12", " no"]) == {" no": 2, " ": 1, ",": 1, "1": 1, "2": 1, "No": 1}
+    tokenizer, words = loaded[0].tokenizer, set(tiny.corpus())
+    assert all(len(tokenizer(word)["input_ids"]) == 1 for word in words)
+    texts = tiny.domain_strings()  # most of what the domains say today is among them
+    known = [word in words for word in tiny.count_words(texts)]
+    assert sum(known) > 0.8 * len(known), "run scripts/make_tiny_model.py --count-words, then measure the samples anew"
+
+
 def test_an_unknown_family_is_named_with_the_known_ones(tmp_path):
     with pytest.raises(UserError, match="'qwen9'.*qwen2_5_vl"):
         tiny.build("qwen9", tmp_path / "model")
