@@ -100,6 +100,7 @@ class TrainingArguments(transformers.TrainingArguments):
     remove_unused_columns: bool = field(default=False)
     report_to: str | None = field(default="tensorboard")
     logging_steps: float = field(default=10)
+    logging_nan_inf_filter: bool = field(default=False, metadata={"help": "True shows a loss that is no number as 0"})
     prediction_loss_only: bool = field(default=True)
     dataloader_num_workers: int = field(default=2)
 
@@ -183,8 +184,18 @@ def parse(words: list[str] | None = None, classes: tuple = FLAG_CLASSES,
         if name not in get_available_reporting_integrations():
             raise UserError(f"--report_to (REPORT_TO) {name} needs a package that is not installed: "
                             f"{sys.executable} -m pip install {name}")
+    _check_numbers(parts[-1])
     (check or _check)(*parts)
     return tuple(parts)
+
+
+def _check_numbers(training: transformers.TrainingArguments) -> None:
+    for name, least in (("per_device_train_batch_size", 1), ("per_device_eval_batch_size", 1),
+                        ("gradient_accumulation_steps", 1), ("learning_rate", 0), ("num_train_epochs", 0)):
+        if not getattr(training, name) >= least:
+            raise UserError(f"--{name} must be at least {least}, not {getattr(training, name)}")
+    if not 0 <= training.seed < 2 ** 32:
+        raise UserError(f"--seed must be at least 0 and below 2^32, not {training.seed}")
 
 
 def _start_cpu_processes() -> None:
@@ -216,6 +227,8 @@ def _check(model: ModelArguments, data: DataArguments, training: TrainingArgumen
         raise UserError(f"--samples_per_file must be at least 1, not {data.samples_per_file}")
     if training.lora_enable and training.lora_r < 1:
         raise UserError(f"--lora_r must be at least 1, not {training.lora_r}")
+    if not 0 <= training.lora_dropout < 1:
+        raise UserError(f"--lora_dropout must be at least 0 and below 1, not {training.lora_dropout:g}")
     if training.eval_strategy != "no" and not data.eval_dataset:
         raise UserError("--eval_strategy needs --eval_dataset")
     if training.early_stopping_patience and not training.load_best_model_at_end:

@@ -3,12 +3,15 @@
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from overlays.errors import UserError
+
+SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 @contextmanager
@@ -52,7 +55,11 @@ def whole_folder(output: str | Path) -> Iterator[Path]:
     output.parent.mkdir(parents=True, exist_ok=True)
     for left in output.parent.glob(f".{output.name}.*.tmp"):
         owner = left.name.split(".")[-2]
-        if owner.isdigit() and not _alive(int(owner)):
+        if not owner.isdigit() or _alive(int(owner)):
+            continue
+        if left.name == f".{output.name}.old.{owner}.tmp" and not output.exists():
+            left.rename(output)  # killed between the two renames below
+        else:
             shutil.rmtree(left, ignore_errors=True)
     temporary = output.with_name(f".{output.name}.{os.getpid()}.tmp")
     old = output.with_name(f".{output.name}.old.{os.getpid()}.tmp")
@@ -78,17 +85,23 @@ def _alive(process: int) -> bool:
     return True
 
 
+def to_json(value: object, indent: int | None = None) -> str:
+    """`value` as JSON in plain characters; in ASCII where it holds half a surrogate pair, which UTF-8 cannot."""
+    text = json.dumps(value, ensure_ascii=False, indent=indent)
+    return text if text.isascii() or not SURROGATE.search(text) else json.dumps(value, indent=indent)
+
+
 def write_json(path: str | Path, value: object) -> None:
     """Write `value` as indented UTF-8 JSON, atomically."""
     with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(value, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+        temporary.write_text(to_json(value, indent=2) + "\n", encoding="utf-8")
 
 
 def write_jsonl(path: str | Path, rows: Iterable[object]) -> None:
     """Write one JSON value per line, atomically."""
     with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8") as out:
         for row in rows:
-            out.write(json.dumps(row, ensure_ascii=False) + "\n")
+            out.write(to_json(row) + "\n")
 
 
 def sha256(path: str | Path) -> str:

@@ -20,7 +20,7 @@ from overlays.data import chat, geometry, records
 from overlays.data.collate import PromptCollator
 from overlays.data.dataset import sample_rows
 from overlays.errors import UserError, run
-from overlays.files import write_jsonl
+from overlays.files import to_json, write_jsonl
 from overlays.model import additions
 
 _PLACEHOLDER = re.compile("|".join(map(re.escape, records.PLACEHOLDERS.values())))
@@ -53,6 +53,8 @@ def load_records(dataset_use: str, limit: int | None = None) -> tuple[list[dict]
     Raises:
         UserError: several data sets, an unknown one, a broken record (named with file, row and id), or none.
     """
+    if limit is not None and limit < 1:
+        raise UserError(f"--limit must be at least 1, not {limit}")
     sets = registry.resolve(dataset_use)
     if len(sets) > 1:
         raise UserError(f"{dataset_use!r} names {len(sets)} data sets; predict on one at a time")
@@ -187,28 +189,39 @@ def checkpoint_identity(checkpoint: str | Path, base_model: str | None = None) -
     return hashlib.sha256(words.encode()).hexdigest()
 
 
-def _job(chosen: Sequence[dict], media_root: Path, max_new_tokens: int, identity: str) -> str:
-    """Digest of all that decides a prediction; a partial file of another job is of no use."""
-    digest = hashlib.sha256(json.dumps([identity, max_new_tokens, str(media_root.resolve())]).encode())
+def _keys(chosen: Sequence[dict], media_root: Path) -> list[str]:
+    """Digest of each record with its media and scene, which count by size and time of change."""
+    def state(name: str) -> list:
+        try:
+            found = (media_root / name).stat()
+        except (OSError, ValueError):
+            return [name]
+        return [name, found.st_size, found.st_mtime_ns]
+
+    keys = []
     for record in chosen:
-        digest.update(json.dumps(record, sort_keys=True, ensure_ascii=False).encode())
-    return digest.hexdigest()
+        names = [name for kind in records.PLACEHOLDERS for name in records.media_names(record, kind)]
+        names += [str((record.get("scene") or {}).get("metadata", ""))]
+        words = json.dumps([str(media_root.resolve()), record, list(map(state, names))], sort_keys=True)
+        keys.append(hashlib.sha256(words.encode()).hexdigest())
+    return keys
 
 
-def _done_before(partial: Path, job: str, count: int) -> dict[int, str]:
-    """Row number -> prediction in the partial file of the same job, without a line that the interruption cut short."""
+def read_kept(partial: Path, job: str) -> dict:
+    """Key -> answer of the lines [key, answer] after {"job": job}; {} of another job, without damaged lines."""
+    rows = []
     try:
-        lines = partial.read_text(encoding="utf-8").split("\n")
-        if json.loads(lines[0]) != {"job": job}:
-            return {}
-    except (OSError, ValueError):
+        lines = partial.read_bytes().split(b"\n")[:-1]
+    except OSError:
+        lines = []
+    for line in lines:
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            continue
+    if not rows or rows[0] != {"job": job}:
         return {}
-    done = {}
-    for line in lines[1:-1]:
-        number, prediction = json.loads(line)
-        if 0 <= number < count:
-            done[number] = prediction
-    return done
+    return {row[0]: row[1] for row in rows[1:] if isinstance(row, list) and len(row) == 2}
 
 
 # ---------------------------------------------------------------- the whole
@@ -217,8 +230,8 @@ def predict(model, processor, records: Sequence[dict], media_root: str | Path, b
             out_path: str | Path, identity: str = "", note: Callable[[str], None] | None = None) -> list[dict]:
     """Answer every record greedily and write predictions.jsonl, in the order of the records.
 
-    Answers are kept in `<out_path>.partial` batch by batch; a call that is interrupted goes on there the next time, if
-    records, checkpoint and length are the same. The output itself appears only when it is whole.
+    Answers are kept in `<out_path>.partial` batch by batch; after an interruption the next call takes those to records
+    that are the same, if checkpoint and length are. The output itself appears only when it is whole.
 
     Args:
         records: with media paths relative to `media_root`; the last human turn is asked, what follows it is the truth.
@@ -237,24 +250,25 @@ def predict(model, processor, records: Sequence[dict], media_root: str | Path, b
         raise UserError(f"batch size and answer length must be at least 1, not {batch_size} and {max_new_tokens}")
     out_path.parent.mkdir(parents=True, exist_ok=True)
     partial = out_path.with_name(out_path.name + ".partial")
-    job = _job(chosen, media_root, max_new_tokens, identity)
-    done = _done_before(partial, job, len(chosen))
-    if done and note:
-        note(f"{len(done)} of {len(chosen)} answers are there from an interrupted run; going on")
-    lines = [json.dumps({"job": job})] + [json.dumps(item, ensure_ascii=False) for item in done.items()]
-    partial.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    keys, job = _keys(chosen, media_root), f"{identity} {max_new_tokens}"
+    done = read_kept(partial, job)
+    missing = [i for i, key in enumerate(keys) if key not in done]
+    kept = len(chosen) - len(missing)
+    if kept and note:
+        note(f"{kept} of {len(chosen)} answers are there from an interrupted run; going on")
+    write_jsonl(partial, [{"job": job}, *done.items()])
 
-    batches = _batches(chosen, [i for i in range(len(chosen)) if i not in done], batch_size)
+    batches = _batches(chosen, missing, batch_size)
     loader = prompt_loader(chosen, batches, processor, media_root, next(model.parameters()).is_cuda, max_depth_m(model))
-    bar = tqdm(total=len(chosen), initial=len(done), desc="answering", unit="question", file=sys.stderr)
+    bar = tqdm(total=len(chosen), initial=kept, desc="answering", unit="question", file=sys.stderr)
     with partial.open("a", encoding="utf-8") as out, bar:
         for rows, batch in zip(batches, loader, strict=True):
-            for number, text in zip(rows, answer_batch(model, processor, batch, max_new_tokens), strict=True):
-                done[number] = text
-                out.write(json.dumps([number, text], ensure_ascii=False) + "\n")
+            for row, text in zip(rows, answer_batch(model, processor, batch, max_new_tokens), strict=True):
+                done[keys[row]] = text
+                out.write(to_json([keys[row], text]) + "\n")
             out.flush()
             bar.update(len(rows))
-    found = [prediction_row(record, done[i]) for i, record in enumerate(chosen)]
+    found = [prediction_row(record, done[key]) for record, key in zip(chosen, keys, strict=True)]
     write_jsonl(out_path, found)
     partial.unlink()
     return found

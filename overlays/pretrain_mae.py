@@ -78,6 +78,7 @@ class TrainingArguments(transformers.TrainingArguments):
     remove_unused_columns: bool = field(default=False)
     report_to: str | None = field(default="tensorboard")
     logging_steps: float = field(default=10)
+    logging_nan_inf_filter: bool = field(default=False)
     save_strategy: str = field(default="epoch")
     save_total_limit: int | None = field(default=2)
     prediction_loss_only: bool = field(default=True)
@@ -299,7 +300,10 @@ def _open_folder(mae, data_flags, training, identity: dict, data: Data) -> None:
 
 
 def pretrain(mae: MaeArguments, data_flags: DataArguments, training: TrainingArguments) -> dict | None:
-    """One run from flags to run folder; returns the held-out metrics (None on other ranks than the first)."""
+    """One run from flags to run folder; returns the held-out metrics, None on other ranks than the first.
+
+    None as well where --max_steps are taken already.
+    """
     transformers.set_seed(training.seed)
     data = build_data(mae, data_flags, training.seed, training.cache_dir)
     identity = {
@@ -307,10 +311,16 @@ def pretrain(mae: MaeArguments, data_flags: DataArguments, training: TrainingArg
         "data": {name: data.report[name] for name in ("channels", "train_files", "held_out_files")},
         "pretraining": {name: value for name, value in vars(mae).items()
                         if name not in ("model_name_or_path", "attn_implementation")},
+        "samples": {name: getattr(data_flags, name)
+                    for name in ("min_pixels", "max_pixels", "samples_per_file", "no_augment")},
+        "rate": training.learning_rate,
         "seed": training.seed,
     }
     output, first = Path(training.output_dir), training.process_index == 0
     resume = runs.checkpoint_to_resume(output, training.resume, identity)
+    if runs.has_taken(output, resume, training.max_steps):
+        print_once(f"{output} has taken its {training.max_steps} steps: nothing is left to do")
+        return None
     model = build_model(mae, data.channels, training)
     print_once(_table(model, training.learning_rate))
     if first:
@@ -320,7 +330,7 @@ def pretrain(mae: MaeArguments, data_flags: DataArguments, training: TrainingArg
         model=model, args=training, train_dataset=data.train, eval_dataset=data.held_out, data_collator=tiles.collate,
         processing_class=data.processor, callbacks=[trainer.FiniteLoss(), _Epochs(data.train)],
     )
-    own.train(resume_from_checkpoint=str(resume) if resume else None)
+    trainer.check_finite(own.train(resume_from_checkpoint=str(resume) if resume else None))
     own.save_state()
     if not first:
         return None

@@ -5,12 +5,15 @@ import os
 import platform
 import shutil
 import subprocess
+from collections.abc import Collection
 from pathlib import Path
 
 from overlays.errors import UserError
 from overlays.files import atomic_path, write_json
 
 ROOT = Path(__file__).resolve().parents[1]
+MODEL_MARKS = ("config.json", "adapter_config.json")
+MODEL_FILES = ("model*.safetensors*", "adapter_model.*", "trained_parts.safetensors", "additions.json")
 WHOLE = "whole"  # empty file written into a checkpoint after everything else
 
 
@@ -73,23 +76,24 @@ def find_checkpoint(checkpoint: str | None, outputs: Path, domain: str | None = 
         path = Path(checkpoint)
         if not path.is_dir():
             raise UserError(f"there is no checkpoint folder {checkpoint}")
-        return path if _has_model(path) else _newest_in(path)
+        return path if has_model(path) else _newest_in(path)
     runs = []
     for file in outputs.glob("*/run.json"):
         names = [row["name"] for row in (read_run(file.parent) or {}).get("data", {}).get("train", [])]
         if domain is None or any(name.startswith(f"{domain}_") for name in names):
             runs.append(file.parent)
-    runs = [run for run in runs if _has_model(run) or checkpoints(run)]
+    runs = [run for run in runs if has_model(run) or checkpoints(run)]
     if not runs:
         what = f"{domain} run" if domain else "run"
         script = f"./scripts/train_{domain}_single_gpu.sh" if domain == "cuprite" else "a launcher in scripts/"
         raise UserError(f"there is no finished {what} below {outputs}: run {script} first, or give --checkpoint")
     newest = max(runs, key=lambda run: (run / "run.json").stat().st_mtime)
-    return newest if _has_model(newest) else _newest_in(newest)
+    return newest if has_model(newest) else _newest_in(newest)
 
 
-def _has_model(path: Path) -> bool:
-    return (path / "adapter_config.json").is_file() or (path / "config.json").is_file()
+def has_model(path: Path) -> bool:
+    """Whether a folder counts as a model or an adapter."""
+    return any((path / name).is_file() for name in MODEL_MARKS)
 
 
 def _newest_in(run: Path) -> Path:
@@ -104,10 +108,11 @@ def checkpoint_to_resume(run: Path, resume: str, identity: dict) -> Path | None:
 
     Args:
         resume: "auto" (newest whole checkpoint), "never" or a checkpoint folder.
-        identity: what must be as it was: model, data, parts, adapter and schedule; compared with run.json.
+        identity: what must be as it was: model, data, pixels, parts and rates, adapter; compared with run.json.
 
     Raises:
-        UserError: run.json says otherwise about model, data or parts, or the folder named is not whole.
+        UserError: run.json says otherwise, of a checkpoint or of the model in the run folder; or the folder named is
+            not whole.
     """
     if resume == "never":
         return None
@@ -118,16 +123,23 @@ def checkpoint_to_resume(run: Path, resume: str, identity: dict) -> Path | None:
         found = Path(resume)
         if not (found / WHOLE).is_file():
             raise UserError(f"--resume {resume}: this is no whole checkpoint folder")
-    if found is None:
+    if found is None and not has_model(run):
         return None
-    before = (read_run(found) or {}).get("identity", {})
+    before = (read_run(found or run) or {}).get("identity", {})
     for name, value in identity.items():
         if name in before and before[name] != value:
             raise UserError(
-                f"{found} was trained with another {name} ({_difference(before[name], value)}): "
+                f"{found or run} was trained with another {name} ({_difference(before[name], value)}): "
                 "use --resume never to start over, or another OUTPUT_DIR"
             )
     return found
+
+
+def has_taken(run: Path, resume: Path | None, max_steps: int) -> bool:
+    """Whether a run that was given `max_steps` has taken them all and its model lies in the run folder."""
+    if resume is None or max_steps <= 0 or not has_model(run):
+        return False
+    return json.loads((resume / "trainer_state.json").read_text(encoding="utf-8"))["global_step"] >= max_steps
 
 
 def _difference(old, new) -> str:
@@ -146,9 +158,16 @@ def clean(run: Path, all_checkpoints: bool) -> list[str]:
     for path in gone:
         shutil.rmtree(path)
     if all_checkpoints:
-        for name in ("config.json", "adapter_config.json"):  # without it the old model no longer counts as one
-            (run / name).unlink(missing_ok=True)
+        remove_model(run)
     return [path.name for path in gone]
+
+
+def remove_model(run: Path, but: Collection[str] = ()) -> None:
+    """Remove the model that lies in a run folder itself, all files of it but those named."""
+    first = [run / name for name in MODEL_MARKS]  # without these the folder no longer counts as a model
+    for file in [*first, *(file for pattern in MODEL_FILES for file in run.glob(pattern))]:
+        if file.name not in but:
+            file.unlink(missing_ok=True)
 
 
 def mark_whole(checkpoint: Path) -> None:

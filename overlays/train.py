@@ -20,7 +20,7 @@ from overlays.data.media import MediaOptions, apply_resolution
 from overlays.errors import UserError, run
 from overlays.files import sha256
 from overlays.model import additions, channels, heads, load, parts, spatial
-from overlays.trainer import FiniteLoss, FreezeEncoder, Trainer, draw_losses, print_once, to_fp32
+from overlays.trainer import FiniteLoss, FreezeEncoder, Trainer, check_finite, draw_losses, print_once, to_fp32
 
 
 def weight_dtype(training: arguments.TrainingArguments) -> torch.dtype:
@@ -81,11 +81,17 @@ def load_model(model_args, training, added: dict[str, dict]):
         from peft import LoraConfig, get_peft_model
 
         wanted = [name.strip() for name in training.lora_target_modules.split(",") if name.strip()]
-        model = get_peft_model(model, LoraConfig(
+        settings = LoraConfig(
             r=training.lora_r, lora_alpha=training.lora_alpha, lora_dropout=training.lora_dropout,
             target_modules=parts.lora_target_pattern(model.config, wanted), bias="none", task_type="CAUSAL_LM",
             base_model_name_or_path=model_args.model_name_or_path,
-        ))
+        )
+        try:
+            model = get_peft_model(model, settings)
+        except ValueError:
+            own = ", ".join(parts.family_of(model.config).lora_targets)
+            raise UserError(f"--lora_target_modules {training.lora_target_modules}: the language model has no such "
+                            f"projections; its own are {own}") from None
     return model
 
 
@@ -148,7 +154,9 @@ def identity(model_args, data, training, config, rates) -> dict:
     return {
         "model": {"name": model_args.model_name_or_path, "config": hashlib.sha256(own.encode()).hexdigest()[:16]},
         "data": {row["name"]: f"{row['sha256'][:16]} at {row['rate']:g}" for row in _data_rows(data.dataset_use)},
+        "pixels": {flag: value for flag, value in vars(data).items() if flag.endswith(("_pixels", "_frames", "_fps"))},
         "parts": {part: rate > 0 for part, rate in rates.items()},
+        "rates": rates,
         "adapter": lora,
         "head": model_args.head,
         "feature_processing": spatial_settings(model_args),
@@ -178,6 +186,14 @@ class Run:
     train_set: SupervisedDataset
     eval_set: SupervisedDataset | None
     collator: Callable
+
+    def has_ended(self) -> bool:
+        """Whether --max_steps are taken and saved already; says so. The library would take one more at each start."""
+        folder, steps = Path(self.training.output_dir), self.training.max_steps
+        ended = runs.has_taken(folder, self.resume, steps)
+        if ended:
+            print_once(f"{folder} has taken its {steps} steps: nothing is left to do")
+        return ended
 
     def load_model(self):
         """Base model with its adapter, if any; what is trained is not settled yet."""
@@ -239,7 +255,7 @@ class Run:
 
     def fit(self, trainer: Trainer) -> None:
         """Train, from the checkpoint found when the run was prepared."""
-        Trainer.train(trainer, resume_from_checkpoint=str(self.resume) if self.resume else None)
+        check_finite(Trainer.train(trainer, resume_from_checkpoint=str(self.resume) if self.resume else None))
 
     def finish(self, trainer: Trainer) -> None:
         """State, model and processor into the run folder, and the picture of the losses."""
@@ -260,7 +276,8 @@ def prepare(model_args, data, training, engine: upstream.Engine) -> Run:
     """
     config = load.load_config(model_args.model_name_or_path, training.cache_dir)
     rates = parts.learning_rates(argparse_view(model_args, training))
-    if not any(rate for part, rate in rates.items() if part != "additions"):
+    adds = model_args.head != "none" or spatial_settings(model_args) is not None
+    if not any(rate for part, rate in rates.items() if part != "additions" or adds):
         raise UserError("nothing is trained: set --lora_enable, --tune_mm_llm, --tune_mm_mlp or --tune_mm_vision True")
     widened = channels.prepare(config, rates, model_args, training)
     own = identity(model_args, data, training, config, rates) | channels.identity(widened)
@@ -281,6 +298,8 @@ def prepare(model_args, data, training, engine: upstream.Engine) -> Run:
 
 def native(run: Run) -> None:
     """The run without upstream's code: what its train() would call, in the same order."""
+    if run.has_ended():
+        return
     model = run.load_model()
     run.set_parts(model)
     trainer = run.build_trainer(model)
@@ -300,7 +319,7 @@ def main() -> None:
     run = prepare(model_args, data, training, engine)
     if engine.module is None:
         native(run)
-    else:
+    elif not run.has_ended():
         upstream.drive(engine.module, run)
     if torch.distributed.is_initialized():
         torch.distributed.barrier()

@@ -111,10 +111,11 @@ class Trainer(transformers.Trainer):
             dist.barrier()
         if self.args.should_save:
             # What makes the folder a checkpoint comes last, when everything it speaks of is there.
-            last = ("config.json", "adapter_config.json")
-            for file in sorted(unfinished.iterdir(), key=lambda file: (file.name in last, file.name)):
+            new = {file.name for file in unfinished.iterdir()}
+            for file in sorted(unfinished.iterdir(), key=lambda file: (file.name in runs.MODEL_MARKS, file.name)):
                 if file.is_file():
                     os.replace(file, run / file.name)
+            runs.remove_model(run, but=new)
             shutil.rmtree(unfinished)
 
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
@@ -135,6 +136,12 @@ class FiniteLoss(transformers.TrainerCallback):
         loss = (logs or {}).get("loss")
         if loss is not None and not math.isfinite(float(loss)):
             raise UserError(f"the loss became {loss} at step {state.global_step}: lower the learning rate")
+
+
+def check_finite(result) -> None:
+    """Raise where the mean loss of a training that has ended (transformers' TrainOutput) is not finite."""
+    if not math.isfinite(result.training_loss):
+        raise UserError(f"the loss became {result.training_loss}: lower the learning rate; nothing was saved")
 
 
 class FreezeEncoder(transformers.TrainerCallback):

@@ -70,7 +70,7 @@ def check_source(source: registry.Dataset, args, processor) -> Counts:
         row, record, future = job
         problems, tokens = future.result()
         counts.records += 1
-        counts.tasks[(record or {}).get("task") or "-"] += 1
+        counts.tasks[str((record or {}).get("task") or "-")] += 1
         own = (record or {}).get("id")
         for problem in problems:
             tqdm.write(str(records.Defect(source.annotation, row, None if own is None else str(own), problem)))

@@ -24,9 +24,12 @@ def merge(checkpoint: Path, output: Path, base_model: str | None, dtype: str) ->
     base = load.adapter_base(checkpoint)
     if base is None:
         raise UserError(f"{checkpoint} holds no adapter_config.json: there is nothing to merge")
+    base = base_model or base
     if output.exists() and any(output.iterdir()):
         raise UserError(f"{output} is not empty: choose another --output")
-    stored = load.load_config(base_model or base).dtype if dtype == "auto" else getattr(torch, dtype)
+    while (below := load.adapter_base(load.locate(base))) is not None:
+        base = below
+    stored = load.load_config(base).dtype if dtype == "auto" else getattr(torch, dtype)
     model = load.load_model(checkpoint, base_model, attn="sdpa").merge_and_unload()
     processor = load.load_processor(checkpoint)
     with atomic_path(output) as folder:

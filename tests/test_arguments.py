@@ -76,3 +76,10 @@ def test_a_bad_yaml_file_is_named(tmp_path, text):
 def test_combinations_that_make_no_sense_are_refused(flags, message):
     with pytest.raises(UserError, match=message):
         arguments.parse([*NEEDED, *flags])
+
+
+@pytest.mark.parametrize("words", ["--per_device_train_batch_size 0", "--gradient_accumulation_steps 0", "--seed -1",
+                                   "--learning_rate -1", "--lora_dropout 2"])
+def test_a_number_out_of_its_range_is_named(words):
+    with pytest.raises(UserError, match=words.split()[0]):
+        arguments.parse([*NEEDED, *words.split()])

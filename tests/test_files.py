@@ -1,8 +1,12 @@
 """Files are whole or absent."""
 
+import json
+import subprocess
+import sys
+
 import pytest
 
-from overlays.files import atomic_path, sha256, write_json
+from overlays.files import atomic_path, sha256, whole_folder, write_json, write_jsonl
 
 
 def test_a_failed_write_leaves_what_was_there(tmp_path):
@@ -25,6 +29,27 @@ def test_a_folder_is_replaced_as_a_whole(tmp_path):
         assert (folder / "old").exists()
     assert [path.name for path in folder.iterdir()] == ["new"]
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_prepared_data_survives_a_kill_between_the_two_renames(tmp_path):
+    output = tmp_path / "prepared"
+    with whole_folder(output) as folder:
+        (folder / "metadata.json").write_text("first")
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    output.rename(tmp_path / f".prepared.old.{dead.pid}.tmp")
+    (tmp_path / f".prepared.{dead.pid}.tmp").mkdir()
+    with pytest.raises(RuntimeError), whole_folder(output):
+        raise RuntimeError
+    assert (output / "metadata.json").read_text() == "first"
+    assert [path.name for path in tmp_path.iterdir()] == ["prepared"]
+
+
+def test_half_a_character_is_written_so_that_it_can_be_read_again(tmp_path):
+    rows = [{"text": "half \ud83d"}, {"text": "明矾石"}]
+    write_jsonl(tmp_path / "rows.jsonl", rows)
+    lines = (tmp_path / "rows.jsonl").read_text(encoding="utf-8").splitlines()
+    assert [json.loads(line) for line in lines] == rows and "明矾石" in lines[1]
 
 
 def test_sha256_is_that_of_the_content(tmp_path):

@@ -1,6 +1,7 @@
 """Predictions: what is asked, in which order it comes back, and that an interrupted run goes on where it was."""
 
 import json
+import os
 from types import SimpleNamespace
 
 import pytest
@@ -98,23 +99,32 @@ def test_an_interrupted_prediction_goes_on(processor, counted, media, chosen, tm
         module.predict(MODEL, processor, chosen, media, 2, 8, tmp_path / "p.jsonl")
     assert not (tmp_path / "p.jsonl").exists()
     with (tmp_path / "p.jsonl.partial").open("a", encoding="utf-8") as partial:
-        partial.write('[4, "cut sho')
+        partial.write('damaged by the kill\n["4", "cut sho')
+    with (tmp_path / "p.jsonl.partial").open("ab") as partial:
+        partial.write("明".encode()[:1])
     counted.stop_after = None
-    assert module.predict(MODEL, processor, chosen, media, 2, 8, tmp_path / "p.jsonl", note=notes.append) == expected
-    assert counted.asked == len(chosen) and len(notes) == 1 and notes[0].startswith("4 of 5")
+    more = [*chosen, {**chosen[0], "id": "one more"}]
+    answered = module.predict(MODEL, processor, more, media, 2, 8, tmp_path / "p.jsonl", note=notes.append)
+    assert answered[:5] == expected
+    assert counted.asked == len(more) and len(notes) == 1 and notes[0].startswith("4 of 6")
 
 
-@pytest.mark.parametrize("change", ["checkpoint", "question", "length"])
+@pytest.mark.parametrize("change", ["checkpoint", "question", "length", "picture", "scene"])
 def test_answers_of_another_job_are_not_taken_over(change, processor, counted, media, chosen, tmp_path):
+    (media / "scene.npz").write_bytes(b"depth")
+    chosen = [{**row, "scene": {"metadata": "scene.npz"}} for row in chosen]
     counted.stop_after = 1
     with pytest.raises(KeyboardInterrupt):
         module.predict(MODEL, processor, chosen, media, 2, 8, tmp_path / "p.jsonl", "one")
+    for name in {"picture": ["0.png", "1.png", "2.png"], "scene": ["scene.npz"]}.get(change, []):
+        os.utime(media / name, (1, 1))
     counted.stop_after, counted.asked = None, 0
     if change == "question":
-        chosen[0]["conversations"][0]["value"] += " Really?"
+        for row in chosen:
+            row["conversations"][0]["value"] += " Really?"
     module.predict(MODEL, processor, chosen, media, 2, 9 if change == "length" else 8, tmp_path / "p.jsonl",
                    "two" if change == "checkpoint" else "one")
-    assert counted.asked == len(chosen)
+    assert counted.asked == len(chosen) - (change == "picture")  # one of the two kept has no picture
 
 
 def test_a_damaged_partial_file_starts_over(processor, counted, media, chosen, tmp_path):

@@ -40,6 +40,33 @@ def test_resume_takes_the_newest_and_refuses_another_model(tmp_path):
         runs.checkpoint_to_resume(tmp_path, str(tmp_path / "checkpoint-99"), same)
 
 
+def test_a_model_without_checkpoints_is_not_trained_over_with_other_flags(tmp_path):
+    write_json(tmp_path / "run.json", {"identity": {"rates": {"adapter": 0.1}}})
+    (tmp_path / "config.json").write_text("{}")
+    assert runs.checkpoint_to_resume(tmp_path, "auto", {"rates": {"adapter": 0.1}}) is None
+    with pytest.raises(UserError, match="another rates .adapter: 0.1 then, 0.2 now"):
+        runs.checkpoint_to_resume(tmp_path, "auto", {"rates": {"adapter": 0.2}})
+
+
+def test_starting_over_leaves_nothing_of_the_old_model(tmp_path):
+    old = ["config.json", "adapter_config.json", "adapter_model.safetensors", "model-00001-of-00002.safetensors",
+           "model.safetensors.index.json", "trained_parts.safetensors", "additions.json"]
+    for name in [*old, "run.json"]:
+        (tmp_path / name).write_text("{}")
+    checkpoint(tmp_path, 3)
+    assert runs.clean(tmp_path, all_checkpoints=True) == ["checkpoint-3"]
+    assert [path.name for path in tmp_path.iterdir()] == ["run.json"]
+
+
+def test_a_run_has_ended_when_its_steps_are_taken_and_its_model_is_there(tmp_path):
+    last = checkpoint(tmp_path, 4)
+    write_json(last / "trainer_state.json", {"global_step": 4})
+    assert not runs.has_taken(tmp_path, last, 4)  # killed before the model was written
+    (tmp_path / "config.json").write_text("{}")
+    assert runs.has_taken(tmp_path, last, 4) and not runs.has_taken(tmp_path, None, 4)
+    assert not runs.has_taken(tmp_path, last, 5) and not runs.has_taken(tmp_path, last, -1)
+
+
 def test_the_newest_run_of_the_domain_is_found(tmp_path):
     for number, (name, data) in enumerate([("a", "cuprite_train"), ("b", "cuprite_train"), ("c", "gui_train")]):
         write_json(tmp_path / name / "run.json", {"data": {"train": [{"name": data}]}})

@@ -146,6 +146,34 @@ def test_a_resumed_run_refuses_other_data(tiny_model_dir, records, lora_run, tmp
     assert "another data" in done.stderr and "Traceback" not in done.stderr
 
 
+def test_a_finished_run_is_left_alone(tiny_model_dir, records, lora_run):
+    before = (lora_run / "adapter_model.safetensors").stat().st_mtime_ns
+    done = train(tiny_model_dir("qwen3_vl"), records, lora_run, *LORA)
+    assert "has taken its 6 steps" in done.stdout
+    for flags in (("--learning_rate", "0.5"), ("--max_pixels", "2048")):
+        done = train(tiny_model_dir("qwen3_vl"), records, lora_run, *LORA, *flags, fails=True)
+        assert "--resume never" in done.stderr and "Traceback" not in done.stderr
+    assert (lora_run / "adapter_model.safetensors").stat().st_mtime_ns == before
+
+
+def test_a_loss_that_is_no_number_ends_the_run_and_saves_nothing(tiny_model_dir, records, tmp_path):
+    for name, every in (("logged", "1"), ("unlogged", "100")):
+        done = train(tiny_model_dir("qwen3_vl"), records, tmp_path / name, "--tune_mm_llm", "True", "--learning_rate",
+                     "1e20", "--max_grad_norm", "0", "--save_steps", "100", "--logging_steps", every, fails=True)
+        assert "lower the learning rate" in done.stderr and "Traceback" not in done.stderr
+        assert not runs.has_model(tmp_path / name)
+
+
+def test_another_kind_of_training_leaves_nothing_of_the_first_in_its_folder(tiny_model_dir, records, tmp_path):
+    train(tiny_model_dir("qwen3_vl"), records, tmp_path / "run", *LORA, "--max_steps", "1")
+    assert (tmp_path / "run" / load.TRAINED_PARTS).is_file()
+    train(tiny_model_dir("qwen3_vl"), records, tmp_path / "run", "--tune_mm_llm", "True", "--max_steps", "1",
+          "--save_strategy", "no", "--resume", "never")
+    names = {path.name for path in (tmp_path / "run").iterdir()}
+    assert "model.safetensors" in names
+    assert not names & {load.TRAINED_PARTS, "adapter_model.safetensors", "adapter_config.json"}
+
+
 @pytest.mark.parametrize("family", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl_moe", "qwen3_5"])
 def test_every_family_trains_in_full_and_loads_again(tiny_model_dir, records, tmp_path, family):
     train(tiny_model_dir(family), records, tmp_path / "run", "--tune_mm_llm", "True", "--tune_mm_mlp", "True",

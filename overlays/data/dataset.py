@@ -17,7 +17,7 @@ from overlays import registry
 from overlays.data import augment, chat, geometry, memory, records
 from overlays.data.media import MediaOptions, open_media
 from overlays.errors import UserError
-from overlays.files import atomic_path, sha256
+from overlays.files import atomic_path, sha256, to_json
 from overlays.model.heads import target_values
 
 CACHE = registry.ROOT / "data" / "cache"
@@ -267,7 +267,7 @@ def open_table(annotation: Path):
             count = 0
             for row, record in records.scan(annotation):
                 problem = record.problem if isinstance(record, records.Defect) else ""
-                text = "{}" if problem else json.dumps(record, ensure_ascii=False)
+                text = "{}" if problem else to_json(record)
                 writer.write({"row": row, "json": text, "problem": problem})
                 count += 1
             if not count:

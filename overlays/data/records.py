@@ -2,14 +2,14 @@
 
 import hashlib
 import json
-import math
 import re
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from overlays.errors import UserError
-from overlays.files import atomic_path, write_jsonl
+from overlays.files import SURROGATE, atomic_path, to_json, write_jsonl
 
 ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
 PLACEHOLDERS = {"image": "<image>", "video": "<video>"}
@@ -65,7 +65,7 @@ def write(path: str | Path, records: Iterable[dict]) -> None:
         write_jsonl(path, records)
     elif path.suffix == ".json":
         with atomic_path(path) as temporary:
-            temporary.write_text(json.dumps(list(records), ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+            temporary.write_text(to_json(list(records), indent=1) + "\n", encoding="utf-8")
     else:
         raise UserError(f"annotation file {path} must end in .json or .jsonl")
 
@@ -88,6 +88,8 @@ def _json_lines(path: Path) -> Iterator[tuple[int, object]]:
                 yield row, Defect(path, row, None, f"not JSON: {error.msg} at column {error.colno}")
             except RecursionError:
                 yield row, Defect(path, row, None, "not a record: nested too deeply")
+            except ValueError as error:
+                yield row, Defect(path, row, None, f"not a record: {error}")
 
 
 def _json_list(path: Path) -> Iterator[tuple[int, object]]:
@@ -134,6 +136,8 @@ def _json_list(path: Path) -> Iterator[tuple[int, object]]:
             yield row + 1, Defect(path, row + 1, None, "not UTF-8" + lost)
         except RecursionError:
             yield row + 1, Defect(path, row + 1, None, "nested too deeply" + lost)
+        except ValueError as error:
+            yield row + 1, Defect(path, row + 1, None, f"not a record: {error}{lost}")
 
 
 def media_names(record: Mapping, kind: str) -> list[str]:
@@ -211,12 +215,19 @@ def check_record(record: Mapping, media_root: str | Path | None = None) -> list[
                             f"file{'' if len(names) == 1 else 's'}")
         for name in names:
             problem = _name_problem(name)
-            if problem is None and media_root is not None and not (Path(media_root) / name).is_file():
-                problem = f"{kind} file {Path(media_root) / name} is missing"
+            if problem is None and media_root is not None and not _is_file(Path(media_root) / name):
+                problem = f"{kind} file {Path(media_root) / name[:200]} is missing"
             problems += [problem] if problem else []
     problems += _check_windows(record) + _check_segments(record)
     problems += _check_target(record.get("target"))
     return problems
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # too long for a name, or not text that a file system takes
+        return False
 
 
 def _check_turns(turns: object) -> tuple[list[str], dict[str, int] | None]:
@@ -238,6 +249,8 @@ def _check_turns(turns: object) -> tuple[list[str], dict[str, int] | None]:
         if not isinstance(value, str):
             problems.append(f"the value of turn {number} must be text, not {_kind(value)}")
             continue
+        if SURROGATE.search(value):
+            problems.append(f"the value of turn {number} holds half a character (a lone surrogate)")
         found = _PLACEHOLDER.findall(value)
         if ROLES[role] == "user":
             for kind, placeholder in PLACEHOLDERS.items():
@@ -290,7 +303,7 @@ def _check_target(target: object) -> list[str]:
         return [f"target must be an object of numbers, not {_kind(target)}"]
     return [
         f"target {name!r} must be a finite number" for name, value in target.items()
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= sys.float_info.max
     ]
 
 

@@ -5,6 +5,7 @@ A new addition is one row here and a module with `attach(model, **settings)`.
 """
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -47,7 +48,10 @@ def attach(model: nn.Module, wanted: dict[str, dict]) -> None:
             continue
         if name in there:
             raise UserError(f"the model was made with {name} {there[name]} and cannot be given {wanted[name]}")
-        import_module(ADDITIONS[name].module).attach(model, **wanted[name])
+        try:
+            import_module(ADDITIONS[name].module).attach(model, **wanted[name])
+        except TypeError as error:
+            raise UserError(f"settings of {name} do not fit ({error}): {FILE} may be damaged") from None
         there = there | {name: wanted[name]}
     model._additions = there
 
@@ -58,9 +62,10 @@ def settings(model: nn.Module) -> dict[str, dict]:
     return getattr(base, "_additions", {})
 
 
-def owns(plain_name: str) -> bool:
-    """Whether a parameter (its name in the generation class) belongs to an addition."""
-    return plain_name.startswith(tuple(row.prefix for row in ADDITIONS.values() if row.prefix))
+def owns(plain_name: str, among: Iterable[str] = ADDITIONS) -> bool:
+    """Whether a parameter (its name in the generation class) belongs to an addition, one of those named."""
+    prefixes = (ADDITIONS[name].prefix for name in among if name in ADDITIONS)
+    return plain_name.startswith(tuple(prefix for prefix in prefixes if prefix))
 
 
 def write(model: nn.Module, folder: str | Path) -> None:

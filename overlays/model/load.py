@@ -7,6 +7,7 @@ import warnings
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from overlays.errors import UserError
@@ -135,13 +136,19 @@ def load_trained_parts(model: torch.nn.Module, checkpoint: str | Path) -> None:
     """Put back what lies beside an adapter (merger, vision, embeddings) or a model (additions), if there is any.
 
     Raises:
-        UserError: a stored tensor has no place in this model, or another shape there.
+        UserError: the file is damaged or lacks what an addition learned, or a stored tensor has no place in this model
+            or another shape there.
     """
     file = Path(checkpoint) / TRAINED_PARTS
-    if not file.is_file():
-        return
     own = {plain_name(name): parameter for name, parameter in model.named_parameters()}
-    for name, value in load_file(file).items():
+    try:
+        stored = load_file(file) if file.is_file() else {}
+    except SafetensorError as error:
+        raise UserError(f"{file} is damaged or cut short: {error}") from None
+    lost = [name for name in own if additions.owns(name, additions.read(checkpoint)) and name not in stored]
+    if lost:
+        raise UserError(f"{file} does not hold {lost[0]}, which {additions.FILE} beside it speaks of")
+    for name, value in stored.items():
         if name not in own or own[name].shape != value.shape:
             raise UserError(f"{file} holds {name} {tuple(value.shape)}, which this base model has no place for")
         with torch.no_grad():

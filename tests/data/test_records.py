@@ -51,6 +51,8 @@ def test_a_json_list_is_read_in_pieces(tmp_path, monkeypatch):
     ("a.json", b'[{"id": 1} {"id": 2}]', 2, "not JSON"),
     ("a.json", b'{"id": 1}', 1, "must hold one list"),
     ("a.json", b"[3]", 1, "must be a JSON object, not a number"),
+    ("a.json", b'[{"id": ' + b"9" * 5000 + b"}]", 1, "not a record"),
+    ("a.jsonl", b'{"id": ' + b"9" * 5000 + b"}", 1, "not a record"),
 ])
 def test_a_row_that_is_no_record_is_named(tmp_path, name, text, row, said):
     file = tmp_path / name
@@ -85,6 +87,10 @@ def test_a_row_that_is_no_record_is_named(tmp_path, name, text, row, said):
     ({"conversations": turns("<image>"), "image": 3}, "image must be a path"),
     ({"conversations": turns("<image>"), "image": [None]}, "a media path must be text, not null"),
     ({"conversations": turns(), "target": {"x": float("nan")}}, "'x' must be a finite number"),
+    ({"conversations": turns(), "target": {"x": 10 ** 400}}, "'x' must be a finite number"),
+    ({"conversations": turns("half \ud83d")}, "turn 1 holds half a character"),
+    ({"conversations": turns("<image>"), "image": "x" * 5000}, "^image file .{200,400} is missing$"),
+    ({"conversations": turns("<image>"), "image": "a\0.png"}, "is missing"),
     ({"conversations": turns(), "id": ["x"]}, "id must be text"),
 ])
 def test_every_defect_is_named(tmp_path, record, said):

@@ -46,6 +46,13 @@ def test_settings_and_weights_are_put_back_at_load(tiny_model_dir, shift, tmp_pa
     assert additions.settings(again) == {"shift": {"width": 3}}
     assert torch.equal(again.model.shift.weight, model.model.shift.weight)
     assert not any(map(additions.owns, load_file(tmp_path / "model.safetensors")))
+    whole = (tmp_path / load.TRAINED_PARTS).read_bytes()
+    (tmp_path / load.TRAINED_PARTS).write_bytes(whole[:-8])
+    with pytest.raises(UserError, match="damaged or cut short"):
+        load.load_base(tmp_path, torch.float32)
+    (tmp_path / load.TRAINED_PARTS).unlink()
+    with pytest.raises(UserError, match="does not hold model.shift.weight, which additions.json"):
+        load.load_base(tmp_path, torch.float32)
 
 
 def test_other_settings_and_unknown_names_are_refused(tiny_model_dir, shift, tmp_path):
@@ -56,6 +63,8 @@ def test_other_settings_and_unknown_names_are_refused(tiny_model_dir, shift, tmp
         additions.attach(model, {"shift": {"width": 4}})
     with pytest.raises(UserError, match="unknown addition"):
         additions.attach(model, {"shfit": {}})
+    with pytest.raises(UserError, match="settings of shift do not fit"):
+        additions.attach(load.load_base(tiny_model_dir("qwen3_vl"), torch.float32), {"shift": {"high": 3}})
     (tmp_path / additions.FILE).write_text("[1]")
     with pytest.raises(UserError, match="damaged"):
         additions.read(tmp_path)
