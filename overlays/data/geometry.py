@@ -7,7 +7,7 @@ A record's "scene" names a metadata file and the rows of its frames:
 `frames` has one entry for each medium, images first: a row for an image, a list of rows (one for each frame of the
 file) for a video, null where nothing is known. The file's arrays have one row for each frame:
 
-    depth            ()      path of a uint16 PNG relative to the media root; "" where the frame has none
+    depth            ()      path of a uint16 PNG or PGM relative to the media root; "" where the frame has none
     pose             (4, 4)  camera to world, metres, OpenCV axes (x right, y down, z forward)
     axis_align       (4, 4)  world to the frame of the coordinates, e.g. z up and the floor at 0
     depth_intrinsic  (3, 3)  K of the depth camera for images of depth_size
@@ -16,8 +16,9 @@ file) for a video, null where nothing is known. The file's arrays have one row f
     depth_scale      ()      depth units in a metre
     image            ()      path of the colour image (may be left out); has to be the record's
 
-Pixel centres are at whole numbers. Both cameras share one centre and direction, as in ScanNet, and may see different
-fields: a pixel of the resized image is followed along its ray to the nearest depth pixel.
+Pixel centres are at whole numbers, of images as they are stored: one that EXIF turns when it is shown is refused. Both
+cameras share one centre and direction, as in ScanNet, and may see different fields: a pixel of the resized image is
+followed along its ray to the nearest depth pixel.
 """
 
 from collections.abc import Mapping, Sequence
@@ -25,11 +26,11 @@ from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import ExifTags, Image
 from scipy import sparse
 
 from overlays.data import records
-from overlays.data.media import Reader, video_grid
+from overlays.data.media import RGB, Reader, opener_of, video_grid
 from overlays.errors import UserError
 
 INVALID = (0, 65535)  # depth codes of a pixel without a measurement
@@ -102,6 +103,15 @@ class _Frames:
 # ---- depth
 
 
+def depth_problem(image: Image.Image) -> str:
+    """Why an opened image cannot be a depth image, "" where it can: 16 bits a pixel, in a format that keeps them."""
+    if image.format == "PNG" and image.mode in ("I", "I;16"):
+        return ""
+    if image.format == "PPM" and image.mode == "I" and image.tile[0][0] != "ppm_plain":
+        return ""
+    return f"is no 16-bit PNG or PGM ({image.format}, mode {image.mode})"
+
+
 def read_depth(path: Path, size: tuple[int, int]) -> np.ndarray:
     """A depth image, (H, W) uint16.
 
@@ -109,10 +119,13 @@ def read_depth(path: Path, size: tuple[int, int]) -> np.ndarray:
         size: (height, width) that its intrinsics belong to.
 
     Raises:
-        UserError: missing, no 16-bit image, damaged, or of another size.
+        UserError: missing, no 16-bit PNG or PGM, damaged, or of another size.
     """
     with _depth_file(path, size) as image:
         try:
+            if image.format == "PPM":  # Pillow stretches it from its largest value to 65535
+                pixels = np.fromfile(path, ">u2", size[0] * size[1], offset=image.tile[0][2])
+                return pixels.reshape(size).astype(np.uint16)
             return np.asarray(image).astype(np.uint16, copy=False)
         except Exception as error:  # decoders raise what they like on bad bytes
             raise UserError(f"depth image {path} is damaged or cut short: {' '.join(str(error).split())}") from None
@@ -126,9 +139,10 @@ def _depth_file(path: Path, size: tuple[int, int]) -> Image.Image:
         raise UserError(f"depth image {path} is missing") from None
     except Exception as error:
         raise UserError(f"{path} is no depth image that can be read: {' '.join(str(error).split())}") from None
-    if not image.mode.startswith("I"):
+    problem = depth_problem(image)
+    if problem:
         image.close()
-        raise UserError(f"depth image {path} has 8 bits a pixel (mode {image.mode}); depth is a 16-bit PNG")
+        raise UserError(f"depth image {path} {problem}")
     if (image.height, image.width) != size:
         found = f"{image.width} x {image.height}"
         image.close()
@@ -139,6 +153,29 @@ def _depth_file(path: Path, size: tuple[int, int]) -> Image.Image:
 @lru_cache(maxsize=65536)
 def _check_depth(path: Path, size: tuple[int, int]) -> None:
     _depth_file(path, size).close()
+
+
+# ---- colour
+
+
+def is_turned(image: Image.Image) -> bool:
+    """Whether EXIF turns or mirrors an opened image when it is shown. Nothing is decoded.
+
+    Of a PNG that is what stands before its pixels, where programs write it.
+    """
+    return 2 <= Image.Image.getexif(image).get(ExifTags.Base.Orientation, 1) <= 8
+
+
+@lru_cache(maxsize=65536)
+def _check_upright(path: Path) -> None:
+    try:
+        with Image.open(path) as image:
+            turned = is_turned(image)
+    except Exception:  # decoders raise what they like; what cannot be opened is named where it is shown
+        return
+    if turned:
+        raise UserError(f"image {path} is turned by its EXIF orientation, but depth and intrinsics belong to its "
+                        "pixels as they are stored; leave this frame out")
 
 
 # ---- blocks
@@ -320,6 +357,8 @@ def _frames(record: Mapping, media_root: Path) -> list[dict | list[dict | None] 
             entries.append(entry and [None if row is None else frame_at(row) for row in entry])
         else:
             entries.append(frame_at(entry, images[number]))
+            if str(entries[-1]["depth"]) and opener_of(images[number]) is RGB:
+                _check_upright(records.media_file(media_root, images[number]))
     return entries
 
 

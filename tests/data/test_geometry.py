@@ -208,6 +208,13 @@ def test_frames_without_depth_are_zero(tmp_path):
     geometry.check_scene(record, tmp_path)
 
 
+def turned(path, orientation=6):
+    with Image.open(path) as image:
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        image.save(path, exif=exif)
+
+
 def infinite(poses):
     return np.stack([poses[0], np.full((4, 4), -np.inf), poses[2]])
 
@@ -216,7 +223,8 @@ def infinite(poses):
     (lambda f, r: (f / "1.png").unlink(), "depth image .*1.png is missing"),
     (lambda f, r: Image.new("I;16", (80, 60)).save(f / "1.png"),
      "1.png is 80 x 60 pixels, but its intrinsics are for 160 x 120"),
-    (lambda f, r: Image.new("L", (160, 120)).save(f / "1.png"), "1.png has 8 bits"),
+    (lambda f, r: Image.new("L", (160, 120)).save(f / "1.png"), r"1.png is no 16-bit PNG or PGM \(PNG, mode L\)"),
+    (lambda f, r: turned(f / "1.jpg"), "1.jpg is turned by its EXIF orientation"),
     (lambda f, r: (f / "1.png").write_bytes(b"no picture"), "1.png is no depth image"),
     (lambda f, r: (f / "scene.npz").unlink(), "scene metadata .*scene.npz is missing"),
     (lambda f, r: (f / "scene.npz").write_bytes(b"PK\3\4 no archive"), "scene.npz cannot be read"),
@@ -247,6 +255,36 @@ def test_a_depth_image_cut_short_is_named(tmp_path):
     (tmp_path / "2.png").write_bytes(whole[:len(whole) // 2])
     with pytest.raises(UserError, match="2.png is damaged or cut short"):
         coordinates(record, tmp_path)
+
+
+def test_an_orientation_that_turns_nothing_is_no_reason_to_refuse(tmp_path):
+    record = write_scene(tmp_path)
+    before = coordinates(record, tmp_path)
+    for number, orientation in enumerate((0, 1, 9)):
+        turned(tmp_path / f"{number}.jpg", orientation)
+    assert np.array_equal(coordinates(record, tmp_path), before)
+
+
+@pytest.mark.parametrize("largest", [400, 5000, 65535])
+def test_a_pgm_holds_the_numbers_that_were_stored(tmp_path, largest):
+    stored = np.random.default_rng(0).integers(0, largest + 1, (6, 8)).astype(np.uint16)
+    path = tmp_path / "depth.pgm"
+    path.write_bytes(b"P5\n# a scanner\n8 6\n%d\n" % largest + stored.astype(">u2").tobytes())
+    assert np.array_equal(geometry.read_depth(path, (6, 8)), stored)
+    path.write_bytes(path.read_bytes()[:-2])
+    with pytest.raises(UserError, match="depth.pgm is damaged or cut short"):
+        geometry.read_depth(path, (6, 8))
+
+
+@pytest.mark.parametrize(("name", "pixels", "words"), [
+    ("d.tif", np.full((6, 8), 70000, np.int32), r"\(TIFF, mode I\)"),
+    ("d.tif", np.full((6, 8), 1.5, np.float32), r"\(TIFF, mode F\)"),
+    ("d.pgm", np.full((6, 8), 15, np.uint8), r"\(PPM, mode L\)"),
+])
+def test_depth_in_another_format_is_refused_and_not_wrapped_or_stretched(tmp_path, name, pixels, words):
+    Image.fromarray(pixels).save(tmp_path / name)
+    with pytest.raises(UserError, match=f"{name} is no 16-bit PNG or PGM {words}"):
+        geometry.read_depth(tmp_path / name, (6, 8))
 
 
 # ---- through data set and processor
