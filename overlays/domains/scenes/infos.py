@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import math
+import os
 import pickle
+import re
+import warnings
 from collections import OrderedDict
 from collections.abc import Container
 from dataclasses import dataclass, field
@@ -14,6 +18,7 @@ from tqdm import tqdm
 from overlays.errors import UserError
 
 DEPTH_UNITS = {"matterport3d": 4000.0}  # stored depth units per metre; 1000 elsewhere
+_HALF = re.compile(r"[\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
@@ -42,15 +47,56 @@ class Scene:
     problem: str = ""
 
 
-def _latin1(text: str, encoding: str) -> bytes:
+def is_half(text: str) -> bool:
+    """Whether text holds half a character (a lone surrogate), which no UTF-8 file can."""
+    return _HALF.search(text) is not None
+
+
+def printable(text: str) -> str:
+    """Text with halves of characters spelled out, as a list of what was left out can show it."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def _latin1(text: str, encoding: str = "latin1") -> bytes:
     """`_codecs.encode` as old pickles of bytes use it, and nothing more."""
     if encoding not in ("latin1", "latin-1"):
         raise pickle.UnpicklingError(f"unexpected text encoding {encoding!r}")
     return text.encode("latin1")
 
 
+def _bytes(*content: object) -> bytes:
+    """`bytes` of what pickles give it; of a number it would be memory as large as the file says."""
+    if not content:
+        return b""
+    if isinstance(content[0], str):
+        return _latin1(*content)
+    value, = content
+    if not isinstance(value, bytes | list):
+        raise pickle.UnpicklingError(f"bytes of {type(value).__name__}")
+    return bytes(value)
+
+
+def _bytearray(*content: object) -> bytearray:
+    return bytearray(_bytes(*content))
+
+
+def _set(items: list) -> set:
+    return set(_checked(items))
+
+
+def _frozenset(items: list) -> frozenset:
+    return frozenset(_checked(items))
+
+
+def _checked(items: list) -> list:
+    """A list, as pickles of sets hold one: what else can be iterated over may be longer than the file."""
+    if not isinstance(items, list):
+        raise pickle.UnpicklingError(f"a set of {type(items).__name__}")
+    return items
+
+
 def _allowed() -> dict[tuple[str, str], object]:
-    """What an infos file may name: numpy's own rebuilding functions, under all names numpy gave them."""
+    """What an infos file may name: plain containers, and numpy's own rebuilding functions under all their names."""
     array = np.zeros(1)
     rebuild, scalar, buffer = array.__reduce__()[0], np.float64(0).__reduce__()[0], array.__reduce_ex__(5)[0]
     names = {("numpy", "ndarray"): np.ndarray, ("numpy", "dtype"): np.dtype, ("_codecs", "encode"): _latin1,
@@ -58,6 +104,9 @@ def _allowed() -> dict[tuple[str, str], object]:
     for core in ("numpy.core", "numpy._core"):
         names |= {(f"{core}.multiarray", "_reconstruct"): rebuild, (f"{core}.multiarray", "scalar"): scalar,
                   (f"{core}.numeric", "_frombuffer"): buffer}
+    for builtins in ("builtins", "__builtin__"):  # the second is Python 2's, and that of protocols 0 to 2
+        names |= {(builtins, "bytes"): _bytes, (builtins, "bytearray"): _bytearray, (builtins, "set"): _set,
+                  (builtins, "frozenset"): _frozenset, (builtins, "complex"): complex}
     return names
 
 
@@ -84,24 +133,31 @@ def load_pickle(path: Path) -> object:
         UserError: it names anything else (nothing of it is run), or it is damaged.
     """
     try:
-        with path.open("rb") as stream:
-            return _Unpickler(stream).load()
+        try:
+            with path.open("rb") as stream:
+                return _Unpickler(stream).load()
+        except UnicodeDecodeError:  # text of Python 2, which was bytes
+            with path.open("rb") as stream:
+                return _Unpickler(stream, encoding="latin1").load()
     except FileNotFoundError:
         raise UserError(f"there is no infos file {path}") from None
     except _Forbidden as error:
         raise UserError(f"{path} is refused: it asks for {error}, and an infos file holds only numpy arrays and plain "
                         "containers; get it from EmbodiedScan's own source") from None
     except Exception as error:  # what a broken pickle raises is open-ended: EOFError, KeyError, ValueError, ...
-        raise UserError(f"{path} is damaged or no pickle: {type(error).__name__} {error}".rstrip()) from None
+        words = " ".join(f"{type(error).__name__} {error}".split())
+        raise UserError(f"{path} is damaged or no pickle: {words}") from None
 
 
-def read_infos(path: Path, split: str, root: Path, wanted: Container[str] | None = None) -> list[Scene]:
+def read_infos(path: Path, split: str, root: Path, wanted: Container[str] | None = None,
+               depth_scale: float | None = None) -> list[Scene]:
     """Scenes of an infos file, in its order.
 
     Args:
         path: embodiedscan_infos_<split>.pkl.
         root: folder that the file's picture paths start from, with or without the source's name ("scannet/") before.
         wanted: names of scenes whose frames are looked at; the others come without frames. None looks at all.
+        depth_scale: stored depth units per metre; None takes DEPTH_UNITS. A scene's own "depth_scale" goes first.
 
     Raises:
         UserError: the file as a whole is of no use; a scene or frame that is not has its reason in the Scene.
@@ -111,7 +167,8 @@ def read_infos(path: Path, split: str, root: Path, wanted: Container[str] | None
     if not isinstance(rows, list):
         raise UserError(f"{path} is no infos file of EmbodiedScan: it has no data_list")
     shown = tqdm(rows, desc=f"reading {path.name}", unit="scene", disable=None)
-    return [_scene(row, number, split, root, wanted) for number, row in enumerate(shown)]
+    return [_scene(row, f"entry {number} of {path.name}", split, root, wanted, depth_scale)
+            for number, row in enumerate(shown)]
 
 
 def scene_name(index: str) -> str:
@@ -119,14 +176,28 @@ def scene_name(index: str) -> str:
     return index.partition("/")[2] or index
 
 
-def _scene(row: object, number: int, split: str, root: Path, wanted: Container[str] | None) -> Scene:
+def _is_folder_name(name: str) -> bool:
+    """Whether a name is that of a folder below another one."""
+    return not (is_half(name) or "\\" in name or "\0" in name) and all(
+        part not in ("", ".", "..") and len(part.encode()) < 200 for part in name.split("/"))
+
+
+def _scene(row: object, entry: str, split: str, root: Path, wanted: Container[str] | None,
+           depth_scale: float | None) -> Scene:
     index = row.get("sample_idx") if isinstance(row, dict) else None
-    if not isinstance(index, str) or not index or ".." in index.split("/") or index.startswith("/"):
-        return Scene(f"entry {number}", split, "", np.eye(4), 1000.0, problem="entry without a sample_idx of use")
+    if not isinstance(index, str) or not _is_folder_name(index):
+        said = "no sample_idx" if index is None else f"its sample_idx {str(index)[:100]!r} names no folder"
+        return Scene(entry, split, "", np.eye(4), 1000.0, problem=printable(said))
     source = index.partition("/")[0] if "/" in index else ""
-    scene = Scene(scene_name(index), split, source, np.eye(4), DEPTH_UNITS.get(source, 1000.0))
+    scene = Scene(scene_name(index), split, source, np.eye(4), depth_scale or DEPTH_UNITS.get(source, 1000.0))
     if wanted is not None and scene.name not in wanted:
         return scene
+    if row.get("depth_scale") is not None:
+        own = _numbers(row["depth_scale"])
+        if own.shape != () or not 0 < own < math.inf:
+            scene.problem = "its depth_scale is no number above 0"
+            return scene
+        scene.depth_scale = float(own)
     align = row.get("axis_align_matrix")
     if align is not None:
         scene.axis_align, problem = _pose(align)
@@ -137,12 +208,16 @@ def _scene(row: object, number: int, split: str, root: Path, wanted: Container[s
     if not isinstance(images, list | tuple) or not images:
         scene.problem = "no images in its entry"
         return scene
+    seen = set()
     for image in images:
         frame, reason = _frame(image, row, root, source)
+        if frame is not None and frame.image in seen:
+            frame, reason = None, "named before in its entry"
         if frame is None:
             path = image.get("img_path") if isinstance(image, dict) else None
-            scene.dropped.append((PurePosixPath(str(path)).name if path else "unnamed", reason))
+            scene.dropped.append((printable(PurePosixPath(str(path)).name)[:100] if path else "unnamed", reason))
         else:
+            seen.add(frame.image)
             scene.frames.append(frame)
     if not scene.frames:
         scene.problem = f"none of its {len(images)} frames can be used ({scene.dropped[0][1]})"
@@ -186,41 +261,49 @@ def _locate(name: str, root: Path, source: str, what: str) -> tuple[Path | None,
     pure = PurePosixPath(name)
     if pure.is_absolute() or ".." in pure.parts or "\\" in name:
         return None, f"path of the {what} leaves the data folder"
+    if is_half(name):
+        return None, f"path of the {what} holds half a character"
     candidates = [root / pure]
     if source and pure.parts and pure.parts[0] == source:
         candidates.append(root.joinpath(*pure.parts[1:]))
     for path in candidates:
-        if path.is_file():
+        if os.path.isfile(path):  # False also for a name that the file system cannot hold
             return path, ""
     return None, f"{what} is missing"
 
 
 def _read_matrix(path: Path) -> np.ndarray | None:
-    """A matrix of a text file; None where there is no file, NaN where it cannot be read."""
+    """A matrix of a text file; None where there is no file, empty where it cannot be read."""
     try:
-        return np.loadtxt(path, dtype=np.float64, ndmin=2)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # an empty file
+            return np.loadtxt(path, dtype=np.float64, ndmin=2)
     except FileNotFoundError:
         return None
     except (ValueError, OSError):
-        return np.full((4, 4), np.nan)
+        return np.empty(0)
 
 
 def _numbers(value: object) -> np.ndarray:
+    """An array of the real numbers in a value, empty where it holds something else."""
     try:
-        return np.array(value, dtype=np.float64)
-    except (TypeError, ValueError):
+        return np.empty(0) if np.iscomplexobj(value) else np.array(value, dtype=np.float64)
+    except (TypeError, ValueError, OverflowError):
         return np.empty(0)
 
 
 def _pose(value: object) -> tuple[np.ndarray, str]:
     """(4, 4) rigid motion, and what is wrong with it or ""."""
     matrix = _numbers(value)
+    if not matrix.size:
+        return np.eye(4), "cannot be read"
     if matrix.shape != (4, 4):
         return np.eye(4), f"is {' x '.join(map(str, matrix.shape))}, not 4 x 4"
     if not np.isfinite(matrix).all():
         return np.eye(4), "is not finite"
     rotation = matrix[:3, :3]
-    if np.abs(rotation @ rotation.T - np.eye(3)).max() > 0.02 or np.linalg.det(rotation) < 0:
+    if np.abs(rotation).max() > 2 or np.abs(rotation @ rotation.T - np.eye(3)).max() > 0.02 \
+            or np.linalg.det(rotation) < 0:
         return np.eye(4), "is no rotation"
     if np.abs(matrix[3] - (0, 0, 0, 1)).max() > 1e-6:
         return np.eye(4), "does not end in 0 0 0 1"
@@ -232,6 +315,8 @@ def _intrinsic(value: object) -> tuple[np.ndarray, str]:
     if value is None:
         return np.eye(3), "are missing"
     matrix = _numbers(value)
+    if not matrix.size:
+        return np.eye(3), "cannot be read"
     if matrix.ndim != 2 or min(matrix.shape) < 3:
         return np.eye(3), "are no 3 x 3 or 4 x 4 matrix"
     matrix = matrix[:3, :3]

@@ -50,6 +50,8 @@ def sample(output: str | Path, scenes: int = 900, seed: int = 0, workers: int | 
     """
     if scenes < 12:
         raise UserError(f"a sample needs at least 12 scenes, {scenes} were asked for")
+    if seed < 0:
+        raise UserError(f"--seed must be 0 or above, not {seed}")
     output = Path(output)
     workers = workers or os.cpu_count() or 1
     with atomic_path(output) as folder:

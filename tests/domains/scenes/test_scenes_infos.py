@@ -60,14 +60,36 @@ def test_arrays_of_old_and_new_numpy_can_be_read(name):
     assert callable(infos._Unpickler.allowed[name])
 
 
-@pytest.mark.parametrize("protocol", range(2, 6))
-def test_arrays_and_scalars_survive_every_protocol(tmp_path, protocol):
+@pytest.mark.parametrize("protocol", range(6))
+def test_arrays_scalars_and_plain_containers_survive_every_protocol(tmp_path, protocol):
     path = tmp_path / "values.pkl"
-    values = {"a": np.arange(6.0).reshape(2, 3), "b": np.float32(0.5), "c": [np.int64(3), b"x", ("y", None)]}
-    path.write_bytes(pickle.dumps(values, protocol=protocol))
+    values = {"a": np.arange(6.0).reshape(2, 3), "b": np.float32(0.5), "c": [np.int64(3), b"x", ("y", None)],
+              "d": [b"", bytearray(b"z\xff"), {1, 2}, frozenset("a"), 1 + 2j, set(), bytearray()]}
+    path.write_bytes(pickle.dumps(values | {"e": np.zeros((0, 3))}, protocol=protocol))
     found = infos.load_pickle(path)
     np.testing.assert_array_equal(found["a"], values["a"])
-    assert found["b"] == values["b"] and found["c"] == values["c"]
+    assert found["e"].shape == (0, 3)
+    assert all(found[key] == values[key] for key in "bcd")
+
+
+def test_a_pickle_of_python_2_is_read(tmp_path):
+    path = tmp_path / "old.pkl"  # numpy.array([0xfff0, 0xfff1, 0xfff2], "u2"), whose bytes are text there
+    path.write_bytes(
+        b"\x80\x02cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85U\x01b\x87R"
+        b"(K\x01K\x03\x85cnumpy\ndtype\nU\x02u2K\x00K\x01\x87R(K\x03U\x01<NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb"
+        b"\x89U\x06\xf0\xff\xf1\xff\xf2\xfftb.")
+    np.testing.assert_array_equal(infos.load_pickle(path), [0xfff0, 0xfff1, 0xfff2])
+
+
+@pytest.mark.parametrize("call", [(bytes, 1 << 40), (bytearray, 1 << 40), (set, range(3)), (frozenset, "ab"),
+                                  (bytes, np.ndarray)])
+def test_a_pickle_cannot_ask_for_more_memory_than_it_has_bytes(tmp_path, call):
+    class Asks:
+        def __reduce__(self):
+            return call[0], (call[1],)
+
+    with pytest.raises(UserError, match="is damaged|is refused"):
+        infos.read_infos(write(tmp_path, Asks()), "train", tmp_path)
 
 
 @pytest.mark.parametrize("content", [b"", b"nothing", pickle.dumps([1])[:-2], b"\x80\x04K\x01"])
@@ -99,7 +121,9 @@ def test_a_sound_scene(tmp_path, entry):
     (np.diag([2.0, 2, 2, 1]), "pose is no rotation"),
     (np.diag([1.0, 1, -1, 1]), "pose is no rotation"),
     (np.eye(4)[::-1], "pose is no rotation"),
-    ("text", "pose is 0, not 4 x 4"),
+    ("text", "pose cannot be read"),
+    ([[10**400] * 4] * 4, "pose cannot be read"),
+    (np.eye(4) * 1j, "pose cannot be read"),
     (None, "no pose: neither cam2global nor a .txt file"),
 ])
 def test_frames_with_broken_poses_are_listed_and_left_out(tmp_path, entry, pose, reason):
@@ -107,6 +131,31 @@ def test_frames_with_broken_poses_are_listed_and_left_out(tmp_path, entry, pose,
     scene, = infos.read_infos(write(tmp_path, entry), "train", tmp_path)
     assert scene.dropped == [("00001.jpg", reason)]
     assert [frame.image.name for frame in scene.frames] == ["00000.jpg"]
+
+
+@pytest.mark.filterwarnings("error")
+def test_an_empty_pose_file_is_unreadable(tmp_path, entry):
+    del entry["images"][1]["cam2global"]
+    (tmp_path / "posed_images/scene0000_00/00001.txt").touch()
+    scene, = infos.read_infos(write(tmp_path, entry), "train", tmp_path)
+    assert scene.dropped == [("00001.jpg", "pose cannot be read")]
+
+
+@pytest.mark.parametrize("index", ["scannet//tmp/x", "/tmp/x", "scannet/../x", "scannet/./x", "scannet/", "a\\b",
+                                   "a\0b", "a\ud83d", "x" * 5000, 3, None])
+def test_a_scene_is_named_after_a_folder_below_the_output(tmp_path, entry, index):
+    entry["sample_idx"] = index
+    scene, = infos.read_infos(write(tmp_path, entry), "train", tmp_path)
+    assert "sample_idx" in scene.problem and not scene.frames
+    assert scene.name == "entry 0 of embodiedscan_infos_train.pkl" and len(scene.problem.encode("utf-8")) < 200
+
+
+def test_depth_units_are_those_asked_for_unless_the_scene_names_its_own(tmp_path, entry):
+    assert infos.read_infos(write(tmp_path, entry), "train", tmp_path, None, 5000)[0].depth_scale == 5000
+    path = write(tmp_path, entry | {"depth_scale": 6553.5}, entry | {"depth_scale": -1}, entry | {"depth_scale": "x"})
+    own, *broken = infos.read_infos(path, "train", tmp_path, None, 5000)
+    assert own.depth_scale == 6553.5 and own.frames
+    assert {scene.problem for scene in broken} == {"its depth_scale is no number above 0"}
 
 
 def test_a_pose_left_out_of_the_entry_comes_from_its_text_file(tmp_path, entry):
@@ -124,6 +173,10 @@ def test_a_pose_left_out_of_the_entry_comes_from_its_text_file(tmp_path, entry):
     (lambda e, root: e["images"][1].update(img_path="../../etc/x.jpg"), "leaves the data folder"),
     (lambda e, root: e["images"][1].update(img_path="/etc/x.jpg"), "leaves the data folder"),
     (lambda e, root: e["images"][1].pop("img_path"), "no img_path"),
+    (lambda e, root: e["images"][1].update(img_path="x" * 5000 + ".jpg"), "colour picture is missing"),
+    (lambda e, root: e["images"][1].update(img_path="a\0.jpg"), "colour picture is missing"),
+    (lambda e, root: e["images"][1].update(img_path="scannet/\udcff.jpg"), "holds half a character"),
+    (lambda e, root: e["images"][1].update(e["images"][0]), "named before in its entry"),
     (lambda e, root: e["images"][1].update(depth_cam2img=np.diag([0.0, 5, 1])), "depth intrinsics are not finite and"),
     (lambda e, root: e["images"][1].update(cam2img=[1, 2]), "colour intrinsics are no 3 x 3"),
 ])
@@ -131,6 +184,7 @@ def test_frames_that_lack_something_are_listed(tmp_path, entry, change, reason):
     change(entry, tmp_path)
     scene, = infos.read_infos(write(tmp_path, entry), "train", tmp_path)
     assert len(scene.frames) == 1 and reason in scene.dropped[0][1]
+    assert len(scene.dropped[0][0].encode("utf-8")) <= 100
 
 
 def test_only_the_scenes_that_are_asked_about_are_looked_at(tmp_path, entry):

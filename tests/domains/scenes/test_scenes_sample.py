@@ -98,6 +98,8 @@ def test_questions_are_in_the_three_published_layouts(raw):
         "scannet/scene")
 
 
-def test_too_few_scenes_are_refused(tmp_path):
+def test_too_few_scenes_and_seeds_below_0_are_refused(tmp_path):
     with pytest.raises(UserError, match="at least 12 scenes"):
         sample.sample(tmp_path / "few", 5)
+    with pytest.raises(UserError, match="--seed must be 0 or above"):
+        sample.sample(tmp_path / "few", 12, seed=-1)
