@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from overlays.domains.scenes.infos import scene_name
+from overlays.domains.scenes.infos import is_half, printable, scene_name
 from overlays.errors import UserError
 
 SPLITS = ("train", "val", "test")
@@ -24,6 +25,7 @@ TYPES: tuple[tuple[str, str], ...] = (
     ("object", r"^(?:what|which)\b"),
 )
 WHERE = ("distance", "height", "place", "nearest", "direction")
+_PLACE = re.compile(r"<(?:image|video)>")
 _INSTRUCTION = re.compile(r"\s*Answer the question using a single word or (?:a )?(?:single )?phrase\.?\s*$", re.I)
 
 
@@ -42,8 +44,9 @@ class Question:
 
 
 def question_type(text: str) -> str:
-    """Type of a question by its words: a name of TYPES, or "other"."""
-    lowered = text.strip().lower()
+    """Type of a question by its words: a name of TYPES, or "other". A situation told before it does not count."""
+    sentences = re.split(r"(?<=[.!?])\s+", text.strip().lower())
+    lowered = next((sentence for sentence in reversed(sentences) if sentence.endswith("?")), text.strip().lower())
     return next((name for name, pattern in TYPES if re.search(pattern, lowered)), "other")
 
 
@@ -62,7 +65,7 @@ def find_files(paths: list[Path]) -> list[Path]:
     for path in paths:
         if path.is_dir():
             found += sorted(file for file in path.rglob("*.json") if "annotations" not in file.name
-                            and file.name != "answer_dict.json")
+                            and file.name != "answer_dict.json" and file.is_file())
         elif path.is_file():
             found.append(path)
         else:
@@ -79,13 +82,14 @@ def read_questions(path: Path) -> list[Question]:
         UserError: no JSON, an unknown layout, or SQA3D questions without their annotations.
     """
     content = _json(path)
-    split = next((name for name in SPLITS if re.search(rf"(?:^|[_\-.]){name}(?:[_\-.]|$)", path.name)), None)
+    split = next((name for name in SPLITS if re.search(rf"(?:^|[_\-.]){name}(?:[_\-.]|$)", path.name.lower())), None)
     if isinstance(content, dict) and isinstance(content.get("questions"), list):
         return _sqa3d(path, content["questions"], split)
-    if isinstance(content, list) and content and isinstance(content[0], dict):
-        if "conversations" in content[0]:
+    if isinstance(content, list):
+        first = next((row for row in content if isinstance(row, dict)), {})
+        if "conversations" in first:
             return [_video3dllm(row, path, split, number) for number, row in enumerate(content)]
-        if "question" in content[0] and "scene_id" in content[0]:
+        if "question" in first and "scene_id" in first:
             return [_scanqa(row, split, number) for number, row in enumerate(content)]
     raise UserError(f"{path} is in none of the known layouts: SQA3D (questions), ScanQA (a list with question and "
                     "scene_id) or Video-3D-LLM (a list with video and conversations)")
@@ -100,20 +104,46 @@ def _json(path: Path) -> object:
         raise UserError(f"question file {path} is no JSON: {error}") from None
 
 
-def _make(dataset: str, number: object, scene: object, text: object, answers: object, situation: object = "",
+def _texts(value: object) -> tuple[str, ...]:
+    """The texts in a value as files nest them: "a", 2, {"answer": "a"}, {"text": "a"}, or a list of such."""
+    found = []
+    for item in value if isinstance(value, list) else [value]:
+        if isinstance(item, dict):
+            item = next((item[key] for key in ("answer", "text", "value") if key in item), None)
+        if isinstance(item, int | float) and not isinstance(item, bool) and math.isfinite(item):
+            item = str(int(item) if item == int(item) else item)
+        if isinstance(item, str) and item.strip():
+            found.append(item.strip())
+    return tuple(found)
+
+
+def _id(value: object, number: int) -> str:
+    """An id as text, so that 1 and "1" are one; a row without an id has its number in the file."""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return f"row {number}" if value is None else printable(str(value))
+
+
+def _make(dataset: str, own: str, scene: object, text: object, answers: tuple[str, ...], situation: object = None,
           split: str | None = None, problem: str = "") -> Question:
     """A Question whose fields are what they should be; what is not becomes its problem."""
-    said = tuple(answer.strip() for answer in answers if isinstance(answer, str) and answer.strip()) if isinstance(
-        answers, list | tuple) else ()
+    told = _texts(situation)
+    parts = [part for part in (situation if isinstance(situation, list) else [situation]) if part or part == 0]
     if not isinstance(scene, str) or not scene:
         problem, scene = problem or "no scene is named", ""
     if not isinstance(text, str) or not text.strip():
         problem, text = problem or "no question text", ""
-    if not said:
+    if not answers:
         problem = problem or "no answer"
-    text = _INSTRUCTION.sub("", re.sub(r"<(?:image|video)>", "", text)).strip()
-    return Question(dataset, str(number), scene_name(scene), text, said, situation if isinstance(situation, str)
-                    else "", split, problem)
+    if len(told) != len(parts):
+        problem = problem or "its situation is no text"
+    if any(_PLACE.search(answer) for answer in answers):
+        problem = problem or "its answer holds <image> or <video>, which stand for media"
+    if any(map(is_half, (scene, text, *answers, *told))):
+        problem = problem or "text holds half a character"
+    before = " ".join(filter(None, (_PLACE.sub("", part).strip() for part in told)))
+    return Question(printable(dataset), own, printable(scene_name(scene)),
+                    _INSTRUCTION.sub("", _PLACE.sub("", text)).strip(), answers, before, split, problem)
 
 
 def _sqa3d(path: Path, rows: list, split: str | None) -> list[Question]:
@@ -124,32 +154,37 @@ def _sqa3d(path: Path, rows: list, split: str | None) -> list[Question]:
     notes = content.get("annotations") if isinstance(content, dict) else None
     if not isinstance(notes, list):
         raise UserError(f"{other} is no SQA3D annotation file: it has no annotations")
-    answers = {note.get("question_id"): [answer.get("answer") for answer in note.get("answers", [])
-                                         if isinstance(answer, dict)] for note in notes if isinstance(note, dict)}
+    answers = {_id(note["question_id"], 0): _answers(note) for note in notes
+               if isinstance(note, dict) and note.get("question_id") is not None}
     found = []
     for number, row in enumerate(rows):
         row = row if isinstance(row, dict) else {}
-        own = row.get("question_id", f"row {number}")
-        found.append(_make("sqa3d", own, row.get("scene_id"), row.get("question"), answers.get(own),
+        own = _id(row.get("question_id"), number)
+        found.append(_make("sqa3d", own, row.get("scene_id"), row.get("question"), answers.get(own, ()),
                            row.get("situation"), split))
     return found
 
 
+def _answers(row: dict) -> tuple[str, ...]:
+    return _texts(row.get("answers")) or _texts(row.get("answer"))
+
+
 def _scanqa(row: object, split: str | None, number: int) -> Question:
     row = row if isinstance(row, dict) else {}
-    return _make("scanqa", row.get("question_id", f"row {number}"), row.get("scene_id"), row.get("question"),
-                 row.get("answers"), split=split)
+    return _make("scanqa", _id(row.get("question_id"), number), row.get("scene_id"), row.get("question"),
+                 _answers(row), row.get("situation"), split)
 
 
 def _video3dllm(row: object, path: Path, split: str | None, number: int) -> Question:
     row = row if isinstance(row, dict) else {}
-    turns = [turn for turn in row.get("conversations") or [] if isinstance(turn, dict)]
+    turns = row.get("conversations")
+    turns = [turn for turn in turns if isinstance(turn, dict)] if isinstance(turns, list) else []
     asked = next((turn.get("value") for turn in turns if turn.get("from") == "human"), None)
     said = next((turn.get("value") for turn in turns if turn.get("from") == "gpt"), None)
     notes = row.get("metadata") if isinstance(row.get("metadata"), dict) else {}
     problem = ""
     if any("<ground>" in str(turn.get("value")) or "<coord>" in str(turn.get("value")) for turn in turns):
         problem = "asks for or gives a box, which no text answer holds"
-    answers = row.get("answers") or notes.get("answers") or [said]
-    return _make(str(notes.get("dataset", path.stem.split("_")[0])), row.get("id", f"row {number}"),
-                 row.get("video") or row.get("scene_id"), asked, answers, split=split, problem=problem)
+    return _make(str(notes.get("dataset", path.stem.split("_")[0])), _id(row.get("id"), number),
+                 row.get("video") or row.get("scene_id"), asked, _answers(row) or _answers(notes) or _texts(said),
+                 split=split, problem=problem)

@@ -1,7 +1,8 @@
 """Scores of answers about scenes, beside the majority answer of the training split. Pure: rows in, figures out.
 
 Rules, the same for the model and the baseline:
-- Answers are cleaned first: lower case, digits up to twenty to words, no articles, no punctuation, single spaces.
+- Answers are cleaned first: one form of each character (NFKC), lower case, digits up to twenty to words, no articles,
+  no punctuation, single spaces.
 - EM: the cleaned answer equals one of the true answers. EM-R: it equals one, or one contains the other with spaces
   left out, as published for SQA3D. An empty answer is wrong in both.
 - CIDEr is CIDEr-D over the cleaned words (see cider.py), the mean over the rows.
@@ -11,6 +12,7 @@ Rules, the same for the model and the baseline:
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from statistics import fmean
@@ -26,7 +28,8 @@ _WORDS = ("zero one two three four five six seven eight nine ten eleven twelve t
 
 def clean(answer: str) -> str:
     """An answer as it is compared: "The 2 Chairs." -> "two chairs"."""
-    text = re.sub(r"[^\w\s]|_", " ", answer.lower().replace("'", ""))
+    lowered = unicodedata.normalize("NFKC", answer).lower()
+    text = re.sub(r"[^\w\s]|_", " ", re.sub("['’‘]", "", lowered))
     words = [_WORDS[int(word)] if word.isascii() and word.isdigit() and int(word) < len(_WORDS) else word
              for word in text.split()]
     return " ".join(word for word in words if word not in ("a", "an", "the"))
@@ -45,7 +48,7 @@ def matches(prediction: str, answers: Sequence[str]) -> tuple[bool, bool]:
 
 def right(row: dict) -> bool:
     """Whether the answer of a prediction row counts as exactly right."""
-    return matches(row["prediction"] or "", _answers(row))[0]
+    return matches(row["prediction"] or "", answers_of(row))[0]
 
 
 def score(predictions: Sequence[dict], train: Sequence[dict] = ()) -> dict:
@@ -91,17 +94,26 @@ def _bare(question: str) -> str:
     return re.sub(r"<(?:image|video)>", "", question).strip().split("\n")[-1]
 
 
-def _answers(row: dict) -> list[str]:
-    answers = row.get("answers") or [row.get("answer")]
-    if not any(answers):
+def answers_of(row: dict) -> list[str]:
+    """The true answers of a prediction row. Raises UserError where it has none."""
+    given = row.get("answers")
+    given = given if isinstance(given, list | tuple) else [given]
+    answers = [answer for answer in given if isinstance(answer, str) and answer] or list(
+        filter(None, [row.get("answer")]))
+    if not answers:
         raise UserError(f"row {row.get('id')!r} has no true answer to score against; prepare the data again")
-    return [answer for answer in answers if answer]
+    return answers
+
+
+def type_of(row: dict) -> str:
+    """The question type of a prediction row, from its question's words where the row does not name it."""
+    kind = row.get("question_type")
+    return kind if isinstance(kind, str) and kind else question_type(_bare(row.get("question", "")))
 
 
 def _typed(row: dict) -> tuple[str, str, list[str]]:
     """(question type, prediction, true answers)."""
-    return (row.get("question_type") or question_type(_bare(row.get("question", ""))), row["prediction"] or "",
-            _answers(row))
+    return type_of(row), row["prediction"] or "", answers_of(row)
 
 
 def _figures(rows: Sequence[tuple[str, str, list[str]]]) -> dict:

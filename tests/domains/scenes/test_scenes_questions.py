@@ -52,6 +52,58 @@ def test_video_3d_llm_rows_lose_placeholder_and_instruction(tmp_path):
     assert "box" in second.problem
 
 
+SCANQA = {"scene_id": "scene0000_00", "question_id": "a-1", "question": "What colour?", "answers": ["brown"]}
+
+
+@pytest.mark.parametrize("given, answers", [
+    ("chair", ("chair",)), (2, ("2",)), ([2.0, 0.5], ("2", "0.5")), (["a", "b "], ("a", "b")),
+    ({"answer": "a"}, ("a",)), ([{"answer": "a"}, {"answer": "b"}], ("a", "b")), (None, ()), ([True, [], {}], ()),
+    (float("inf"), ()),
+])
+def test_answers_in_every_form_files_give_them(tmp_path, given, answers):
+    questions = tmp_path / "v1_balanced_questions_val_scannetv2.json"
+    write(questions, {"questions": [{**SQA, "question_id": 1}, {**SQA, "question_id": [2]}, {**SQA, "question_id": 3}]})
+    write(tmp_path / "v1_balanced_sqa_annotations_val_scannetv2.json", {"annotations": [
+        {"question_id": "1", "answers": given}, {"question_id": [2], "answer": given}, {"question_id": 3.0,
+                                                                                       "answers": given}]})
+    assert [row.answers for row in read_questions(questions)] == [answers] * 3
+    path = write(tmp_path / "ScanQA_Train.json", [SCANQA | {"answers": given}, None])
+    assert read_questions(path)[0].answers == answers and read_questions(path)[0].split == "train"
+    row = {"video": "scannet/x", "conversations": [{"value": "What?", "from": "human"}, {"value": "z", "from": "gpt"}]}
+    path = write(tmp_path / "x_val.json", [row | {"metadata": {"answers": given}}, row | {"conversations": 5}])
+    first, second = read_questions(path)
+    assert first.answers == (answers or ("z",)) and second.problem == "no question text"
+
+
+@pytest.mark.parametrize("given, situation, problem", [
+    ({"text": "I sit."}, "I sit.", ""), (["I sit.", {"text": "A door."}], "I sit. A door.", ""), (None, "", ""),
+    ("", "", ""), ([], "", ""), ({"x": 1}, "", "its situation is no text"), (["a", None, [1]], "a",
+                                                                             "its situation is no text"),
+    ("I sit <image> here.", "I sit  here.", ""), ("half \ud83d", "half \ud83d", "text holds half a character"),
+])
+def test_a_situation_is_kept_or_the_question_listed(tmp_path, given, situation, problem):
+    row, = read_questions(write(tmp_path / "ScanQA_val.json", [SCANQA | {"situation": given}]))
+    assert (row.situation, row.problem) == (situation, problem)
+
+
+@pytest.mark.parametrize("change, problem", [
+    ({"question": "What \ud83d?"}, "text holds half a character"),
+    ({"answers": ["\ud83d"]}, "text holds half a character"),
+    ({"scene_id": "a\ud83d"}, "text holds half a character"), ({"question_id": "\ud83d"}, ""),
+    ({"answers": ["a", "the <video>"]}, "its answer holds <image> or <video>, which stand for media"),
+])
+def test_text_that_no_record_can_hold_is_a_listed_problem(tmp_path, change, problem):
+    row, = read_questions(write(tmp_path / "ScanQA_val.json", [SCANQA | change]))
+    assert row.problem == problem
+    f"{row.id} {row.scene}".encode()  # metadata.json lists both
+
+
+def test_a_folder_named_like_a_question_file_is_none(tmp_path):
+    (tmp_path / "old.json").mkdir()
+    path = write(tmp_path / "ScanQA_val.json", [SCANQA])
+    assert find_files([tmp_path]) == [path]
+
+
 @pytest.mark.parametrize("value", [{}, [], [1], {"data": []}, [{"question": "q"}]])
 def test_other_layouts_are_refused_in_a_sentence(tmp_path, value):
     with pytest.raises(UserError, match="in none of the known layouts"):
@@ -83,6 +135,9 @@ def test_broken_json_and_missing_files(tmp_path):
     ("Is the door open?", "yes-no", "what"),
     ("What is on the desk?", "object", "what"),
     ("Name the room.", "other", "what"),
+    ("I am sitting with a door on my left. Is it red?", "yes-no", "what"),
+    ("I am facing the window 1.5 m away. How many chairs are there?", "count", "what"),
+    ("I am at the table. Is the bed 1.5 m away?", "yes-no", "what"),
 ])
 def test_types_by_the_words_of_a_question(text, kind, task):
     assert question_type(text) == kind and task_of(kind) == task

@@ -16,6 +16,7 @@ def row(kind, prediction, *answers, **more):
 @pytest.mark.parametrize("answer, cleaned", [
     ("The 2 Chairs.", "two chairs"), ("an  apple, a pear", "apple pear"), ("20", "twenty"), ("21", "21"),
     ("It's red!", "its red"), ("left-hand side", "left hand side"), ("", ""), ("A", ""), ("theatre", "theatre"),
+    ("the chair’s leg", "chairs leg"), ("cafe\u0301", "café"), ("１ ﬂoor", "one floor"),
 ])
 def test_cleaning(answer, cleaned):
     assert clean(answer) == cleaned
