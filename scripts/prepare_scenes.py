@@ -24,6 +24,8 @@ def parse() -> argparse.Namespace:
                         "are then seen once for all of them (default: 1; 5 for the sample)")
     parser.add_argument("--split", choices=("infos", "questions"), default="infos",
                         help="by the infos file of a scene, or by the name of the question file")
+    parser.add_argument("--depth-scale", type=float, help="stored depth units per metre, e.g. 5000 for TUM, 6553.5 for "
+                        "Replica (default: 1000; 4000 for Matterport3D)")
     parser.add_argument("--output", type=Path, help="folder (default: data/prepared/scenes of this project)")
     return parser.parse_args()
 
@@ -34,7 +36,7 @@ def main() -> None:
 
     output = options.output or OUTPUT
     report(prepare(Settings(options.data, tuple(options.infos), tuple(options.questions), output, options.num_frames,
-                            options.turns, options.split)), output)
+                            options.turns, options.split, depth_scale=options.depth_scale)), output)
 
 
 def report(metadata: dict, output: Path) -> None:
@@ -42,6 +44,8 @@ def report(metadata: dict, output: Path) -> None:
     print("scenes: " + ", ".join(f"{number} {split}" for split, number in counts["scenes"].items())
           + f"; {counts['frames']} frames, at most {metadata['parameters']['num_frames']} a scene"
           + f"; {counts['scenes_without_questions']} scenes of the infos files have no question")
+    print("depth: " + ", ".join(f"{scale} units a metre in {number} frames"
+                                for scale, number in counts["frames_by_depth_scale"].items()))
     types = list(dict.fromkeys(name for split in counts["by_type"].values() for name in split))
     print(f"{'questions':<20}" + "".join(f"{split:>8}" for split in counts["questions"]))
     for name in sorted(types):

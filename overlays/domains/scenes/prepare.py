@@ -11,23 +11,29 @@ lists them, because the frames cost far more than a question does. Validation an
 scene_metadata.npz has one row per kept frame in each array: scene, image, depth (paths from the media root), pose
 (4, 4) camera-to-world in metres with OpenCV axes, axis_align (4, 4) world to axis-aligned frame, depth_intrinsic and
 color_intrinsic (3, 3) at depth_size and color_size (height, width), depth_scale (stored units per metre). Depth 0 and
-65535 are invalid. Both cameras of a frame share its pose.
+65535 are invalid. Both cameras of a frame share its pose. Depth without intrinsics of its own is a picture of the
+colour camera, at its size or at another one of the same proportions.
 """
 
 from __future__ import annotations
 
+import errno
 import json
+import math
 import os
 import random
 import shutil
 from collections import Counter
+from collections.abc import Container
 from dataclasses import dataclass, replace
+from itertools import chain, count
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from overlays.data.geometry import depth_problem, is_turned
 from overlays.domains.scenes.infos import Frame, Scene, read_infos
 from overlays.domains.scenes.question_files import SPLITS, Question, find_files, question_type, read_questions, task_of
 from overlays.errors import UserError
@@ -39,6 +45,7 @@ OUTPUT = ROOT / "data" / "prepared" / "scenes"
 METADATA = "scene_metadata.npz"
 INSTRUCTION = "Answer with a word or a phrase."
 NUM_FRAMES = 32
+NO_LINK = (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP, errno.EACCES, errno.ENOSYS)
 
 
 @dataclass(frozen=True)
@@ -55,6 +62,8 @@ class Settings:
         split: "infos" (the infos file that a scene is in) or "questions" (the split in a question file's name, as
             the published figures need it; a scene in two splits is refused).
         seed: of the order in which questions share records.
+        depth_scale: stored depth units per metre; None takes 4000 for Matterport3D and 1000 for all else. A scene's
+            own "depth_scale" in its infos file goes first.
     """
 
     data: Path | None = None
@@ -65,6 +74,7 @@ class Settings:
     turns: int | None = None
     split: str = "infos"
     seed: int = 0
+    depth_scale: float | None = None
 
 
 def prepare(settings: Settings) -> dict:
@@ -86,7 +96,9 @@ def prepare(settings: Settings) -> dict:
     wanted = [scene for scene in scenes.values() if asked[scene.name] and not scene.problem]
     with whole_folder(settings.output) as folder:
         rows, chosen = _write_frames(folder, wanted, settings.num_frames)
+        lost = _unusable(scenes, questions)
         kept, more = _split(questions, {name: scene for name, scene in scenes.items() if name in chosen}, settings)
+        _check_splits(kept, settings, lost, more)
         records = {split: [_record([item], chosen[item[1].scene], rows["image"]) for item in found]
                    for split, found in kept.items()}
         if settings.turns > 1:
@@ -98,11 +110,11 @@ def prepare(settings: Settings) -> dict:
         metadata = {
             "domain": "scenes", "source": source, "parameters": {
                 "num_frames": settings.num_frames, "turns": settings.turns, "split": settings.split,
-                "seed": settings.seed, "instruction": INSTRUCTION},
+                "seed": settings.seed, "depth_scale": settings.depth_scale, "instruction": INSTRUCTION},
             "files": files, "counts": _counts(kept, records, scenes, rows, questions),
             "dropped": {"frames": [{"scene": scene.name, "frame": frame, "reason": reason}
                                    for scene in scenes.values() for frame, reason in scene.dropped],
-                        "scenes": _unusable(scenes, questions) + repeated, "questions": more},
+                        "scenes": lost + repeated, "questions": more},
         }
         write_json(folder / "metadata.json", metadata)
     return metadata
@@ -116,6 +128,8 @@ def _settle(settings: Settings) -> tuple[Settings, str]:
         raise UserError(f"--num-frames must be at least 1, not {settings.num_frames}")
     if settings.turns is not None and settings.turns < 1:
         raise UserError(f"--turns must be at least 1, not {settings.turns}")
+    if settings.depth_scale is not None and not 0 < settings.depth_scale < math.inf:
+        raise UserError(f"--depth-scale must be a number above 0, not {settings.depth_scale}")
     data, frames, turns, source = settings.data, settings.num_frames, settings.turns, "user"
     if data is None:
         from overlays.domains.scenes import sample
@@ -147,10 +161,10 @@ def _read_scenes(settings: Settings, asked: Counter) -> tuple[dict[str, Scene], 
     found: dict[str, Scene] = {}
     repeated = []
     for path in settings.infos:
-        split = next((name for name in SPLITS if f"_{name}" in path.stem or path.stem == name), None)
+        split = next((name for name in SPLITS if f"_{name}" in f"_{path.stem.lower()}"), None)
         if split is None:
             raise UserError(f"the name of the infos file {path} says neither train, val nor test")
-        for scene in read_infos(path, split, settings.data, asked):
+        for scene in read_infos(path, split, settings.data, asked, settings.depth_scale):
             if scene.name in found:
                 repeated.append({"scene": scene.name, "reason": f"named again in {path.name}", "questions": 0})
             else:
@@ -178,21 +192,23 @@ def _unusable(scenes: dict[str, Scene], questions: list[Question]) -> list[dict]
 
 # ---------------------------------------------------------------- frames
 
-def _write_frames(folder: Path, scenes: list[Scene], count: int) -> tuple[dict[str, np.ndarray], dict[str, list[int]]]:
+def _write_frames(folder: Path, scenes: list[Scene], number: int) -> tuple[dict[str, np.ndarray], dict[str, list[int]]]:
     """Link the chosen frames; (arrays of scene_metadata.npz, rows of each scene)."""
     rows: dict[str, list] = {name: [] for name in (
         "scene", "image", "depth", "pose", "axis_align", "depth_intrinsic", "color_intrinsic", "depth_size",
         "color_size", "depth_scale")}
     chosen: dict[str, list[int]] = {}
     for scene in tqdm(scenes, desc="choosing frames", unit="scene", disable=None):
-        for frame, color_size, depth_size in choose_frames(scene, count):
-            place = Path("posed_images") / scene.name
-            names = {"image": place / frame.image.name, "depth": place / frame.depth.name}
-            _link(frame.image, folder / names["image"])
-            _link(frame.depth, folder / names["depth"])
+        place, names = Path("posed_images") / scene.name, {}
+        for frame, color_size, depth_size in choose_frames(scene, number):
+            for source in (frame.image, frame.depth):
+                if source not in names:
+                    names[source] = _free_name(source, names.values())
+                    _link(source, folder / place / names[source])
             chosen.setdefault(scene.name, []).append(len(rows["scene"]))
-            values = {"scene": scene.name, "image": names["image"].as_posix(), "depth": names["depth"].as_posix(),
-                      "pose": frame.pose, "axis_align": scene.axis_align, "depth_intrinsic": frame.depth_intrinsic,
+            values = {"scene": scene.name, "image": (place / names[frame.image]).as_posix(),
+                      "depth": (place / names[frame.depth]).as_posix(), "pose": frame.pose,
+                      "axis_align": scene.axis_align, "depth_intrinsic": frame.depth_intrinsic,
                       "color_intrinsic": frame.color_intrinsic, "depth_size": depth_size, "color_size": color_size,
                       "depth_scale": scene.depth_scale}
             for name, value in values.items():
@@ -216,21 +232,41 @@ def choose_frames(scene: Scene, count: int) -> list[tuple[Frame, tuple[int, int]
             if frame.image not in opened:
                 color, depth, problem = _sizes(frame)
                 opened[frame.image] = color, depth, problem or _misfit(frame, color, depth)
-        # The scene's own sizes are those of most frames that fit their intrinsics.
-        sizes = Counter(found[:2] for found in opened.values() if not found[2]).most_common(1)
+        # The sizes of a camera are those of most of its frames that fit its intrinsics.
+        sizes: dict[bytes, Counter] = {}
+        for frame in scene.frames:
+            if frame.image in opened and not opened[frame.image][2]:
+                sizes.setdefault(_camera(frame), Counter())[opened[frame.image][:2]] += 1
         bad = {}
         for frame in picked:
             color, depth, problem = opened[frame.image]
-            if not problem and (color, depth) != sizes[0][0]:
+            if not problem and (color, depth) != sizes[_camera(frame)].most_common(1)[0][0]:
                 problem = "sizes of its pictures are not those of the scene's other frames"
             if problem:
                 bad[frame.image] = problem
         if not bad:
-            return [(frame, *opened[frame.image][:2]) for frame in picked]
+            return [(_with_depth_camera(frame, *opened[frame.image][:2]), *opened[frame.image][:2])
+                    for frame in picked]
         scene.dropped += [(image.name, reason) for image, reason in bad.items()]
         scene.frames = [frame for frame in scene.frames if frame.image not in bad]
     scene.problem = f"none of its frames can be used ({scene.dropped[-1][1]})"
     return []
+
+
+def _camera(frame: Frame) -> bytes:
+    return frame.color_intrinsic.tobytes() + frame.depth_intrinsic.tobytes()
+
+
+def _with_depth_camera(frame: Frame, color: tuple[int, int], depth: tuple[int, int]) -> Frame:
+    """The frame with intrinsics at the size of its depth picture where that has none of its own."""
+    if not frame.depth_like_color or color == depth:
+        return frame
+    matrix = frame.depth_intrinsic.copy()
+    for axis in (0, 1):
+        ratio = depth[1 - axis] / color[1 - axis]
+        matrix[axis, axis] *= ratio
+        matrix[axis, 2] = (matrix[axis, 2] + 0.5) * ratio - 0.5  # pixel centres are at whole numbers
+    return replace(frame, depth_intrinsic=matrix)
 
 
 def _sizes(frame: Frame) -> tuple[tuple[int, int], tuple[int, int], str]:
@@ -239,18 +275,27 @@ def _sizes(frame: Frame) -> tuple[tuple[int, int], tuple[int, int], str]:
     for path, what in ((frame.image, "colour"), (frame.depth, "depth")):
         try:
             with Image.open(path) as picture:
-                if what == "depth" and not picture.mode.startswith("I"):
-                    return (0, 0), (0, 0), f"depth picture is no 16-bit PNG (mode {picture.mode})"
+                problem = depth_problem(picture) if what == "depth" else _color_problem(picture)
+                if problem:
+                    return (0, 0), (0, 0), f"{what} picture {problem}"
                 found.append((picture.height, picture.width))
-        except (OSError, Image.DecompressionBombError, SyntaxError, ValueError):
+        except Exception:  # decoders raise what they like on bad bytes: OSError, SyntaxError, struct.error, ...
             return (0, 0), (0, 0), f"{what} picture cannot be read"
     return found[0], found[1], ""
 
 
+def _color_problem(picture: Image.Image) -> str:
+    if picture.mode.startswith(("I", "F")):
+        return f"has more than 8 bits a channel (mode {picture.mode})"
+    return "is turned by its EXIF orientation, unlike depth and intrinsics" if is_turned(picture) else ""
+
+
 def _misfit(frame: Frame, color: tuple[int, int], depth: tuple[int, int]) -> str:
     """Why the intrinsics cannot be those of the pictures, "" where they can."""
-    if frame.depth_like_color and depth != color:
+    # Of the same proportions: less than a pixel off, as rounding leaves it. ScanNet's two cameras are two pixels apart.
+    if frame.depth_like_color and abs(depth[0] - depth[1] * color[0] / color[1]) >= 1:
         return f"no depth intrinsics, and depth is {depth[1]} x {depth[0]}, colour {color[1]} x {color[0]}"
+    frame = _with_depth_camera(frame, color, depth)
     for what, matrix, size in (("colour", frame.color_intrinsic, color), ("depth", frame.depth_intrinsic, depth)):
         # A principal point far from the middle means intrinsics of another resolution.
         if not all(0.3 < matrix[i, 2] / size[1 - i] < 0.7 for i in (0, 1)):
@@ -259,12 +304,23 @@ def _misfit(frame: Frame, color: tuple[int, int], depth: tuple[int, int]) -> str
     return ""
 
 
+def _free_name(source: Path, taken: Container[str]) -> str:
+    """A file's own name, with those of folders above it where the scene has another file of that name."""
+    names = chain(("_".join(source.parts[-parts:]) for parts in (1, 2, 3)),
+                  (f"{number}_{source.name}" for number in count(2)))
+    return next(name for name in names if name not in taken)
+
+
 def _link(source: Path, target: Path) -> None:
+    """A hard link, or a copy where the file system has none; `target` must be new, or it would be written through."""
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
         os.link(source.resolve(), target)
-    except OSError:
-        shutil.copyfile(source, target)
+    except OSError as error:
+        if error.errno not in NO_LINK:
+            raise
+        with source.open("rb") as read, target.open("xb") as write:
+            shutil.copyfileobj(read, write)
 
 
 # ---------------------------------------------------------------- records
@@ -272,22 +328,30 @@ def _link(source: Path, target: Path) -> None:
 def _split(questions: list[Question], scenes: dict[str, Scene], settings: Settings) -> tuple[dict, list[dict]]:
     """((id, question) pairs by split, questions left out for a reason of their own)."""
     kept: dict[str, list[tuple[str, Question]]] = {split: [] for split in SPLITS}
-    dropped, seen, ids = [], set(), Counter()
+    dropped, ids = [], Counter()
+    seen: dict[tuple, tuple[str, int]] = {}  # where in `kept` a question is
     for question in questions:
         own = f"{question.dataset}-{question.id}"
         asked = (question.dataset, question.scene, question.situation, question.text)
         scene = scenes.get(question.scene)
-        problem = question.problem or ("asked before" if asked in seen else "")
         split = question.split if settings.split == "questions" else scene and scene.split
+        problem = question.problem
+        if not problem and asked in seen:
+            problem = "asked before"
+            before, place = seen[asked]
+            name, first = kept[before][place]
+            more = tuple(answer for answer in question.answers if answer not in first.answers)
+            if more and before == split:
+                problem = "asked before; its answers are added there"
+                kept[before][place] = name, replace(first, answers=first.answers + more)
         if not problem and scene and split is None:
             problem = "its file's name says neither train, val nor test"
         if problem:
             dropped.append({"id": own, "scene": question.scene, "reason": problem})
         elif scene:
-            seen.add(asked)
+            seen[asked] = split, len(kept[split])
             ids[own] += 1  # files may number their questions alike
             kept[split].append((own + (f"-{ids[own]}" if ids[own] > 1 else ""), question))
-    _check_splits(kept, settings)
     return kept, dropped
 
 
@@ -318,10 +382,14 @@ def _record(items: list[tuple[str, Question]], rows: list[int], images: np.ndarr
             "scene": {"metadata": METADATA, "frames": rows}}
 
 
-def _check_splits(kept: dict[str, list], settings: Settings) -> None:
+def _check_splits(kept: dict[str, list], settings: Settings, lost: list[dict], dropped: list[dict]) -> None:
     if not any(kept.values()):
-        raise UserError("no question is about a scene with metadata and usable frames; see that --data, --infos and "
-                        "--questions belong to the same scans")
+        scenes = [row for row in lost if row["questions"]]
+        rows, what = (scenes, "scenes") if scenes else (dropped, "questions")
+        reasons = Counter(row["reason"] for row in rows).most_common(1)
+        often = "".join(f" ({number} of {len(rows)} {what}: {reason})" for reason, number in reasons)
+        raise UserError(f"no question is about a scene with metadata and usable frames{often}; see that --data, "
+                        "--infos and --questions belong to the same scans")
     if not kept["train"]:
         raise UserError("no question falls into the training split; "
                         + ("try --split questions" if settings.split == "infos" else "try --split infos"))
@@ -336,12 +404,15 @@ def _check_splits(kept: dict[str, list], settings: Settings) -> None:
 def _counts(kept: dict, records: dict, scenes: dict[str, Scene], rows: dict, questions: list[Question]) -> dict:
     types = {split: Counter(map(question_type, (question.text for _, question in items)))
              for split, items in kept.items()}
+    scales = Counter(rows["depth_scale"].tolist())
     return {
         "scenes": {split: len({question.scene for _, question in items}) for split, items in kept.items()},
         "questions": {split: len(items) for split, items in kept.items()},
         "records": {split: len(found) for split, found in records.items()},
         "by_type": {split: {f"{task_of(kind)}: {kind}": number for kind, number in sorted(counts.items())}
                     for split, counts in types.items()},
-        "frames": len(rows["scene"]), "questions_read": len(questions), "scenes_in_infos": len(scenes),
+        "frames": len(rows["scene"]),
+        "frames_by_depth_scale": {f"{scale:g}": number for scale, number in sorted(scales.items())},
+        "questions_read": len(questions), "scenes_in_infos": len(scenes),
         "scenes_without_questions": len(scenes) - len({question.scene for question in questions} & set(scenes)),
     }

@@ -1,5 +1,6 @@
 """From raw scenes to records: frames by linspace, one metadata file, splits by scene, everything left out listed."""
 
+import errno
 import json
 import pickle
 import shutil
@@ -112,7 +113,7 @@ def test_frames_whose_pictures_are_of_no_use_are_left_out_and_the_choice_made_an
 
 
 @pytest.mark.parametrize("mode, size, reason", [
-    ("L", (DEPTH.width, DEPTH.height), "depth picture is no 16-bit PNG (mode L)"),
+    ("L", (DEPTH.width, DEPTH.height), "depth picture is no 16-bit PNG or PGM (PNG, mode L)"),
     ("I;16", (DEPTH.width + 2, DEPTH.height), "sizes of its pictures are not those of the scene's other frames"),
 ])
 def test_depth_of_another_kind_or_size_is_listed(copy, mode, size, reason):
@@ -120,6 +121,116 @@ def test_depth_of_another_kind_or_size_is_listed(copy, mode, size, reason):
     scene = infos.read_infos(copy / "embodiedscan_infos_train.pkl", "train", copy)[0]
     assert len(choose_frames(scene, 32)) == FRAMES - 1
     assert scene.dropped == [("00001.jpg", reason)]
+
+
+def first_scene(folder):
+    return infos.read_infos(folder / "embodiedscan_infos_train.pkl", "train", folder)[0]
+
+
+def test_a_colour_picture_that_is_turned_when_shown_or_deeper_than_8_bits_is_listed(copy):
+    place = copy / "posed_images" / "scene0000_00"
+    with Image.open(place / "00001.jpg") as picture:
+        exif = Image.Exif()
+        exif[0x0112] = 6
+        picture.save(place / "00001.jpg", exif=exif)
+    Image.new("I;16", (COLOUR.width, COLOUR.height)).save(place / "00002.jpg", format="PNG")
+    scene = first_scene(copy)
+    assert len(choose_frames(scene, 32)) == FRAMES - 2
+    assert dict(scene.dropped) == {
+        "00001.jpg": "colour picture is turned by its EXIF orientation, unlike depth and intrinsics",
+        "00002.jpg": "colour picture has more than 8 bits a channel (mode I;16)"}
+
+
+def test_depth_of_the_colour_camera_at_another_size_gets_its_intrinsics_scaled(copy):
+    scene, half = first_scene(copy), (COLOUR.height // 2, COLOUR.width // 2)
+    scene.frames = [replace(frame, depth_intrinsic=frame.color_intrinsic, depth_like_color=True)
+                    for frame in scene.frames]
+    for frame in scene.frames:
+        Image.new("I;16", half[::-1]).save(frame.depth)
+    (frame, color, depth), *_ = choose_frames(scene, 1)
+    assert (color, depth) == ((COLOUR.height, COLOUR.width), half)
+    fx, fy = COLOUR.fx / 2, COLOUR.fy / 2
+    # The edges of both pictures (half a pixel before the first centre) are the same rays.
+    cx, cy = (COLOUR.cx + 0.5) / 2 - 0.5, (COLOUR.cy + 0.5) / 2 - 0.5
+    np.testing.assert_allclose(frame.depth_intrinsic, [[fx, 0, cx], [0, fy, cy], [0, 0, 1]])
+    Image.new("I;16", (half[1], half[0] + 2)).save(frame.depth)  # other proportions: another camera
+    assert not any(other.image == frame.image for other, *_ in choose_frames(scene, 32))
+    assert dict(scene.dropped)[frame.image.name].startswith("no depth intrinsics, and depth is")
+
+
+def test_two_cameras_of_a_scene_may_have_different_sizes(copy):
+    scene = first_scene(copy)
+    other = scene.frames[1]
+    Image.new("RGB", (2 * COLOUR.width, 2 * COLOUR.height)).save(other.image)
+    scene.frames[1] = replace(other, color_intrinsic=other.color_intrinsic * 2)
+    sizes = [color for _, color, _ in choose_frames(scene, 32)]
+    assert not scene.dropped and sizes[1] == (2 * COLOUR.height, 2 * COLOUR.width) and len(set(sizes)) == 2
+
+
+def rename(copy, change):
+    """Move the pictures of scene0000_00: change(number, key, path) gives the new path."""
+    def edit(entries):
+        for number, image in enumerate(entries[0]["images"]):
+            for key in ("img_path", "depth_path"):
+                old = copy / image[key].removeprefix("scannet/")
+                new = change(number, key, old)
+                new.parent.mkdir(exist_ok=True)
+                old.rename(new)
+                image[key] = f"scannet/{new.relative_to(copy).as_posix()}"
+        entries[0]["images"].append(entries[0]["images"][0])
+
+    change_infos(copy, "train", edit)
+
+
+@pytest.mark.parametrize("links", [True, False])
+@pytest.mark.parametrize("change, names", [
+    (lambda number, key, path: path.parent / key[:5] / f"{number}.png", {"0.png", "depth_0.png"}),
+    (lambda number, key, path: path.parent / f"cam{number}" / f"0{path.suffix}", {"0.jpg", "cam1_0.png"}),
+])
+def test_pictures_of_one_name_are_kept_apart_and_the_originals_stay_as_they_were(copy, tmp_path, monkeypatch, links,
+                                                                                 change, names):
+    def no_link(*_):
+        raise OSError(errno.EXDEV, "other device")
+
+    if not links:
+        monkeypatch.setattr("os.link", no_link)
+    rename(copy, change)
+    before = {path: path.read_bytes() for path in copy.rglob("*") if path.is_file()}
+    metadata = prepare(Settings(copy, output=tmp_path / "out"))
+    assert {path: path.read_bytes() for path in before} == before
+    assert {"scene": "scene0000_00", "frame": "0.png" if "0.png" in names else "0.jpg",
+            "reason": "named before in its entry"} in metadata["dropped"]["frames"]
+    with np.load(tmp_path / "out" / METADATA) as file:
+        rows = np.flatnonzero(file["scene"] == "scene0000_00")
+        images, depths = file["image"][rows].tolist(), file["depth"][rows].tolist()
+    assert len({*images, *depths}) == 2 * FRAMES and names <= {name.split("/")[-1] for name in images + depths}
+    sources = {path.read_bytes() for path in (copy / "posed_images/scene0000_00").rglob("*.*g")}
+    assert {(tmp_path / "out" / name).read_bytes() for name in images + depths} == sources
+
+
+def test_a_folder_that_takes_no_file_is_no_reason_to_copy(copy, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "no space left")
+
+    monkeypatch.setattr("os.link", full)
+    with pytest.raises(OSError, match="no space left"):
+        prepare(Settings(copy, output=tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_depth_units_that_are_given_are_used_and_told(raw, tmp_path):
+    metadata = prepare(Settings(raw, output=tmp_path / "out", num_frames=1, depth_scale=5000))
+    assert metadata["parameters"]["depth_scale"] == 5000
+    assert metadata["counts"]["frames_by_depth_scale"] == {"5000": metadata["counts"]["frames"]}
+    with np.load(tmp_path / "out" / METADATA) as file:
+        assert (file["depth_scale"] == 5000).all()
+
+
+def test_where_nothing_is_left_the_usual_reason_is_named(copy, tmp_path):
+    for path in (copy / "posed_images").rglob("*.png"):
+        path.unlink()
+    with pytest.raises(UserError, match=r"of 16 scenes: none of its 4 frames can be used \(depth picture is missing"):
+        prepare(Settings(copy, output=tmp_path / "out"))
 
 
 def test_intrinsics_of_another_resolution_are_noticed(copy):
@@ -157,11 +268,16 @@ def test_a_scene_whose_pictures_turn_out_useless_is_listed_too(copy, tmp_path):
 def test_a_question_asked_twice_is_taken_once_and_like_ids_are_told_apart(copy, tmp_path):
     path = copy / "questions" / "scanqa" / "ScanQA_v1.0_train.json"
     rows = json.loads(path.read_text())
-    path.write_text(json.dumps([*rows, rows[0], {**rows[0], "question": "What is new?"}]))
+    other = rows[0]["answers"] + ["something else"]
+    path.write_text(json.dumps([*rows, rows[0], {**rows[0], "question": "What is new?"},
+                                {**rows[0], "answers": other[::-1]}]))
     metadata = prepare(Settings(copy, output=tmp_path / "out"))
     own = f"scanqa-{rows[0]['question_id']}"
     assert metadata["dropped"]["questions"] == [
-        {"id": own, "scene": rows[0]["scene_id"], "reason": "asked before"}]
+        {"id": own, "scene": rows[0]["scene_id"], "reason": reason}
+        for reason in ("asked before", "asked before; its answers are added there")]
+    found = {record["id"]: record for record in read(tmp_path / "out", "train")}
+    assert found[own]["answers"] == other and found[own]["conversations"][1]["value"] == other[0]
     ids = [record["id"] for record in read(tmp_path / "out", "train")]
     assert len(ids) == len(set(ids)) and {own, f"{own}-2"} <= set(ids)
 
@@ -181,6 +297,8 @@ def test_splits_by_question_file_refuse_a_scene_on_two_sides(copy, tmp_path):
     (Settings(split="x"), "--split is infos or questions"),
     (Settings(num_frames=0), "--num-frames must be at least 1"),
     (Settings(turns=0), "--turns must be at least 1"),
+    (Settings(depth_scale=0), "--depth-scale must be a number above 0"),
+    (Settings(depth_scale=float("nan")), "--depth-scale must be a number above 0"),
 ])
 def test_settings_that_make_no_sense(settings, message):
     with pytest.raises(UserError, match=message):
