@@ -9,12 +9,14 @@ from pathlib import Path
 import _bootstrap  # noqa: F401  (re-runs in .venv, puts the repository on the path)
 
 from overlays import errors, report, runs
-from overlays.domains.scenes.score import right, score
+from overlays.domains.scenes.question_files import task_of
+from overlays.domains.scenes.score import HEADLINES, answers_of, right, score, type_of
 from overlays.errors import UserError
 from overlays.files import sha256, write_json
 
 OUTPUTS = runs.ROOT / "outputs"
 SHOWN = 10  # questions in the report
+COLUMNS = ("method", "steps", "n", "n_where", "n_what", *HEADLINES, "by_type", "baseline")  # of the table
 MAX_DEPTH_M = 10.0  # of the report's top views where the model takes no coordinates
 FIGURES = (("em", "exact match", "all {n} questions"), ("em_r", "relaxed match", "all {n} questions"),
            ("where_em", "exact match, where", "{n_where} questions about places"),
@@ -49,6 +51,8 @@ def main() -> None:
 
 def evaluate(flags: argparse.Namespace) -> None:
     """Predict and score a split; predictions.jsonl, metrics.json and report.html in <run>/test."""
+    if flags.limit is not None and flags.limit < 1:
+        raise UserError(f"--limit must be at least 1, not {flags.limit}")
     file = flags.data / f"{flags.split}.jsonl"
     for path in (flags.data / "train.jsonl", file):
         if not path.is_file():
@@ -63,9 +67,11 @@ def evaluate(flags: argparse.Namespace) -> None:
     from overlays.data import records
     from overlays.model import additions
     from overlays.model.load import load_for_inference
-    from overlays.predict import checkpoint_identity, load_records, max_depth_m, predict
+    from overlays.predict import checkpoint_identity, load_records, max_depth_m, predict, prediction_row
 
     chosen, media_root = load_records(str(file), flags.limit)
+    for record in chosen:
+        answers_of(prediction_row(record, ""))  # a question without an answer is no reason to answer the others first
     train = list(records.read(flags.data / "train.jsonl"))
     model, processor = load_for_inference(checkpoint, flags.base_model)
     method = additions.settings(model).get("spatial", {}).get("method", "base")
@@ -113,14 +119,29 @@ def other_training_data(run: Path, train: Path) -> str | None:
 # ---------------------------------------------------------------- several runs
 
 def read_metrics(run: Path) -> dict:
-    """metrics.json of a scored run."""
+    """metrics.json of a scored run. Raises UserError where there is none, or not all of it."""
     file = run / "test" / "metrics.json"
+    if not file.is_file():
+        raise UserError(f"there is no {file}: run scripts/evaluate_scenes.py --checkpoint {run} first")
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"there is no {file}: run scripts/evaluate_scenes.py --checkpoint {run} first") from None
+        metrics = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
         raise UserError(f"{file} is damaged: {error}; score the run again") from None
+    if not is_whole(metrics):
+        raise UserError(f"{file} is not what this script writes; score the run again")
+    return metrics
+
+
+def is_whole(metrics: object) -> bool:
+    """Whether a metrics file has all that the table shows."""
+    if not isinstance(metrics, dict) or not set(COLUMNS) <= set(metrics):
+        return False
+    baseline = metrics["baseline"]
+    sides = [metrics, *([] if baseline is None else [baseline])]
+    return isinstance(metrics["method"], str) and all(
+        isinstance(side, dict) and isinstance(side.get("by_type"), dict)
+        and all(isinstance(row, dict) for row in side["by_type"].values())
+        and all(isinstance(side.get(name), int | float | None) for name in HEADLINES) for side in sides)
 
 
 def siblings(folder: Path, metrics: dict) -> list[dict]:
@@ -129,11 +150,11 @@ def siblings(folder: Path, metrics: dict) -> list[dict]:
     found = {}
     for file in sorted(run.parent.glob("*/test/metrics.json")):
         try:
-            other = json.loads(file.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+            other = read_metrics(file.parents[1])
+        except (OSError, UserError):
             continue
         same = all(other.get(key) == metrics[key] for key in ("questions_sha256", "limit", "train", "steps"))
-        if same and file.parents[1] != run and other.get("method") not in (None, metrics["method"]):
+        if same and file.parents[1] != run and other["method"] != metrics["method"]:
             found[other["method"]] = other
     return sorted(found.values(), key=lambda other: other["method"] != "base")
 
@@ -182,7 +203,7 @@ def chosen_rows(predictions: Sequence[dict]) -> list[dict]:
     """Up to SHOWN answers: the question types in turn, evenly spread over the scenes, not picked by result."""
     by_type: dict[str, list[dict]] = {}
     for row in predictions:
-        by_type.setdefault(row["question_type"], []).append(row)
+        by_type.setdefault(type_of(row), []).append(row)
     groups = [by_type[kind] for kind in sorted(by_type)]
     picked = []
     for i in range(min(SHOWN, len(predictions))):
@@ -205,13 +226,17 @@ def write_report(out: Path, metrics: dict, beside: Sequence[dict], predictions: 
              for kind, row in metrics["by_type"].items()]
     shown = []
     for number, row in enumerate(chosen_rows(predictions), start=1):
-        picture = out / "views" / f"{number:02d}.png"
-        views.draw(picture, row, media_root, views.tokens_by_frame(row, processor, media_root, max_depth_m),
-                   views.camera_poses(row, media_root))
-        question = row["question"].split("\n")[-1]
-        shown += [report.picture(picture, f"{row['group']}, {len(row['image'])} frames"),
-                  report.samples([report.Sample(f"{row['task']}: {row['question_type']}", question, row["prediction"],
-                                                " or ".join(row["answers"]), right(row))])]
+        seen, kind = views.seen(row), type_of(row)
+        if seen:
+            picture = out / "views" / f"{number:02d}.png"
+            try:
+                views.draw(picture, seen, media_root, views.tokens_by_frame(seen, processor, media_root, max_depth_m),
+                           views.camera_poses(seen, media_root))
+                shown.append(report.picture(picture, f"{row.get('group', row.get('id'))}, {len(seen['image'])} frames"))
+            except UserError as error:  # a model without coordinates answers where depth is broken
+                shown.append(report.paragraph(f"No top view: {error}.", True))
+        shown.append(report.samples([report.Sample(f"{task_of(kind)}: {kind}", row["question"].split("\n")[-1],
+                                                   row["prediction"], " or ".join(answers_of(row)), right(row))]))
     run = out.parent if (out.parent / "run.json").is_file() else out.parent.parent
     given = ("The model gets the coordinates of every token." if metrics["method"] != "base"
              else "This model does not get the coordinates; they are shown for comparison.")
@@ -233,9 +258,10 @@ def write_report(out: Path, metrics: dict, beside: Sequence[dict], predictions: 
     ]
     place = Path(metrics["checkpoint"])
     place = place.relative_to(runs.ROOT) if place.is_relative_to(runs.ROOT) else place
-    scenes = len({row["group"] for row in predictions})
+    groups = {str(row["group"]) for row in predictions if row.get("group") is not None}
+    scenes = f"{len(groups)} held-out scenes" if groups else "held-out data"
     report.write(out / "report.html", "Questions about posed RGB-D scenes",
-                 f"{metrics['n']} questions on {scenes} held-out scenes. Method {metrics['method']}, "
+                 f"{metrics['n']} questions on {scenes}. Method {metrics['method']}, "
                  f"checkpoint {place}.", sections, f"python scripts/evaluate_scenes.py --checkpoint {place}")
 
 

@@ -2,25 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from overlays.data import records
+from overlays.data.media import RGB, opener_of
 from overlays.files import atomic_path
 
 SHOWN = 8  # frames in a picture; all of them are in the top view
 INK, QUIET = "#23211d", "#6b665c"
 
 
-def draw(path: Path, record: Mapping, media_root: Path, tokens: list[np.ndarray], poses: np.ndarray) -> None:
+def seen(record: Mapping) -> dict | None:
+    """The part of a record that can be drawn: its pictures with their scene; None where no picture has a place."""
+    images, scene = records.media_names(record, "image"), record.get("scene")
+    rows = scene.get("frames") if isinstance(scene, Mapping) else None
+    if not isinstance(rows, list) or any(opener_of(name) is not RGB for name in images):
+        return None
+    rows = rows[:len(images)]
+    if not any(isinstance(row, int) for row in rows):
+        return None
+    return {"id": record.get("id"), "image": images, "scene": {**scene, "frames": rows}}
+
+
+def draw(path: Path, record: Mapping, media_root: Path, tokens: Sequence[np.ndarray],
+         poses: Sequence[np.ndarray | None]) -> None:
     """Write a PNG: frames with numbers, and the tokens of all frames from above with the cameras.
 
     Args:
-        record: names the frames under "image".
+        record: what `seen` gives.
         tokens: for each frame (tokens, 3) coordinates in metres, axis-aligned; zero rows have no valid depth.
-        poses: (frames, 4, 4) camera to axis-aligned frame.
+        poses: for each frame (4, 4) camera to axis-aligned frame, or None.
     """
     from matplotlib import colormaps
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -46,6 +61,8 @@ def draw(path: Path, record: Mapping, media_root: Path, tokens: list[np.ndarray]
     axes = right.subplots()
     low, high = np.full(2, np.inf), np.full(2, -np.inf)
     for i, (points, pose) in enumerate(zip(tokens, poses, strict=True)):
+        if pose is None:
+            continue
         valid = points[(points != 0).any(1)]
         eye, ahead = pose[:2, 3], pose[:2, 2] / max(np.linalg.norm(pose[:2, 2]), 1e-9) * 0.35
         axes.scatter(valid[:, 0], valid[:, 1], s=26, color=[colours[i]], linewidths=0, alpha=0.85)
@@ -74,7 +91,7 @@ def _frame(axes, colour):
 
 
 def tokens_by_frame(record: Mapping, processor, media_root: Path, max_depth_m: float) -> list[np.ndarray]:
-    """(tokens, 3) coordinates of each frame as the model gets them. Raises UserError where depth cannot be read."""
+    """(tokens, 3) coordinates of each frame of `seen`, as the model gets them. Raises UserError as geometry does."""
     from overlays.data import chat, geometry
 
     turn = {"from": "human", "value": "<image>" * len(record["image"])}
@@ -85,10 +102,10 @@ def tokens_by_frame(record: Mapping, processor, media_root: Path, max_depth_m: f
     return np.split(points, np.cumsum(counts)[:-1])
 
 
-def camera_poses(record: Mapping, media_root: Path) -> np.ndarray:
-    """(frames, 4, 4) camera to axis-aligned frame."""
+def camera_poses(record: Mapping, media_root: Path) -> list[np.ndarray | None]:
+    """For each frame of `seen` (4, 4) camera to axis-aligned frame; None where its place is not known."""
     from overlays.data.geometry import load_metadata
 
     arrays = load_metadata(media_root / record["scene"]["metadata"])
-    rows = record["scene"]["frames"]
-    return arrays["axis_align"][rows] @ arrays["pose"][rows]
+    return [None if row is None else arrays["axis_align"][row] @ arrays["pose"][row]
+            for row in record["scene"]["frames"]]

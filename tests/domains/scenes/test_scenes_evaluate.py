@@ -54,6 +54,38 @@ def test_report_shows_frames_top_views_answers_and_other_methods(script, rows, p
         assert text in page
 
 
+def test_report_takes_rows_without_what_prepare_adds(script, prepared, tmp_path, capsys, monkeypatch):
+    """Text alone, no type, no group, no scene, frames without a place, one picture by name, broken depth, a raster."""
+    from overlays.model import tiny
+
+    monkeypatch.setattr(script, "SHOWN", 10)
+    folder = tmp_path / "data"
+    whole = next(iter(records.read(prepared[0] / "test.jsonl")))
+    folder.mkdir()
+    for name in ("scene_metadata.npz", "posed_images"):
+        (folder / name).symlink_to(prepared[0] / name)
+    bare = {key: whole[key] for key in ("id", "image", "conversations", "scene")}
+    rows_of = bare["scene"]["frames"]
+    chosen = [
+        bare, {key: value for key, value in bare.items() if key != "scene"},
+        {"conversations": bare["conversations"]}, bare | {"scene": bare["scene"] | {"frames": [None] * len(rows_of)}},
+        bare | {"scene": bare["scene"] | {"frames": [None, *rows_of[1:]]}},
+        bare | {"image": bare["image"][0], "scene": bare["scene"] | {"frames": rows_of[:1]}},
+        bare | {"scene": bare["scene"] | {"frames": [9999] * len(rows_of)}}, bare | {"image": ["x.npy"]},
+        bare | {"image": None, "video": "x.mp4", "scene": bare["scene"] | {"frames": [rows_of]}},
+        bare | {"video": "x.mp4", "scene": bare["scene"] | {"frames": [*rows_of, rows_of]}},
+    ]
+    found = [prediction_row(record, "red") for record in chosen]
+    own = score(found) | {"method": "base", "steps": 1, "checkpoint": "outputs/x", "warning": None}
+    script.write_report(tmp_path / "test", own, [], found, folder, tiny.build_processor("qwen3_vl"), 10.0)
+    page = (tmp_path / "test" / "report.html").read_text(encoding="utf-8")
+    drawn = {path.stem for path in (tmp_path / "test" / "views").iterdir()}
+    assert len(drawn) == page.count('<figure class="plot">') == 4 and page.count("No top view: ") == 1
+    assert page.count("<article") == len(chosen) and "questions on held-out data" in page
+    script.print_table([own])
+    assert "10 questions" in capsys.readouterr().out
+
+
 def test_table_sets_methods_beside_base_and_the_majority(script, rows, prepared, capsys):
     base = metrics([{**row, "prediction": "?"} for row in rows], prepared, "base")
     script.print_table([base, metrics(rows, prepared, "mlp_pe")])
@@ -78,7 +110,17 @@ def test_methods_beside_a_run_are_those_with_the_same_steps_data_and_questions(s
 def test_mistakes_end_in_a_sentence(script, tmp_path):
     with pytest.raises(UserError, match="run scripts/evaluate_scenes.py --checkpoint"):
         script.read_metrics(tmp_path)
-    flags = argparse.Namespace(data=tmp_path, split="test", checkpoint=None)
+    for name, content in {"list": "[]", "part": '{"em": 1}', "cut": "{", "other": '{"by_type": 3}'}.items():
+        (tmp_path / name / "test").mkdir(parents=True)
+        (tmp_path / name / "test" / "metrics.json").write_text(content)
+        with pytest.raises(UserError, match="metrics.json is (not what this script writes|damaged)"):
+            script.read_metrics(tmp_path / name)
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="there is no .*metrics.json"):
+        script.read_metrics(tmp_path / "file")
+    with pytest.raises(UserError, match="--limit must be at least 1"):
+        script.evaluate(argparse.Namespace(limit=0))
+    flags = argparse.Namespace(data=tmp_path, split="test", checkpoint=None, limit=None)
     with pytest.raises(UserError, match="there is no train.jsonl"):
         script.evaluate(flags)
     for name in ("train.jsonl", "test.jsonl"):
