@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import os
 import pickle
-import re
 import warnings
 from collections import OrderedDict
 from collections.abc import Container
@@ -16,9 +15,9 @@ import numpy as np
 from tqdm import tqdm
 
 from overlays.errors import UserError
+from overlays.files import SURROGATE
 
 DEPTH_UNITS = {"matterport3d": 4000.0}  # stored depth units per metre; 1000 elsewhere
-_HALF = re.compile(r"[\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
@@ -49,7 +48,7 @@ class Scene:
 
 def is_half(text: str) -> bool:
     """Whether text holds half a character (a lone surrogate), which no UTF-8 file can."""
-    return _HALF.search(text) is not None
+    return SURROGATE.search(text) is not None
 
 
 def printable(text: str) -> str:
