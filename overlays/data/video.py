@@ -8,9 +8,12 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import lru_cache
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,6 +27,7 @@ if TYPE_CHECKING:
     from transformers.video_utils import VideoMetadata
 
 MAX_CLOCK = 240.0  # ticks a second for the clock of a video with a variable frame rate
+ORDER_CHECK = 250  # decoded frames that show whether an AVI file tells the order of its frames
 DEFAULT_FPS = 2.0  # of qwen-vl-utils, where a processor names none
 SAME_RATE = 0.97  # share of a video's own rate from which on a wanted rate means every frame: 30 fps of a 30.1 fps clip
 Segment = tuple[int, int | None]  # frame numbers: the first, and the one after the last (None: to the end)
@@ -41,7 +45,8 @@ class Reader:
 class Clip:
     """Frames of a video, resized: (T, 3, H, W) uint8, T a multiple of the temporal patch; and their times.
 
-    Times (`metadata.frames_indices` over `metadata.fps`) count from the first frame of the segment.
+    Times (`metadata.frames_indices` over `metadata.fps`) count from the first frame of the segment; frames that only
+    fill the last temporal patch have none.
     """
 
     frames: torch.Tensor
@@ -166,8 +171,9 @@ def _plan(path: Path, video_processor, backend: str, segment: Segment | None) ->
             ticks = np.asarray(video_processor.sample_frames(metadata, fps=fps))
         # The frame on show at each tick of the clock, forgiving a quarter of a frame of rounding in the file's times.
         numbers = np.searchsorted(shown.seconds, (ticks + 0.25) / shown.fps, side="right") - 1
+    # Not padded as the frames are: processors take the seconds of a grid step from the number of frames sampled.
+    metadata.frames_indices = ticks.tolist()
     missing = -len(ticks) % video_processor.temporal_patch_size
-    metadata.frames_indices = np.pad(ticks, (0, missing), mode="edge").tolist()
     numbers = np.pad(numbers.clip(0), (0, missing), mode="edge")
     return Plan(timeline, metadata, numbers + first, _frame_size(shown, len(numbers), video_processor, path))
 
@@ -258,6 +264,24 @@ def _timeline(path: Path, seconds: np.ndarray, rate: float | None, height: int, 
 # ---- PyAV
 
 
+@contextmanager
+def opened(path: Path) -> Iterator[tuple]:
+    """(container, its video stream) of a file, to be read with PyAV; titles that are not UTF-8 do not matter.
+
+    Raises:
+        UserError: no video stream, or none that can be decoded.
+    """
+    import av
+
+    with av.open(str(path), metadata_errors="ignore") as container:
+        if not container.streams.video:
+            raise UserError(f"video {path} holds no video stream")
+        stream = container.streams.video[0]
+        if stream.codec_context is None:
+            raise UserError(f"video {path} cannot be read: there is no decoder for its codec")
+        yield container, stream
+
+
 def _pyav_timeline(path: Path) -> Timeline:
     """Presentation times from the packets, without decoding; kept for the next segment of the same file."""
     state = path.stat()
@@ -270,10 +294,7 @@ def _pyav_scan(path: Path, size: int, changed_ns: int) -> Timeline:
     import av
 
     try:
-        with av.open(str(path)) as container:
-            if not container.streams.video:
-                raise UserError(f"video {path} holds no video stream")
-            stream = container.streams.video[0]
+        with opened(path) as (container, stream):
             packets = [packet for packet in container.demux(stream) if packet.size]
             shown = [packet for packet in packets if packet.pts is not None and not packet.is_discard]
             if not shown:
@@ -287,7 +308,12 @@ def _pyav_scan(path: Path, size: int, changed_ns: int) -> Timeline:
                                 f"{len(packets)} are there, the last maybe in part")
             height, width = stream.codec_context.height, stream.codec_context.width
             container.seek(int(stamps[0]), stream=stream)
-            turn = next((_turns(frame) for frame in container.decode(stream)), 0)
+            count = ORDER_CHECK if container.format.name == "avi" and stream.codec_context.has_b_frames else 1
+            first = [(_turns(frame), frame.pts) for frame in islice(container.decode(stream), count)]
+            turn = first[0][0] if first else 0
+            if any(later[1] <= earlier[1] for earlier, later in zip(first, first[1:], strict=False)):
+                raise UserError(f"video {path} is an AVI file with B-frames, which does not say when its frames are "
+                                "shown: write it as .mp4 or .mkv")
     except (av.error.FFmpegError, OSError) as error:
         raise UserError(f"{path} is no video that can be read: {' '.join(str(error).split())}") from None
     height, width = (width, height) if turn % 2 else (height, width)
@@ -321,8 +347,7 @@ def _pyav_decode(path: Path, wanted: np.ndarray, start: int | None) -> dict[int,
 
     found, missing = {}, set(wanted.tolist())
     try:
-        with av.open(str(path)) as container:
-            stream = container.streams.video[0]
+        with opened(path) as (container, stream):
             stream.thread_type = "AUTO"
             if start is not None:
                 container.seek(start, stream=stream)

@@ -1,5 +1,6 @@
 """Segments, exactness and kept frames: what a model sees of a video is what was asked for."""
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -18,11 +19,12 @@ NAMES = sorted(path.name for path in PROBES.glob("*.mp4")) if PROBES.is_dir() el
 EVERY_FRAME = dict(video_fps=30, video_min_frames=2, video_max_frames=30, video_min_pixels=1024, video_max_pixels=4096)
 
 
-def write_clip(path, frames=90, rate=30, gop=24, size=(64, 48), bframes=2, options=None):
+def write_clip(path, frames=90, rate=30, gop=24, size=(64, 48), bframes=2, options=None, title=None):
     """H.264 whose frame i shows i in binary: bit k is the k-th of eight columns."""
     import av
 
     with av.open(str(path), "w", options=options or {}) as container:
+        container.metadata.update({"title": title} if title else {})
         stream = container.add_stream("libx264", rate=rate)
         stream.width, stream.height, stream.pix_fmt = *size, "yuv420p"
         stream.options = {"g": str(gop), "bf": str(bframes), "crf": "10"}
@@ -88,6 +90,22 @@ def test_thirty_frames_in_are_thirty_frames_seen_at_their_times(file, processor)
     elif "Qwen3" in type(processor).__name__:  # Qwen2-VL knows no times
         text = processor.tokenizer.decode(sample["input_ids"])
         assert text.count("seconds>") == 15 and "<0.0 seconds>" in text and "<0.9 seconds>" in text
+
+
+@pytest.mark.parametrize("processor", ("qwen2_5_vl", "qwen3_vl", "qwen3_5"), indirect=True)
+def test_an_odd_number_of_frames_keeps_its_times(file, processor):
+    """The last frame is repeated to fill its temporal patch; that frame is not one more in the same time."""
+    record = {"video": file.name, "video_start": 43, "video_end": 50, "conversations": [
+        {"from": "human", "value": "<video>\nHow fast?"}, {"from": "gpt", "value": "5"}]}
+    shot = video.open_video(file, processor.video_processor, segment=(43, 50))
+    assert shown(shot.frames) == [*range(43, 50), 49] and shot.metadata.frames_indices == list(range(7))
+    sample = chat.encode(record, processor, file.parent)
+    assert sample["video_grid_thw"][0][0] == 4
+    if "second_per_grid_ts" in sample:
+        assert sample["second_per_grid_ts"].tolist() == pytest.approx([2 / 30])
+    else:
+        text = processor.tokenizer.decode(sample["input_ids"])
+        assert re.findall(r"<([\d.]+) seconds>", text) == ["0.0", "0.1", "0.1", "0.2"]  # 1, 5, 9, 12 sixtieths
 
 
 @pytest.mark.parametrize("processor", ("qwen2_5_vl", "qwen3_vl"), indirect=True)
@@ -182,6 +200,25 @@ def test_a_video_cut_short_or_damaged_is_named(tmp_path, processor):
     with pytest.raises(UserError, match="holed.mp4"):
         for first in range(0, 60, 30):
             video.open_video(tmp_path / "holed.mp4", processor.video_processor, segment=(first, first + 30))
+
+
+def test_a_title_that_is_no_text_does_not_matter(tmp_path):
+    path = write_clip(tmp_path / "a.mp4", frames=4, title="ABCD")
+    path.write_bytes(path.read_bytes().replace(b"ABCD", b"\xdf\xe4\xf6\xfc"))
+    assert len(video.read_frames(path, np.arange(4))) == 4
+
+
+def test_a_codec_without_a_decoder_is_one_sentence(tmp_path):
+    path = write_clip(tmp_path / "a.mp4", frames=4)
+    path.write_bytes(path.read_bytes().replace(b"avc1", b"zzz9"))
+    with pytest.raises(UserError, match="a.mp4 cannot be read: there is no decoder for its codec"):
+        video.read_frames(path, np.arange(4))
+
+
+def test_an_avi_file_that_does_not_tell_the_order_of_its_frames_is_refused(tmp_path):
+    assert len(video.read_frames(write_clip(tmp_path / "a.avi", frames=12, bframes=0), np.arange(12))) == 12
+    with pytest.raises(UserError, match="AVI file with B-frames.*write it as .mp4"):
+        video.read_frames(write_clip(tmp_path / "b.avi", frames=12, bframes=2), np.arange(4))
 
 
 def test_the_pixels_of_a_frame_do_not_depend_on_the_number_of_frames(file, processor):
