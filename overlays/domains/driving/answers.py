@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 
 import numpy as np
 
@@ -15,8 +16,11 @@ PROMPT = ("Given this 1-second, {fps:g} FPS driving clip, output exactly {n} pai
           "the next second as [(xx.xx, 0.xxxxx), ...]. No prose, just the list.")
 PAST = " The last second was {pairs}."  # after PROMPT, where past motion is given
 
-_NUMBER = r"[-+\u2212]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+\u2212]?\d+)?"
+_SIGN = r"[-+\u2212\u2013]?"  # also the minus and the en dash
+_NUMBER = rf"{_SIGN}(?:\d+\.?\d*|\.\d+)(?:[eE]{_SIGN}\d+)?"
 _GROUP = re.compile(r"[(\[]([^()\[\]]*)[)\]]")
+_BETWEEN = re.compile(r"[\s,;]*")  # what may stand between two pairs of a list
+_NUMERIC = re.compile(r"\d|\b(?:nan|inf|infinity)\b", re.IGNORECASE)
 _PAIR = re.compile(rf"\s*({_NUMBER})\s*,\s*({_NUMBER})\s*,?\s*")
 
 
@@ -64,22 +68,36 @@ def _fixed(value: float, decimals: int) -> str:
 def read_answer(text: str, n: int) -> Answer:
     """Read an answer that should hold `n` pairs.
 
-    Signs, exponents, square instead of round brackets and any text around the list are taken. Reading starts at the
-    first pair and ends at the first group in brackets that is none, so that no pair moves to another time.
+    Signs, exponents, square instead of round brackets and any text around the list are taken. The list is the first
+    run of `n` groups in brackets with only commas, semicolons and space between them, else the longest run; groups of
+    words alone are no part of one. Reading ends at the first group of the list that is no pair, so that no pair moves
+    to another time.
     """
-    pairs: list[tuple[float, float]] = []
+    runs: list[list[str]] = []
+    end = None
     for group in _GROUP.finditer(text):
-        found = _PAIR.fullmatch(group[1])
-        pair = tuple(float(number.replace("\u2212", "-")) for number in found.groups()) if found else None
-        if pair and abs(pair[0]) <= MAX_SPEED_MPS and abs(pair[1]) <= MAX_CURVATURE:
-            pairs.append(pair)
-        elif pairs:
-            break
+        if not _NUMERIC.search(group[1]) and any(map(str.isalpha, group[1])):
+            end = None
+            continue
+        if end is None or not _BETWEEN.fullmatch(text, end, group.start()):
+            runs.append([])
+        runs[-1].append(group[1])
+        end = group.end()
+    chosen = next((run for run in runs if len(run) >= n), max(runs, key=len, default=[]))
+    pairs = list(takewhile(bool, map(_pair, chosen)))
     if not pairs:
         return Answer(None, "unreadable", 0)
     status = "whole" if len(pairs) == n else "extra" if len(pairs) > n else "partial"
     held = pairs[:n] + [pairs[-1]] * (n - len(pairs))
     return Answer(np.array(held), status, len(pairs))
+
+
+def _pair(text: str) -> tuple[float, float] | None:
+    found = _PAIR.fullmatch(text)
+    if not found:
+        return None
+    v, k = (float(number.replace("\u2212", "-").replace("\u2013", "-")) for number in found.groups())
+    return (v, k) if abs(v) <= MAX_SPEED_MPS and abs(k) <= MAX_CURVATURE else None
 
 
 def parse_pairs(text: str, n: int) -> np.ndarray | None:

@@ -38,6 +38,9 @@ def test_what_is_no_motion_is_not_written(v, k):
     ("Sure! (velocity, curvature): [(+12, .5), (-3., -0.1)] I hope that helps (really).", [(12, 0.5), (-3, -0.1)]),
     ("[[12.3, 0.001], [12.4, -0.002]]", [(12.3, 0.001), (12.4, -0.002)]),
     ("[(12.3,\n 0.001 ),( 12.4 ,\u22120.002)]", [(12.3, 0.001), (12.4, -0.002)]),
+    ("[(12.3, 1e\u20133); (12.4, \u20130.002)]", [(12.3, 0.001), (12.4, -0.002)]),
+    ("In 1 s (0.5, 1.0): [(12.3, 0.001), (12.4, -0.002)]", [(12.3, 0.001), (12.4, -0.002)]),
+    ("<think>(3, 0.1)</think>[(12.3, 0.001), (12.4, -0.002)] for frames (1, 2).", [(12.3, 0.001), (12.4, -0.002)]),
 ))
 def test_signs_exponents_brackets_and_words_around_are_taken(text, pairs):
     answer = read_answer(text, 2)
@@ -58,6 +61,12 @@ def test_too_many_pairs_are_cut():
 def test_a_broken_pair_ends_the_reading_so_that_no_pair_moves_in_time():
     answer = read_answer("[(1.0, 0.1), (2.0; 0.2), (3.0, 0.3)]", 3)
     assert (answer.status, answer.given) == ("partial", 1) and answer.pairs[:, 0].tolist() == [1.0, 1.0, 1.0]
+
+
+@pytest.mark.parametrize("first", ("(nan, 0.1)", "(1.0; 0.1)", "(1.0 m/s, 0.1)", "(?, ?)", "(1e9, 0)"))
+def test_a_broken_first_pair_does_not_shift_the_others(first):
+    answer = read_answer(f"At (1, 2): [{first}, (2.0, 0.2), (3.0, 0.3)]", 3)
+    assert (answer.status, answer.given) == ("unreadable", 0)
 
 
 @pytest.mark.parametrize("text", ("", "I cannot tell.", "(fast, left)", "[(nan, 0.1)]", "12.3, 0.001", "[(1e9, 0.0)]",
