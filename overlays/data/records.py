@@ -327,6 +327,8 @@ def parse_fractions(text: str) -> tuple[float, float, float]:
     """Shares of train, val and test from "0.7,0.15,0.15". Raises UserError where it is not three numbers."""
     try:
         train, val, test = (float(share) for share in text.split(","))
+        if not all(map(math.isfinite, (train, val, test))):
+            raise ValueError
     except ValueError:
         raise UserError(f"--split-fractions takes three numbers such as 0.7,0.15,0.15, got {text!r}") from None
     return train, val, test

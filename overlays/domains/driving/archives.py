@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import lzma
 import stat
 import zipfile
-from collections.abc import Callable
+import zlib
+from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from overlays.errors import UserError
 from overlays.files import atomic_path
 
 CHUNK = 1 << 20
+# What zipfile raises for bytes that are no sound archive, whichever way the members are packed.
+DAMAGE = (OSError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, NotImplementedError, ValueError,
+          RuntimeError)
 UNPACKED_LIMIT = 50 << 30  # bytes; a chunk of the real set holds a few GB
 
 
@@ -24,7 +29,7 @@ def members(archive: Path, limit: int = UNPACKED_LIMIT) -> dict[str, zipfile.Zip
     try:
         with zipfile.ZipFile(archive) as source:
             infos = source.infolist()
-    except (OSError, zipfile.BadZipFile) as error:
+    except DAMAGE as error:
         raise UserError(f"archive {archive} cannot be read: {error}; fetch it again") from None
     found: dict[str, zipfile.ZipInfo] = {}
     for info in infos:
@@ -51,23 +56,24 @@ def members(archive: Path, limit: int = UNPACKED_LIMIT) -> dict[str, zipfile.Zip
 
 def read_member(archive: Path, info: zipfile.ZipInfo) -> bytes:
     """Content of a small member. Raises UserError where it is damaged."""
-    try:
-        with zipfile.ZipFile(archive) as source, source.open(info) as stream:
-            content = stream.read(info.file_size + 1)
-    except (OSError, zipfile.BadZipFile, zipfile.zlib.error, NotImplementedError) as error:
-        raise UserError(f"archive {archive}: {info.filename} is damaged: {error}") from None
-    return content
+    return b"".join(_blocks(archive, info))
 
 
 def extract(archive: Path, info: zipfile.ZipInfo, target: Path) -> None:
-    """Write a member to `target`, atomically. Raises UserError where it is damaged."""
+    """Write a member to `target`, atomically. Raises UserError where it is damaged, OSError where it has no room."""
+    with atomic_path(target) as temporary, temporary.open("wb") as out:
+        for block in _blocks(archive, info):
+            out.write(block)
+
+
+def _blocks(archive: Path, info: zipfile.ZipInfo) -> Iterator[bytes]:
     try:
-        with zipfile.ZipFile(archive) as source, source.open(info) as stream, atomic_path(target) as temporary, \
-                temporary.open("wb") as out:
+        with zipfile.ZipFile(archive) as source, source.open(info) as stream:
             while block := stream.read(CHUNK):
-                out.write(block)
-    except (zipfile.BadZipFile, zipfile.zlib.error, EOFError, NotImplementedError) as error:
-        raise UserError(f"archive {archive}: {info.filename} is damaged: {error}") from None
+                yield block
+    except DAMAGE as error:
+        said = str(error) or type(error).__name__
+        raise UserError(f"archive {archive}: {info.filename} is damaged: {said}") from None
 
 
 def unpack(archive: Path, folder: Path, wanted: Callable[[str], bool] = lambda name: True,

@@ -107,3 +107,31 @@ def test_damaged_archives_are_named(tmp_path):
     archive.write_bytes(whole[:100])
     with pytest.raises(UserError, match="cannot be read"):
         archives.members(archive)
+
+
+@pytest.mark.parametrize("packing", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_damage_is_named_whatever_the_packing(tmp_path, packing):
+    archive, content = tmp_path / "a.zip", bytes(range(256)) * 20
+    with zipfile.ZipFile(archive, "w", packing) as out:
+        out.writestr("x", content)
+    (info,) = archives.members(archive).values()
+    assert archives.read_member(archive, info) == content
+    whole = archive.read_bytes()
+    for spoilt in (whole[:60] + bytes(40) + whole[100:], whole[:40] + whole[60:]):
+        archive.write_bytes(spoilt)
+        for act in (archives.read_member, lambda *member: archives.extract(*member, tmp_path / "x")):
+            with pytest.raises(UserError, match="x is damaged"):
+                act(archive, info)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.zip"]
+
+
+def test_odd_directories_of_archives_are_one_sentence(tmp_path):
+    archive = zipped(tmp_path / "a.zip", files={"name": b"content"})
+    whole = archive.read_bytes()
+    entry = whole.index(b"PK\x01\x02")
+    newer, no_text = bytearray(whole), bytearray(whole.replace(b"name", b"\xff\xfe\xfd\xfc"))
+    newer[entry + 6], no_text[entry + 9] = 99, 8  # version needed; the flag that names are UTF-8
+    for spoilt in (newer, no_text):
+        archive.write_bytes(spoilt)
+        with pytest.raises(UserError, match="cannot be read"):
+            archives.members(archive)
