@@ -21,8 +21,8 @@ def parse() -> argparse.Namespace:
                         "(default: one a frame, 30; 4 for the sample)")
     parser.add_argument("--past-motion", action="store_true", help="tell the pairs of the second that is seen")
     parser.add_argument("--stride", type=int, help="frames from one window to the next (default: one second)")
-    parser.add_argument("--max-gap", dest="max_gap_s", type=float, default=0.1,
-                        help="seconds without egomotion that are still interpolated")
+    parser.add_argument("--max-gap", dest="max_gap_s", type=float, help="seconds without egomotion that are still "
+                        "interpolated (default: 0.1, or 1.5 times the usual step of a clip with fewer rows)")
     parser.add_argument("--cut", action="store_true", help="write every window as a video of its own")
     parser.add_argument("--cut-quality", type=int, default=0, help="x264 quality of these: 0 lossless, 18 looks so")
     parser.add_argument("--splits", choices=("auto", "index", "own"), default="auto",
@@ -60,7 +60,9 @@ def report(metadata: dict, output: Path) -> None:
           f"{counts['test']} test ({'the index' if metadata['splits_by'] == 'index' else 'own'} splits, by clip)"
           f"{f'; dropped: {dropped}' if dropped else ''}")
     if counts["curvature_fitted"]:
-        print(f"curvature fitted from yaw rate where the file has none: {counts['curvature_fitted']} clips")
+        bent = counts["curvature_out_of_range"]
+        print(f"curvature fitted from yaw rate where the file has none: {counts['curvature_fitted']} clips"
+              f"{f', {bent} rows of them for values that no car drives' if bent else ''}")
     print(f"next second: {future['v_min']:.1f} to {future['v_max']:.1f} m/s, curvature {future['k_min']:.5f} to "
           f"{future['k_max']:.5f} 1/m; {counts['low_speed']} windows with less than 1 m/s, scored apart")
     if parameters["pairs"] is not None:

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
+import json
 import os
 import re
 import shutil
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from overlays.data.video import opened
 from overlays.domains.driving import archives
-from overlays.domains.driving.faults import ClipFault
+from overlays.domains.driving.faults import ClipFault, no_room
 from overlays.errors import UserError
 from overlays.files import atomic_path
 
 CAMERA = "camera_front_wide_120fov"
+MEDIA = re.compile(r"[\w][\w.-]*\.[0-9a-f]{12}(?:-\d{5,})?\.mp4")  # what prepare calls its videos
 SPLIT_NAMES = {"train": "train", "val": "val", "validation": "val", "valid": "val", "test": "test"}
 
 
@@ -31,6 +37,15 @@ class File:
     def read(self) -> bytes:
         """Its content. Raises UserError where it is damaged."""
         return archives.read_member(self.path, self.member) if self.member else self.path.read_bytes()
+
+    def digest(self) -> str:
+        """Twelve hexadecimal digits, others for another camera, file or content."""
+        if self.member:
+            state = [Path(self.member.filename).name, self.member.file_size, self.member.CRC]
+        else:
+            found = self.path.stat()
+            state = [self.path.name, found.st_size, found.st_mtime_ns]
+        return hashlib.sha256(json.dumps(state).encode()).hexdigest()[:12]
 
     def place(self, target: Path) -> None:
         """Put it at `target`: unpacked, else a hard link, else a symbolic one. One that is there in full stays."""
@@ -130,10 +145,16 @@ def read_index(raw: Path) -> dict[str, tuple[bool, str | None]]:
             table["split"] = labels["split"]
     except Exception as error:  # pyarrow raises many kinds on bad bytes
         raise UserError(f"{path} or {splits} cannot be read: {' '.join(str(error).split())[:200]}") from None
-    valid = table["clip_is_valid"].fillna(False).astype(bool) if "clip_is_valid" in table else [True] * len(table)
+    valid = table["clip_is_valid"].map(_is_true) if "clip_is_valid" in table else [True] * len(table)
     split = table["split"] if "split" in table else [None] * len(table)
-    return {str(name): (bool(ok), part if isinstance(part, str) else None)
+    return {str(name): (ok, part if isinstance(part, str) else None)
             for name, ok, part in zip(table.index, valid, split, strict=True)}
+
+
+def _is_true(value: object) -> bool:
+    import pandas as pd
+
+    return value.strip().lower() in ("true", "1") if isinstance(value, str) else not pd.isna(value) and bool(value)
 
 
 def read_timestamps(file: File, name: str) -> np.ndarray:
@@ -146,102 +167,159 @@ def read_timestamps(file: File, name: str) -> np.ndarray:
 
     try:
         table = pd.read_parquet(io.BytesIO(file.read()))
+    except MemoryError:
+        raise
     except Exception as error:  # pyarrow raises many kinds on bad bytes
         raise ClipFault("unreadable timestamps", f"{name}: {' '.join(str(error).split())[:200]}") from None
     if "timestamp" not in table.columns or table["timestamp"].dtype.kind not in "iu":
         raise ClipFault("unreadable timestamps", f"{name} has no column timestamp of whole microseconds")
+    if table["timestamp"].isna().any():
+        row = int(np.flatnonzero(table["timestamp"].isna())[0])
+        raise ClipFault("unreadable timestamps", f"{name}: row {row} has no timestamp")
     return table["timestamp"].to_numpy(np.int64)
 
 
-def count_frames(path: Path) -> int:
-    """Frames of a video by its packets, without decoding.
+def frame_stamps(path: Path) -> tuple[np.ndarray, int]:
+    """When the frames of a video are shown, (F,) in its time base, ascending, by its packets; and how many of the first
+    ones cannot be decoded, because the file starts within a group of pictures. Nothing else is decoded.
 
     Raises:
         ClipFault: no video, or cut short.
     """
+    with _opened(path) as (container, stream):
+        size, stamps, first_key = path.stat().st_size, set(), None
+        for packet in container.demux(stream):
+            if packet.pts is None or not packet.size or packet.is_discard:
+                continue
+            if packet.is_corrupt or (packet.pos is not None and packet.pos + packet.size > size):
+                raise ClipFault("truncated video", f"{path.name} ends within frame {len(stamps)}")
+            if first_key is None and packet.is_keyframe:
+                first_key = packet.pts
+            stamps.add(packet.pts)
+    early = {stamp for stamp in stamps if first_key is not None and stamp < first_key}
+    lost = len(early)
+    if early:
+        with _opened(path) as (container, stream):
+            for frame in container.decode(stream):
+                if frame.pts is None or frame.pts >= first_key:
+                    break
+                lost -= frame.pts in early and not frame.is_corrupt
+    return np.array(sorted(stamps), np.int64), lost
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[tuple]:
+    """As `video.opened`, with every error but a full disk as a ClipFault."""
     import av
 
     try:
-        with av.open(str(path)) as container:
-            if not container.streams.video:
-                raise ClipFault("unreadable video", f"{path.name} holds no video stream")
-            size, stamps = path.stat().st_size, set()
-            for packet in container.demux(container.streams.video[0]):
-                if packet.pts is None or not packet.size or packet.is_discard:
-                    continue
-                if packet.is_corrupt or (packet.pos is not None and packet.pos + packet.size > size):
-                    raise ClipFault("truncated video", f"{path.name} ends within frame {len(stamps)}")
-                stamps.add(packet.pts)
+        with opened(path) as found:
+            yield found
+    except ClipFault:
+        raise
+    except UserError as error:
+        raise ClipFault("unreadable video", str(error)) from None
     except (av.error.FFmpegError, OSError) as error:
+        if no_room(error):
+            raise
         raise ClipFault("unreadable video", f"{path.name}: {' '.join(str(error).split())}") from None
-    return len(stamps)
 
 
-def cut(path: Path, starts: list[int], frames: int, targets: list[Path], quality: int = 0) -> None:
+def cut(path: Path, stamps: np.ndarray, starts: list[int], frames: int, targets: list[Path],
+        quality: int = 0) -> list[int]:
     """Write stretches of `frames` frames of a video as files of their own, frame by frame the same.
 
     Args:
+        stamps: as `frame_stamps` gives them; frames are known by these, not by counting what is decoded.
         starts: first frame of each stretch, ascending, counted in the order of showing from 0.
         targets: file of each stretch.
         quality: x264's: 0 is lossless, and then every frame is read again and compared; 18 looks the same.
 
-    Raises:
-        ClipFault: fewer frames than asked for, or a file that differs from its source.
-    """
-    import av
+    Returns:
+        the starts of the stretches that were not written because one of their frames cannot be decoded.
 
+    Raises:
+        ClipFault: a video that cannot be decoded or written so, or a file that differs from its source.
+    """
+    number_of = {stamp: number for number, stamp in enumerate(stamps.tolist())}
     waiting = list(zip(starts, targets, strict=True))
-    held: list = []  # frames from `first` on
-    number = 0
-    try:
-        with av.open(str(path)) as container:
-            stream = container.streams.video[0]
-            stream.thread_type = "AUTO"
-            rate = stream.average_rate or 30
-            for frame in container.decode(stream):
-                if waiting and number >= waiting[0][0]:
-                    held.append(frame)
-                number += 1
-                while waiting and number == waiting[0][0] + frames:
-                    _encode(held[:frames], waiting[0][1], rate, quality)
-                    done = waiting.pop(0)[0]
-                    held = held[waiting[0][0] - done:] if waiting else []
-    except (av.error.FFmpegError, OSError) as error:
-        raise ClipFault("unreadable video", f"{path.name}: {' '.join(str(error).split())}") from None
-    if waiting:
-        raise ClipFault("truncated video", f"{path.name} gives {number} frames, frame {waiting[0][0] + frames - 1} "
-                                           "was asked for")
+    held: dict[int, object] = {}  # frame by number, from the first that is wanted
+    lost = []
+    with _opened(path) as (container, stream):
+        stream.thread_type = "AUTO"
+        rate = stream.average_rate or 30
+        for frame in container.decode(stream):
+            number = number_of.get(frame.pts)
+            if number is None or frame.is_corrupt:
+                continue
+            if getattr(frame, "rotation", 0):
+                raise ClipFault("rotated video", f"{path.name} is rotated: prepare it without --cut")
+            while waiting and number >= waiting[0][0] + frames:  # its last frame never came
+                lost.append(waiting.pop(0)[0])
+            if not waiting:
+                break
+            held[number] = frame
+            held = {known: kept for known, kept in held.items() if known >= waiting[0][0]}
+            if number == waiting[0][0] + frames - 1:
+                start, target = waiting.pop(0)
+                if len(held) == frames:
+                    _encode(list(held.values()), target, rate, quality)
+                else:
+                    lost.append(start)
+    return lost + [start for start, _ in waiting]
 
 
 def _encode(pictures: list, target: Path, rate, quality: int) -> None:
     import av
 
-    arrays = []
+    first, arrays = pictures[0], []
     with atomic_path(target) as temporary:
-        with av.open(str(temporary), "w", format="mp4") as container:
-            stream = container.add_stream("libx264", rate=rate)
-            first = pictures[0]
-            stream.width, stream.height, stream.pix_fmt = first.width, first.height, first.format.name
-            stream.options = {"preset": "veryfast", **({"qp": "0"} if quality == 0 else {"crf": str(quality)})}
-            for number, picture in enumerate(pictures):
-                array = picture.to_ndarray()
-                copy = av.VideoFrame.from_ndarray(array, format=first.format.name)
-                copy.pts, copy.time_base = number, 1 / stream.codec_context.framerate
-                container.mux(stream.encode(copy))
-                arrays.append(array)
-            container.mux(stream.encode())
-        with av.open(str(temporary)) as container:
+        try:
+            with av.open(str(temporary), "w", format="mp4") as container:
+                stream = container.add_stream("libx264", rate=rate)
+                stream.width, stream.height, stream.pix_fmt = first.width, first.height, first.format.name
+                for name in ("colorspace", "color_range", "color_primaries", "color_trc"):
+                    if hasattr(first, name):  # the last two are younger than PyAV 14
+                        setattr(stream.codec_context, name, getattr(first, name))
+                stream.options = {"preset": "veryfast", **({"qp": "0"} if quality == 0 else {"crf": str(quality)})}
+                for number, picture in enumerate(pictures):
+                    array = picture.to_ndarray()
+                    copy = av.VideoFrame.from_ndarray(array, format=first.format.name)
+                    copy.pts, copy.time_base = number, 1 / stream.codec_context.framerate
+                    container.mux(stream.encode(copy))
+                    arrays.append(array)
+                container.mux(stream.encode())
+        except (av.error.FFmpegError, ValueError, AssertionError) as error:
+            if no_room(error):
+                raise
+            raise ClipFault("cannot be cut", f"{target.name}: H.264 takes no {first.width} x {first.height} "
+                                             f"{first.format.name} ({' '.join(str(error).split())}): prepare it "
+                                             "without --cut") from None
+        with av.open(str(temporary), metadata_errors="ignore") as container:
             again = [frame.to_ndarray() for frame in container.decode(container.streams.video[0])]
         same = len(again) == len(arrays) and (quality or all(map(np.array_equal, again, arrays)))
         if not same:
             raise ClipFault("segment differs", f"{target.name} does not hold the {len(arrays)} frames of its source")
 
 
-def remove_other(folder: Path, kept: set[str]) -> None:
-    """Delete what an earlier run left in a folder of media."""
-    if folder.is_dir():
-        for path in folder.iterdir():
-            if path.name not in kept:
-                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
-        if not kept:
-            folder.rmdir()
+def remove_leftovers(folder: Path) -> None:
+    """Delete what a run that was killed had not finished."""
+    for place in folder.glob(".video.*"):
+        shutil.rmtree(place, ignore_errors=True)
+    for pattern in (".*.tmp.json*", "messages/.*.tmp.jsonl", "clips/.*.tmp.mp4", "segments/.*.tmp.mp4"):
+        for file in folder.glob(pattern):
+            file.unlink()
+
+
+def remove_other(folder: Path, kept: set[str], named: set[str]) -> None:
+    """Delete the videos of a folder that an earlier annotation named or that bear a name of prepare's, but for `kept`.
+
+    Files of other names stay. A folder that is empty then goes.
+    """
+    if not folder.is_dir():
+        return
+    for path in folder.iterdir():
+        if path.name not in kept and (path.name in named or MEDIA.fullmatch(path.name)) and not path.is_dir():
+            path.unlink()
+    if not any(folder.iterdir()):
+        folder.rmdir()

@@ -10,10 +10,12 @@ import numpy as np
 from scipy.interpolate import CubicSpline
 from scipy.spatial.transform import Rotation, Slerp
 
-from overlays.domains.driving.faults import ClipFault
+from overlays.domains.driving.answers import MAX_CURVATURE, MAX_SPEED_MPS
+from overlays.domains.driving.faults import ClipFault, check_unit
 
 POSE = ("qx", "qy", "qz", "qw", "x", "y", "z")
 VELOCITY = ("vx", "vy", "vz")
+MAX_GAP_S = 0.1  # longest stretch between two rows that is interpolated, unless rows are usually further apart
 FIT_S = 1.0  # span of the least-squares fit of curvature
 LOW_SPEED_MPS = 1.0  # under this speed curvature is hardly defined: such moments are flagged and scored apart
 
@@ -43,7 +45,8 @@ class Egomotion:
         times_us: (N,) int64, microseconds; 0 is the start of the clip, rows may lie before it.
         position: (N, 3) m. rotation: N rotations. speed: (N,) m/s along the heading, signed.
         curvature: (N,) 1/m, + to the left. fitted: (N,) bool, where it was fitted for want of a value in the file.
-        repairs: what was left out while reading: {"repeated": n, "not finite": n}.
+        repairs: rows left out while reading: {"repeated": n, "not finite": n, "too fast": n}.
+        bent: rows whose curvature, beyond MAX_CURVATURE, counts as missing.
     """
 
     times_us: np.ndarray
@@ -53,19 +56,28 @@ class Egomotion:
     curvature: np.ndarray
     fitted: np.ndarray
     repairs: dict[str, int] = field(default_factory=dict)
+    bent: int = 0
+
+    @property
+    def usual_gap_s(self) -> float:
+        """Longest gap that is interpolated where nobody says another: MAX_GAP_S, or one and a half usual steps."""
+        return max(MAX_GAP_S, 1.5e-6 * float(np.median(np.diff(self.times_us))))
 
     def gaps(self, longest_s: float) -> np.ndarray:
         """(G, 2) int64: first and last microsecond of every stretch longer than `longest_s` without a row."""
         wide = np.flatnonzero(np.diff(self.times_us) > longest_s * 1e6)
         return np.stack([self.times_us[wide], self.times_us[wide + 1]], 1)
 
-    def problem(self, first_us: int, last_us: int, longest_s: float) -> str | None:
-        """Why nothing can be said about the motion between two times: "outside the egomotion", a gap, or None."""
+    def problem(self, first_us: int, last_us: int, longest_s: float) -> tuple[str, str] | None:
+        """Why nothing can be said about the motion between two times: a reason and what exactly, or None."""
         if first_us < self.times_us[0] or last_us > self.times_us[-1]:
-            return "outside the egomotion"
+            return "outside the egomotion", (f"{first_us / 1e6:.3f} to {last_us / 1e6:.3f} s, the egomotion runs from "
+                                             f"{self.times_us[0] / 1e6:.3f} to {self.times_us[-1] / 1e6:.3f} s")
         gaps = self.gaps(longest_s)
-        if ((gaps[:, 0] < last_us) & (gaps[:, 1] > first_us)).any():
-            return "gap in the egomotion"
+        gaps = gaps[(gaps[:, 0] < last_us) & (gaps[:, 1] > first_us)]
+        if len(gaps):
+            return "gap in the egomotion", (f"{np.diff(gaps).max() / 1e6:.3f} s without a row, above {longest_s:.3f} s "
+                                            "(--max-gap)")
         return None
 
     def at(self, times_us: np.ndarray) -> Motion:
@@ -90,17 +102,21 @@ def read(source: Path | bytes, name: str = "") -> Egomotion:
     """An egomotion parquet file, its path or its content.
 
     Columns `timestamp` (microseconds), qx qy qz qw, x y z (m), vx vy vz (m/s), and `curvature` (1/m), which is fitted
-    (`fit_curvature`) where it is missing or not a number. Rows repeated with the same time and rows with a number that
-    is not finite are left out, which may open a gap.
+    (`fit_curvature`) where it is missing, not a number or beyond MAX_CURVATURE, which a standing car's may be. Rows
+    repeated with the same time and rows with a number that is not finite or a speed above MAX_SPEED_MPS are left out,
+    which may open a gap.
 
     Raises:
-        ClipFault: no parquet file, columns missing, fewer than two rows, timestamps out of order.
+        ClipFault: no parquet file, columns missing or of text, fewer than two rows, timestamps out of order or not in
+            microseconds.
     """
     import pandas as pd
 
     name = name or (source.name if isinstance(source, Path) else "egomotion")
     try:
         table = pd.read_parquet(BytesIO(source) if isinstance(source, bytes) else source)
+    except MemoryError:
+        raise
     except Exception as error:  # pyarrow raises many kinds on bad bytes
         raise ClipFault("unreadable egomotion", f"{name}: {' '.join(str(error).split())[:200]}") from None
     if "timestamp" not in table.columns and table.index.name == "timestamp":
@@ -116,23 +132,35 @@ def read(source: Path | bytes, name: str = "") -> Egomotion:
         row = int(np.flatnonzero(np.diff(times) < 0)[0]) + 1
         raise ClipFault("egomotion out of order", f"{name}: row {row} ({times[row]} us) is before the row above it "
                                                   f"({times[row - 1]} us)")
-    values = table[[*POSE, *VELOCITY]].to_numpy(np.float64)
-    norm = np.linalg.norm(values[:, :4], axis=1)
-    finite = np.isfinite(values).all(1) & (norm > 0.5)
-    first = np.concatenate([[True], np.diff(times[finite]) > 0])[: finite.sum()]
-    kept = np.flatnonzero(finite)[first]
+    values = np.stack([_numbers(table, column, name) for column in (*POSE, *VELOCITY)], 1)
+    finite = np.isfinite(values).all(1) & (np.linalg.norm(values[:, :4], axis=1) > 0.5)
+    sound = finite & (np.linalg.norm(values[:, 7:10], axis=1) <= MAX_SPEED_MPS)
+    first = np.concatenate([[True], np.diff(times[sound]) > 0])[: sound.sum()]
+    kept = np.flatnonzero(sound)[first]
+    repairs = {"repeated": int((~first).sum()), "not finite": int((~finite).sum()),
+               "too fast": int((finite & ~sound).sum())}
+    repairs = {reason: number for reason, number in repairs.items() if number}
     if len(kept) < 2:
-        raise ClipFault("unreadable egomotion", f"{name} has fewer than two usable rows")
-    repairs = {"repeated": int((~first).sum()), "not finite": int((~finite).sum())}
+        left_out = ", ".join(f"{number} {reason}" for reason, number in repairs.items())
+        raise ClipFault("unreadable egomotion", f"{name} has fewer than two usable rows of {len(table)}"
+                                                f"{f' (left out: {left_out})' if left_out else ''}")
+    check_unit(times[kept], name)
     times, values = times[kept], values[kept]
     rotation = Rotation.from_quat(values[:, :4])
     speed = (values[:, 7:10] * rotation.apply([1.0, 0.0, 0.0])).sum(1)
-    column = table["curvature"] if "curvature" in table.columns else pd.Series(np.nan, index=table.index)
-    given = column.to_numpy(np.float64)[kept]
-    fitted = ~np.isfinite(given)
+    given = (_numbers(table, "curvature", name) if "curvature" in table.columns else np.full(len(table), np.nan))[kept]
+    fitted = ~(np.abs(given) <= MAX_CURVATURE)
     curvature = np.where(fitted, fit_curvature(times, rotation, speed), given) if fitted.any() else given
-    return Egomotion(times, values[:, 4:7], rotation, speed, curvature, fitted,
-                     {reason: number for reason, number in repairs.items() if number})
+    return Egomotion(times, values[:, 4:7], rotation, speed, curvature, fitted, repairs,
+                     int((np.abs(given) > MAX_CURVATURE).sum()))
+
+
+def _numbers(table, column: str, name: str) -> np.ndarray:
+    """(N,) float64 of a column, NaN where it has no value. Raises ClipFault where it holds something else."""
+    try:
+        return table[column].to_numpy(np.float64, na_value=np.nan)
+    except (TypeError, ValueError):
+        raise ClipFault("unreadable egomotion", f"{name}: column {column} holds something else than numbers") from None
 
 
 def fit_curvature(times_us: np.ndarray, rotation: Rotation, speed: np.ndarray, span_s: float = FIT_S) -> np.ndarray:
@@ -144,7 +172,7 @@ def fit_curvature(times_us: np.ndarray, rotation: Rotation, speed: np.ndarray, s
         times_us: (N,) ascending, N >= 2. rotation: N rotations. speed: (N,) m/s.
 
     Returns:
-        (N,) 1/m, + to the left.
+        (N,) 1/m, + to the left, within MAX_CURVATURE.
     """
     seconds = (times_us - times_us[0]) / 1e6
     steps = (rotation[:-1].inv() * rotation[1:]).as_rotvec()[:, 2] / np.diff(seconds)
@@ -156,4 +184,4 @@ def fit_curvature(times_us: np.ndarray, rotation: Rotation, speed: np.ndarray, s
         sums = np.concatenate([[0.0], np.cumsum(values)])
         return sums[high] - sums[low]
 
-    return total(yaw_rate * speed) / (total(speed**2) + 1.0)
+    return np.clip(total(yaw_rate * speed) / (total(speed**2) + 1.0), -MAX_CURVATURE, MAX_CURVATURE)

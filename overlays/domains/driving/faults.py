@@ -1,6 +1,12 @@
 """What can be wrong with one clip: it is left out, counted and listed."""
 
+import errno
+
+import numpy as np
+
 from overlays.errors import UserError
+
+STEPS_US = (200, 2_000_000)  # between two rows of a clock: from 5 kHz to one in two seconds
 
 
 class ClipFault(UserError):
@@ -12,3 +18,17 @@ class ClipFault(UserError):
 
     def __reduce__(self):  # travels between processes
         return ClipFault, (self.reason, self.detail)
+
+
+def no_room(error: BaseException) -> bool:
+    """Whether memory or disk ran out, which is no clip's fault."""
+    return isinstance(error, MemoryError) or getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
+
+
+def check_unit(timestamps: np.ndarray, name: str) -> None:
+    """Raises ClipFault where ascending timestamps, at least two, lie so far apart that they are no microseconds."""
+    step = float(np.median(np.diff(timestamps)))
+    if not STEPS_US[0] <= step <= STEPS_US[1]:
+        unit = "nanoseconds" if step > STEPS_US[1] else "milliseconds" if step >= STEPS_US[0] / 1000 else "seconds"
+        raise ClipFault("timestamps not in microseconds", f"{name}: timestamp must be microseconds, but its rows lie "
+                                                          f"{step:.0f} apart, as if it were {unit}")

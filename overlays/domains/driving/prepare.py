@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -14,12 +16,12 @@ from tempfile import TemporaryDirectory
 import numpy as np
 from tqdm import tqdm
 
-from overlays.data.records import split_groups
+from overlays.data import records as annotation
 from overlays.domains.driving import clips, egomotion
 from overlays.domains.driving.answers import format_pairs, question
 from overlays.domains.driving.clips import CAMERA, SPLIT_NAMES, Clip
-from overlays.domains.driving.faults import ClipFault
-from overlays.domains.driving.windows import MAX_GAP_S, Pairs, Window, cut, frame_rate
+from overlays.domains.driving.faults import ClipFault, no_room
+from overlays.domains.driving.windows import Drop, Pairs, Window, cut, frame_rate
 from overlays.errors import UserError
 from overlays.files import write_json, write_jsonl
 
@@ -27,6 +29,7 @@ ROOT = Path(__file__).resolve().parents[3]
 SAMPLE = ROOT / "data" / "raw" / "driving" / "sample"
 OUTPUT = ROOT / "data" / "prepared" / "driving"
 SPLITS = ("train", "val", "test")
+MARKER = ".driving"  # in a folder that a run began to fill: one that was killed may go on there
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,8 @@ class Settings:
         pairs: pairs in an answer, spread evenly over the second; None takes the sample's value, or one a frame.
         past_motion: the prompt tells the pairs of the second that is seen.
         stride: frames from one window to the next; None takes one second.
-        max_gap_s: longest gap in the egomotion that is interpolated.
+        max_gap_s: longest gap in the egomotion that is interpolated; None takes 0.1 s, or for a clip whose rows are
+            further apart one and a half of its usual steps.
         cut: write every window as a file of its own instead of naming frames of the clip.
         cut_quality: x264's; 0 is lossless.
         splits: "index" takes the index's, "own" deals the clips out, "auto" is "index" where every clip has one.
@@ -58,7 +62,7 @@ class Settings:
     pairs: int | None = None
     past_motion: bool = False
     stride: int | None = None
-    max_gap_s: float = MAX_GAP_S
+    max_gap_s: float | None = None
     cut: bool = False
     cut_quality: int = 0
     splits: str = "auto"
@@ -77,15 +81,17 @@ class Outcome:
     clip: str
     records: list[dict] = field(default_factory=list)
     fault: tuple[str, str] | None = None
-    dropped: list[tuple[int, str]] = field(default_factory=list)
+    dropped: list[Drop] = field(default_factory=list)
     fps: int = 0
     repairs: dict[str, int] = field(default_factory=dict)
+    bent: int = 0
     fitted: bool = False
 
 
 def prepare(settings: Settings) -> dict:
     """Prepare clips. Videos are put below `output` first and stay where a run is interrupted; the annotation files
-    and then metadata.json are replaced at the end.
+    and then metadata.json are replaced at the end. Videos are named by clip and source, so that annotation of another
+    camera or folder, which such a run has not replaced, names its own pictures still.
 
     Writes {train,val,test}.jsonl, clips/*.mp4 (or segments/*.mp4) and metadata.json, with every dropped clip, window
     and archive. A record holds, beside the question and answer: `video`, `video_start`, `video_end` (frames, end
@@ -104,6 +110,9 @@ def prepare(settings: Settings) -> dict:
     output = Path(settings.output)
     _check_output(output)
     output.mkdir(parents=True, exist_ok=True)
+    if not (output / "metadata.json").is_file():
+        (output / MARKER).touch()
+    clips.remove_leftovers(output)
     outcomes = list(_run(found, settings))
     split_of, splits_by = _splits(found, outcomes, settings)
     records: dict[str, list[dict]] = {split: [] for split in SPLITS}
@@ -120,6 +129,7 @@ def prepare(settings: Settings) -> dict:
                         f"({len(reasons)} drops{first})")
     _write(output, settings, records)
     write_json(output / "metadata.json", metadata)
+    (output / MARKER).unlink(missing_ok=True)
     return metadata
 
 
@@ -134,14 +144,15 @@ def _settle(settings: Settings) -> Settings:
     for name in ("pairs", "stride", "limit", "workers"):
         if values[name] is not None and values[name] < 1:
             raise UserError(f"--{name} must be at least 1, got {values[name]}")
-    if settings.max_gap_s <= 0:
-        raise UserError(f"--max-gap must be above 0, got {settings.max_gap_s}")
+    if settings.max_gap_s is not None and not 0 < settings.max_gap_s < math.inf:
+        raise UserError(f"--max-gap must be a number of seconds above 0, got {settings.max_gap_s}")
     if not 0 <= settings.cut_quality <= 51:
         raise UserError(f"--cut-quality must lie between 0 (lossless) and 51, got {settings.cut_quality}")
     if settings.splits not in ("auto", "index", "own"):
         raise UserError(f"--splits must be auto, index or own, got {settings.splits!r}")
     fractions = settings.split_fractions
-    if len(fractions) != 3 or min(fractions) < 0 or fractions[0] <= 0 or abs(sum(fractions) - 1) > 1e-6:
+    if (len(fractions) != 3 or not all(map(math.isfinite, fractions)) or min(fractions) < 0 or fractions[0] <= 0
+            or abs(sum(fractions) - 1) > 1e-6):
         raise UserError(f"split fractions {fractions} must be three numbers that sum to 1, the first above 0")
     return Settings(**values)
 
@@ -157,15 +168,19 @@ def ensure_sample(folder: Path) -> Path:
 
 
 def _check_output(output: Path) -> None:
-    """Refuse a folder that holds other people's files; what an interrupted run left is known by its names."""
+    """Refuse a folder with other files than prepared clips, known by their metadata, or what a killed run left."""
     if output.exists() and not output.is_dir():
         raise UserError(f"output {output} is a file: give a folder")
-    if output.is_dir() and not (output / "metadata.json").is_file():
-        strange = [path.name for path in output.iterdir()
-                   if path.name not in ("clips", "segments", "messages", "motion.jsonl",
-                                        *(f"{split}.jsonl" for split in SPLITS)) and not path.name.startswith(".")]
-        if strange:
-            raise UserError(f"output folder {output} holds other files ({strange[0]}): give an empty or new folder")
+    there = sorted(path.name for path in output.iterdir() if path.name[0] != ".") if output.is_dir() else []
+    if there and not (output / MARKER).is_file() and _domain(output / "metadata.json") != "driving":
+        raise UserError(f"output folder {output} holds other files ({there[0]}): give an empty or new folder")
+
+
+def _domain(metadata: Path) -> str | None:
+    try:
+        return json.loads(metadata.read_text(encoding="utf-8"))["domain"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def _run(found: list[Clip], settings: Settings) -> Iterator[Outcome]:
@@ -178,10 +193,14 @@ def _run(found: list[Clip], settings: Settings) -> Iterator[Outcome]:
                 yield work(clip)
                 bar.update()
             return
-        with ProcessPoolExecutor(workers) as pool:
-            for outcome in pool.map(work, found, chunksize=4):
-                yield outcome
-                bar.update()
+        try:
+            with ProcessPoolExecutor(workers) as pool:
+                for outcome in pool.map(work, found, chunksize=4):
+                    yield outcome
+                    bar.update()
+        except BrokenProcessPool:
+            raise UserError("a worker process was killed, perhaps for want of memory: run again with fewer "
+                            f"--workers than {workers}") from None
 
 
 def _prepare_clip(clip: Clip, settings: Settings) -> Outcome:
@@ -192,6 +211,12 @@ def _prepare_clip(clip: Clip, settings: Settings) -> Outcome:
         outcome.fault, outcome.records = (fault.reason, fault.detail), []
     except UserError as error:
         outcome.fault, outcome.records = ("damaged archive", str(error)), []
+    except Exception as error:  # one odd clip of thousands must not stop the others
+        said = (str(error).strip().splitlines() or ["no message"])[0][:200]
+        if no_room(error):
+            raise UserError(f"disk or memory ran out at clip {clip.name} ({type(error).__name__}: {said}): make room "
+                            "and run again; what is there is kept") from None
+        outcome.fault, outcome.records = ("cannot be prepared", f"{clip.name}: {type(error).__name__}: {said}"), []
     return outcome
 
 
@@ -208,7 +233,7 @@ def _fill(outcome: Outcome, clip: Clip, settings: Settings) -> None:
     if clip.video is None and not settings.motion_only:
         raise ClipFault("no video", f"{clip.name} has no .{settings.camera}.mp4")
     motion = egomotion.read(clip.egomotion.read(), f"{clip.name}.egomotion.parquet")
-    outcome.repairs, outcome.fitted = motion.repairs, bool(motion.fitted.any())
+    outcome.repairs, outcome.fitted, outcome.bent = motion.repairs, bool(motion.fitted.any()), motion.bent
     times = clips.read_timestamps(clip.timestamps, clip.name)
     outcome.fps = frame_rate(times, clip.name)
     windows, outcome.dropped = cut(times, motion, settings.pairs, settings.stride, settings.max_gap_s, clip.name)
@@ -217,31 +242,37 @@ def _fill(outcome: Outcome, clip: Clip, settings: Settings) -> None:
         return
     if not windows:
         return
+    name = f"{clip.name}.{clip.video.digest()}"
+    length = windows[0].end - windows[0].start
     if settings.cut:
         with TemporaryDirectory(dir=settings.output, prefix=".video.") as place:
             video = Path(place) / f"{clip.name}.mp4"
             clip.video.place(video)
-            _check_count(video, times)
-            names = [f"segments/{clip.name}-{window.start:05d}.mp4" for window in windows]
-            clips.cut(video, [window.start for window in windows], windows[0].end - windows[0].start,
-                      [settings.output / name for name in names], settings.cut_quality)
-        outcome.records = [_record(clip, window, outcome.fps, settings, {"video": name})
-                           for window, name in zip(windows, names, strict=True)]
-        return
-    video = settings.output / "clips" / f"{clip.name}.mp4"
-    clip.video.place(video)
-    _check_count(video, times)
-    outcome.records = [
-        _record(clip, window, outcome.fps, settings,
-                {"video": f"clips/{clip.name}.mp4", "video_start": window.start, "video_end": window.end})
-        for window in windows
-    ]
+            stamps, _ = _stamps(video, times)
+            names = {window.start: f"segments/{name}-{window.start:05d}.mp4" for window in windows}
+            lost = clips.cut(video, stamps, list(names), length, [settings.output / name for name in names.values()],
+                             settings.cut_quality)
+        media = {start: {"video": name} for start, name in names.items()}
+    else:
+        video = settings.output / "clips" / f"{name}.mp4"
+        clip.video.place(video)
+        _, leading = _stamps(video, times)
+        lost = [window.start for window in windows if window.start < leading]
+        media = {window.start: {"video": f"clips/{name}.mp4", "video_start": window.start, "video_end": window.end}
+                 for window in windows}
+    outcome.dropped += [(start, "frames that cannot be decoded", f"frames {start} to {start + length - 1}")
+                        for start in lost]
+    outcome.records = [_record(clip, window, outcome.fps, settings, media[window.start]) for window in windows
+                       if window.start not in lost]
 
 
-def _check_count(video: Path, times: np.ndarray) -> None:
-    frames = clips.count_frames(video)
-    if frames != len(times):
-        raise ClipFault("frames and timestamps differ", f"{video.name} has {frames} frames, {len(times)} timestamps")
+def _stamps(video: Path, times: np.ndarray) -> tuple[np.ndarray, int]:
+    """As `clips.frame_stamps`, one for every timestamp of the camera. Raises ClipFault."""
+    stamps, leading = clips.frame_stamps(video)
+    if len(stamps) != len(times):
+        raise ClipFault("frames and timestamps differ",
+                        f"{video.name} has {len(stamps)} frames, {len(times)} timestamps")
+    return stamps, leading
 
 
 def _numbers(values: np.ndarray, decimals: int) -> list[float]:
@@ -286,7 +317,8 @@ def _splits(found: list[Clip], outcomes: list[Outcome], settings: Settings) -> t
     if settings.splits != "own" and used and len(given) == len(used):
         return given, "index"
     rows = [{"clip": name} for name, number in used.items() for _ in range(number)]
-    dealt = split_groups(rows, dict(zip(SPLITS, settings.split_fractions, strict=True)), "clip", settings.seed)
+    shares = dict(zip(SPLITS, settings.split_fractions, strict=True))
+    dealt = annotation.split_groups(rows, shares, "clip", settings.seed)
     return {row["clip"]: split for split, members in dealt.items() for row in members}, "own"
 
 
@@ -298,8 +330,8 @@ def _metadata(settings: Settings, outcomes: list[Outcome], refused: list[dict], 
 
     every = [record for split in SPLITS for record in records[split]]
     lost_clips = [{"clip": o.clip, "reason": o.fault[0], "detail": o.fault[1]} for o in outcomes if o.fault]
-    lost_windows = [{"clip": o.clip, "start": start, "reason": reason} for o in outcomes for start, reason in o.dropped
-                    if not o.fault]
+    lost_windows = [{"clip": o.clip, "start": start, "reason": reason, "detail": detail} for o in outcomes
+                    for start, reason, detail in sorted(o.dropped) if not o.fault]
     repairs: Counter[str] = Counter()
     for outcome in outcomes:
         repairs.update(outcome.repairs)
@@ -317,7 +349,8 @@ def _metadata(settings: Settings, outcomes: list[Outcome], refused: list[dict], 
             **{split: len(records[split]) for split in SPLITS},
             "windows_dropped": dict(Counter(row["reason"] for row in lost_windows)),
             "low_speed": sum(record["low_speed"] for record in every),
-            "curvature_fitted": sum(outcome.fitted for outcome in outcomes), "rows_left_out": dict(repairs),
+            "curvature_fitted": sum(outcome.fitted for outcome in outcomes),
+            "curvature_out_of_range": sum(outcome.bent for outcome in outcomes), "rows_left_out": dict(repairs),
         },
         "future": {} if not len(future) else {
             "v_mean": float(future[:, 0].mean()), "v_min": float(future[:, 0].min()),
@@ -329,10 +362,11 @@ def _metadata(settings: Settings, outcomes: list[Outcome], refused: list[dict], 
 
 
 def _write(output: Path, settings: Settings, records: dict[str, list[dict]]) -> None:
-    """Annotation files; then what they no longer name is deleted."""
+    """Annotation files; then what earlier ones named and they no longer do is deleted."""
     if settings.motion_only:
         write_jsonl(output / "motion.jsonl", [row for split in SPLITS for row in records[split]])
         return
+    earlier = _named(output)
     for split in SPLITS:
         write_jsonl(output / f"{split}.jsonl", records[split])
         if settings.messages:
@@ -341,6 +375,15 @@ def _write(output: Path, settings: Settings, records: dict[str, list[dict]]) -> 
             write_jsonl(output / "messages" / f"{split}.jsonl", map(to_messages, records[split]))
     named = {record["video"] for split in SPLITS for record in records[split]}
     for folder in ("clips", "segments"):
-        clips.remove_other(output / folder, {name.split("/")[1] for name in named if name.startswith(f"{folder}/")})
+        kept, dropped = ({Path(name).name for name in names if name.startswith(f"{folder}/")}
+                         for names in (named, earlier))
+        clips.remove_other(output / folder, kept, dropped)
     if not settings.messages:
-        clips.remove_other(output / "messages", set())
+        clips.remove_other(output / "messages", set(), {f"{split}.jsonl" for split in SPLITS})
+
+
+def _named(output: Path) -> set[str]:
+    """Videos that the annotation files of a folder name."""
+    files = [output / f"{split}.jsonl" for split in SPLITS]
+    rows = (row for file in files if file.is_file() for _, row in annotation.scan(file) if isinstance(row, dict))
+    return {row["video"] for row in rows if isinstance(row.get("video"), str)}

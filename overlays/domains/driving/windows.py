@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from overlays.domains.driving.egomotion import LOW_SPEED_MPS, Egomotion
-from overlays.domains.driving.faults import ClipFault
+from overlays.domains.driving.faults import ClipFault, check_unit
 
-MAX_GAP_S = 0.1  # longest stretch between two rows of egomotion that is interpolated
+Drop = tuple[int, str, str]  # first frame of a window that is left out, the reason it is counted under, what exactly
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ def frame_rate(timestamps_us: np.ndarray, name: str = "camera") -> int:
     """Whole frames in a second, from the median distance of the timestamps: 30 for 29.97.
 
     Raises:
-        ClipFault: fewer than two timestamps, or timestamps out of order.
+        ClipFault: fewer than two timestamps, or timestamps out of order or not in microseconds.
     """
     if len(timestamps_us) < 2:
         raise ClipFault("too short", f"{name} has {len(timestamps_us)} frames")
@@ -53,6 +53,7 @@ def frame_rate(timestamps_us: np.ndarray, name: str = "camera") -> int:
         frame = int(np.flatnonzero(steps <= 0)[0]) + 1
         raise ClipFault("camera timestamps out of order", f"{name}: frame {frame} ({timestamps_us[frame]} us) is not "
                                                           f"after frame {frame - 1} ({timestamps_us[frame - 1]} us)")
+    check_unit(timestamps_us, name)
     return max(1, round(1e6 / float(np.median(steps))))
 
 
@@ -62,18 +63,18 @@ def pair_frames(second: int, pairs: int) -> np.ndarray:
 
 
 def cut(timestamps_us: np.ndarray, egomotion: Egomotion, pairs: int | None = None, stride: int | None = None,
-        max_gap_s: float = MAX_GAP_S, name: str = "camera") -> tuple[list[Window], list[tuple[int, str]]]:
+        max_gap_s: float | None = None, name: str = "camera") -> tuple[list[Window], list[Drop]]:
     """Windows of one clip; a 20-s clip at 30 fps gives 19.
 
     Args:
         timestamps_us: (F,) int64, when each frame was taken, on the clock of the egomotion.
         pairs: pairs in a second; None gives one for every frame.
         stride: frames from one window to the next; None takes a second.
-        max_gap_s: longest gap in the egomotion that is interpolated.
+        max_gap_s: longest gap in the egomotion that is interpolated; None takes the egomotion's own `usual_gap_s`.
 
     Returns:
-        the windows, and (first frame, reason) of those left out: a window needs two seconds of egomotion without a
-        gap, and two seconds of frames of which none is missing.
+        the windows, and those left out: a window needs two seconds of egomotion without a gap, and two seconds of
+        frames of which none is missing.
 
     Raises:
         ClipFault: too short for one window, or timestamps out of order.
@@ -90,11 +91,12 @@ def cut(timestamps_us: np.ndarray, egomotion: Egomotion, pairs: int | None = Non
     windows, dropped = [], []
     for start in range(0, len(timestamps_us) - 2 * second + 1, stride or second):
         times = timestamps_us[start:start + 2 * second]
-        problem = egomotion.problem(times[0], times[-1], max_gap_s)
-        if (steps[start:start + 2 * second - 1] > 1.5 * usual).any():
-            problem = "gap in the camera timestamps"
+        problem = egomotion.problem(times[0], times[-1], max_gap_s or egomotion.usual_gap_s)
+        longest = steps[start:start + 2 * second - 1].max()
+        if longest > 1.5 * usual:
+            problem = "gap in the camera timestamps", f"{longest / 1e6:.3f} s, {usual / 1e6:.3f} s is usual"
         if problem:
-            dropped.append((start, problem))
+            dropped.append((start, *problem))
             continue
         motion = egomotion.at(times)
         seconds = (times - times[second - 1]) / 1e6

@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 
 from overlays.domains.driving import egomotion
+from overlays.domains.driving.answers import MAX_CURVATURE
 from overlays.domains.driving.faults import ClipFault
 from overlays.domains.driving.sample import KINDS, clocks, drive_of, egomotion_table
 from overlays.domains.driving.windows import cut
@@ -94,10 +95,12 @@ def test_gaps_are_found_and_judged_by_their_length():
     motion = egomotion.read(parquet(egomotion_table(steady(5.0, 0.0), stamps[(stamps < 1e6) | (stamps >= 1.15e6)])))
     assert motion.gaps(0.1).tolist() == [[990_000, 1_150_000]]
     assert motion.problem(100_000, 989_000, 0.1) is None
-    assert motion.problem(100_000, 1_000_000, 0.1) == "gap in the egomotion"
-    assert motion.problem(1_000_000, 1_100_000, 0.1) == "gap in the egomotion"
+    gap = ("gap in the egomotion", "0.160 s without a row, above 0.100 s (--max-gap)")
+    assert motion.problem(100_000, 1_000_000, 0.1) == motion.problem(1_000_000, 1_100_000, 0.1) == gap
     assert motion.problem(100_000, 1_200_000, 0.2) is None
-    assert motion.problem(-1, 500_000, 0.1) == motion.problem(2_000_000, 3_000_000, 0.1) == "outside the egomotion"
+    for first, last in ((-1, 500_000), (2_000_000, 3_000_000)):
+        reason, detail = motion.problem(first, last, 0.1)
+        assert reason == "outside the egomotion" and "runs from 0.000 to 2.990 s" in detail
 
 
 def test_repeated_rows_and_numbers_that_are_none_are_left_out_and_counted():
@@ -110,6 +113,28 @@ def test_repeated_rows_and_numbers_that_are_none_are_left_out_and_counted():
     assert motion.gaps(0.1).tolist() == [[490_000, 700_000]]
 
 
+def test_a_curvature_or_speed_that_no_car_drives_counts_as_none():
+    """A standing car's column may hold anything; every true answer must be one that can be read."""
+    table = egomotion_table(steady(5.0, 0.02), times(0, 2))
+    table.loc[40:49, "curvature"] = [50.0, -50.0] * 5
+    table.loc[100, "vx"] = 200.0
+    motion = egomotion.read(parquet(table))
+    assert motion.bent == motion.fitted.sum() == 10 and motion.repairs == {"too fast": 1}
+    assert motion.curvature == pytest.approx(np.full(199, 0.02), rel=0.05)
+    shaken = egomotion_table(steady(0.0, 0.0), times(0, 2)).drop(columns="curvature")
+    shaken[["qz", "qw"]] = np.stack([np.sin(30 * table.timestamp / 1e6), np.cos(30 * table.timestamp / 1e6)], 1)
+    shaken["vx"], shaken["vy"] = np.cos(60 * table.timestamp / 1e6), np.sin(60 * table.timestamp / 1e6)
+    assert np.abs(egomotion.read(parquet(shaken)).curvature).max() == MAX_CURVATURE
+
+
+def test_numbers_of_any_column_type_are_read():
+    table = egomotion_table(steady(5.0, 0.01), times(0, 2))
+    odd = table.assign(vx=table.vx.astype("Float64"), curvature=None)
+    odd.loc[5, "vx"] = pd.NA
+    motion = egomotion.read(parquet(odd))
+    assert motion.repairs == {"not finite": 1} and motion.fitted.all()
+
+
 def test_what_is_no_egomotion_is_one_sentence():
     table = egomotion_table(steady(5.0, 0.0), times(0, 2))
     swapped = table.copy()
@@ -118,6 +143,11 @@ def test_what_is_no_egomotion_is_one_sentence():
         (b"no parquet", "unreadable egomotion"), (parquet(table.drop(columns=["qw", "vx"])), "lacks qw, vx"),
         (parquet(swapped), r"out of order.*row 11 \(100000 us\)"), (parquet(table[:1]), "fewer than two"),
         (parquet(table.assign(timestamp=table.timestamp / 1e6)), "whole microseconds"),
+        (parquet(table.assign(timestamp=table.timestamp * 1000)), "lie 10000000 apart, as if it were nanoseconds"),
+        (parquet(table.assign(timestamp=table.timestamp // 1000)), "lie 10 apart, as if it were milliseconds"),
+        (parquet(table.assign(vx="fast")), "column vx holds something else than numbers"),
+        (parquet(table.assign(curvature="left")), "column curvature holds something else"),
+        (parquet(table.assign(vx=5e5)), r"fewer than two usable rows of 200 \(left out: 200 too fast\)"),
     )
     for content, message in cases:
         with pytest.raises(ClipFault, match=message):

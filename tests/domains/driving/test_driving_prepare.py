@@ -2,7 +2,10 @@
 
 import json
 import shutil
+import struct
 import zipfile
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import replace
 from pathlib import Path
 
 import av
@@ -11,11 +14,14 @@ import pandas as pd
 import pytest
 
 from overlays.data import records
+from overlays.data.video import read_frames
 from overlays.domains.driving import clips, egomotion
 from overlays.domains.driving.answers import parse_pairs
 from overlays.domains.driving.prepare import Settings, ensure_sample, prepare
 from overlays.domains.driving.sample import CAMERA, clip_name, clocks, drive_of, sample, split_of
 from overlays.errors import UserError
+from overlays.files import write_jsonl
+from tests.domains.driving.motions import write_clip
 
 ALL = ("train", "val", "test")
 
@@ -100,7 +106,8 @@ def test_segments_hold_exactly_the_frames_of_their_window(prepared, sample_clips
         for row in rows(folder, split):
             assert "video_start" not in row
             start = int(row["id"].rpartition("-")[2])
-            whole = pictures(prepared[0] / "clips" / f"{row['clip']}.mp4")
+            (source,) = (prepared[0] / "clips").glob(f"{row['clip']}.*.mp4")
+            whole = pictures(source)
             assert np.array_equal(pictures(folder / row["video"]), whole[start:start + 30])
     assert not [path for path in folder.iterdir() if path.name.startswith(".")]
 
@@ -108,8 +115,12 @@ def test_segments_hold_exactly_the_frames_of_their_window(prepared, sample_clips
 def test_workers_and_a_second_run_change_nothing(prepared, sample_clips, tmp_path):
     folder = tmp_path / "again"
     shutil.copytree(prepared[0], folder)
-    (folder / "clips" / "old.mp4").write_bytes(b"of another set")
-    spoilt = sorted((folder / "clips").iterdir())[0]
+    for name in ("old.mp4", "a.0123456789ab.mp4", "mine.mp4"):
+        (folder / "clips" / name).write_bytes(b"of another set")
+    named = rows(folder, "train")
+    write_jsonl(folder / "train.jsonl", [*named, {**named[0], "video": "clips/old.mp4"}])
+    (folder / ".video.left").mkdir()
+    spoilt = sorted((folder / "clips").glob("*-*"))[0]
     spoilt.write_bytes(b"\0" * spoilt.stat().st_size)
     before = {path: path.stat().st_mtime_ns for path in (folder / "clips").iterdir()}
     assert prepare(Settings(raw=sample_clips, output=folder, workers=2)) == prepared[1]
@@ -117,7 +128,9 @@ def test_workers_and_a_second_run_change_nothing(prepared, sample_clips, tmp_pat
         assert rows(folder, split) == rows(prepared[0], split)
     after = {path: path.stat().st_mtime_ns for path in (folder / "clips").iterdir()}
     assert {path for path in after if after[path] != before[path]} == {spoilt}
-    assert set(before) - set(after) == {folder / "clips" / "old.mp4"}
+    assert {path.name for path in set(before) - set(after)} == {"old.mp4", "a.0123456789ab.mp4"}
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "clips", "metadata.json", "test.jsonl", "train.jsonl", "val.jsonl"]
     assert spoilt.read_bytes() == (prepared[0] / "clips" / spoilt.name).read_bytes()
 
 
@@ -145,7 +158,48 @@ def test_own_splits_keep_clips_whole(unpacked, tmp_path):
 def test_plain_files_are_linked_not_copied(unpacked, tmp_path):
     prepare(Settings(raw=unpacked, output=tmp_path / "out", workers=1, limit=1))
     (placed,) = (tmp_path / "out" / "clips").iterdir()
-    assert placed.samefile(unpacked / "camera" / CAMERA / f"{placed.stem}.{CAMERA}.mp4")
+    assert placed.samefile(unpacked / "camera" / CAMERA / f"{placed.name.split('.')[0]}.{CAMERA}.mp4")
+
+
+# ---- folders that are there
+
+
+def test_only_folders_of_its_own_are_filled(prepared, sample_clips, tmp_path):
+    settings = Settings(raw=sample_clips, output=tmp_path / "out", workers=1, limit=1)
+    for name, content in (("clips/holiday.mp4", ""), ("train.jsonl", ""), ("metadata.json", '{"domain": "cuprite"}'),
+                          ("metadata.json", "[]")):
+        mine = tmp_path / "out" / name
+        mine.parent.mkdir(parents=True)
+        mine.write_text(content)
+        with pytest.raises(UserError, match="holds other files"):
+            prepare(settings)
+        assert mine.read_text() == content
+        shutil.rmtree(tmp_path / "out")
+
+
+def test_a_killed_run_goes_on_and_leaves_what_was_there(prepared, unpacked, tmp_path, monkeypatch):
+    folder, video = tmp_path / "out", unpacked / "camera" / "camera_rear"
+    first = Settings(raw=unpacked, output=folder, workers=1, limit=2)
+
+    def killed(*arguments):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("overlays.domains.driving.prepare._write", killed)
+        with pytest.raises(KeyboardInterrupt):
+            prepare(first)
+    prepare(first)
+    before = {row["video"]: (folder / row["video"]).read_bytes() for split in ALL for row in rows(folder, split)}
+    video.mkdir()
+    for path in (unpacked / "camera" / CAMERA).iterdir():
+        end = b"\0\0\0\x08free" if path.suffix == ".mp4" else b""
+        (video / path.name.replace(CAMERA, "camera_rear")).write_bytes(path.read_bytes() + end)
+    with monkeypatch.context() as patch:
+        patch.setattr("overlays.domains.driving.prepare._write", killed)
+        with pytest.raises(KeyboardInterrupt):
+            prepare(replace(first, camera="camera_rear"))
+    assert {row["video"] for split in ALL for row in rows(folder, split)} == set(before)
+    assert all((folder / name).read_bytes() == content for name, content in before.items())
 
 
 # ---- real recordings
@@ -217,11 +271,110 @@ def test_every_broken_clip_is_counted_and_listed(unpacked, tmp_path):
         names[4]: "camera timestamps out of order", names[5]: "frames and timestamps differ",
         names[6]: "egomotion out of order", names[8]: "unreadable timestamps",
     }
-    assert metadata["dropped"]["windows"] == [{"clip": names[7], "start": 30, "reason": "gap in the egomotion"}]
+    (lost,) = metadata["dropped"]["windows"]
+    assert (lost["clip"], lost["start"], lost["reason"]) == (names[7], 30, "gap in the egomotion")
+    assert "s without a row, above 0.100 s (--max-gap)" in lost["detail"]
     assert metadata["counts"]["clips_dropped"] == {reason: 1 for reason in [*reasons.values(), truncated]}
     assert (metadata["counts"]["clips_used"], metadata["counts"]["windows"]) == (2, 1 + 2)
     assert json.loads((tmp_path / "out" / "metadata.json").read_text()) == metadata
-    assert {path.stem for path in (tmp_path / "out" / "clips").iterdir()} == {names[7], names[9]}
+    assert {path.name.split(".")[0] for path in (tmp_path / "out" / "clips").iterdir()} == {names[7], names[9]}
+
+
+def test_one_odd_clip_does_not_stop_the_others(unpacked, tmp_path, monkeypatch):
+    names = sorted(path.name.removesuffix(".egomotion.parquet") for path in (unpacked / "labels").rglob("*.parquet"))
+    stamps = unpacked / "camera" / CAMERA / f"{names[0]}.{CAMERA}.timestamps.parquet"
+    table = pd.read_parquet(stamps).astype("Int64")
+    table.loc[3, "timestamp"] = pd.NA
+    table.to_parquet(stamps)
+    read = egomotion.read
+
+    def odd(content, name):
+        if name.startswith(names[1]):
+            raise error
+        return read(content, name)
+
+    monkeypatch.setattr(egomotion, "read", odd)
+    settings = Settings(raw=unpacked, output=tmp_path / "out", workers=1, limit=3)
+    error: BaseException = KeyError("first\nsecond")
+    metadata = prepare(settings)
+    assert [row["detail"] for row in metadata["dropped"]["clips"]] == [
+        f"{names[0]}: row 3 has no timestamp", f"{names[1]}: KeyError: 'first\\nsecond'"]
+    for full in (OSError(28, "No space left on device"), MemoryError()):
+        error = full
+        with pytest.raises(UserError, match=f"ran out at clip {names[1]}.*make room"):
+            prepare(settings)
+
+
+def test_a_killed_worker_is_one_sentence(sample_clips, tmp_path, monkeypatch):
+    class Pool:
+        def __init__(self, workers):
+            pass
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *error):
+            pass
+
+        def map(self, *work, chunksize):
+            raise BrokenProcessPool
+
+    monkeypatch.setattr("overlays.domains.driving.prepare.ProcessPoolExecutor", Pool)
+    with pytest.raises(UserError, match="worker process was killed.*fewer --workers than 2"):
+        prepare(Settings(raw=sample_clips, output=tmp_path / "out", workers=2))
+
+
+def test_frames_before_the_first_that_can_be_decoded_are_lost_and_shift_no_other(unpacked, tmp_path):
+    """A file that starts within a group of pictures: its index has frames that no decoder can show."""
+    stamps = sorted((unpacked / "camera" / CAMERA).glob("*.parquet"))[0]
+    video = stamps.with_name(stamps.name.replace("timestamps.parquet", "mp4"))
+    whole = write_clip(tmp_path / "whole.mp4", frames=102, gop=12, options={
+        "x264-params": "open-gop=1:min-keyint=12:scenecut=0:bframes=3:b-adapt=0"})
+    plain = {"use_editlist": "0", "avoid_negative_ts": "make_zero"}  # an edit list would hide those frames
+    with av.open(str(whole)) as given, av.open(str(video), "w", options=plain) as out:
+        stream, keys = out.add_stream_from_template(given.streams.video[0]), 0
+        for packet in given.demux(given.streams.video[0]):
+            keys += packet.is_keyframe and packet.dts is not None
+            if keys > 1 and packet.dts is not None:
+                packet.stream = stream
+                out.mux(packet)
+    shown, lost = clips.frame_stamps(video)
+    assert 0 < lost < 12 and len(shown) > 90
+    pd.read_parquet(stamps)[:len(shown)].to_parquet(stamps)
+    pd.DataFrame({"timestamp": 5000 + np.arange(len(shown)) * 33333}).to_parquet(stamps)
+    for cut in (False, True):
+        metadata = prepare(Settings(raw=unpacked, output=tmp_path / "out", workers=1, limit=1, cut=cut))
+        (dropped,) = metadata["dropped"]["windows"]
+        assert (dropped["start"], dropped["reason"]) == (0, "frames that cannot be decoded")
+    (segment,) = (tmp_path / "out" / "segments").iterdir()
+    assert segment.name.endswith("-00030.mp4")
+    assert np.array_equal(read_frames(segment, np.arange(30)), read_frames(video, np.arange(30, 60)))
+
+
+def test_segments_look_as_their_source_does(tmp_path):
+    for tags in ("colorprim=bt709:transfer=bt709:colormatrix=bt709", "fullrange=on"):
+        source = write_clip(tmp_path / "a.mp4", frames=4, options={"x264-params": tags})
+        stamps, _ = clips.frame_stamps(source)
+        assert clips.cut(source, stamps, [1], 2, [tmp_path / "b.mp4"]) == []
+        assert np.array_equal(read_frames(tmp_path / "b.mp4", np.arange(2)), read_frames(source, np.arange(1, 3)))
+        with av.open(str(source)) as one, av.open(str(tmp_path / "b.mp4")) as other:
+            for name in ("colorspace", "color_range", "color_primaries", "color_trc"):
+                assert getattr(one.streams.video[0].codec_context, name) == getattr(
+                    other.streams.video[0].codec_context, name)
+
+
+def test_what_cannot_be_cut_is_one_sentence(tmp_path):
+    source = write_clip(tmp_path / "a.mp4", frames=3)
+    content = bytearray(source.read_bytes())
+    matrix = content.index(b"tkhd") + 44
+    content[matrix:matrix + 36] = struct.pack(">9i", 0, 65536, 0, -65536, 0, 0, 48 * 65536, 0, 0x40000000)
+    source.write_bytes(content)
+    with pytest.raises(UserError, match="a.mp4 is rotated: prepare it without --cut"):
+        clips.cut(source, clips.frame_stamps(source)[0], [0], 2, [tmp_path / "b.mp4"])
+    odd = write_clip(tmp_path / "odd.mp4", frames=3, size=(65, 49), codec="libvpx-vp9", options={"cpu-used": "8"})
+    with pytest.raises(UserError, match="H.264 takes no 65 x 49 yuv420p.*without --cut"):
+        clips.cut(odd, clips.frame_stamps(odd)[0], [0], 2, [tmp_path / "b.mp4"])
+    assert not (tmp_path / "b.mp4").exists()
 
 
 def test_a_video_cut_within_its_pictures_is_found_without_decoding(sample_clips, tmp_path):
@@ -234,10 +387,11 @@ def test_a_video_cut_within_its_pictures_is_found_without_decoding(sample_clips,
             if packet.dts is not None:
                 packet.stream = stream
                 out.mux(packet)
-    assert clips.count_frames(whole) == len(pictures(whole))
+    stamps, lost = clips.frame_stamps(whole)
+    assert len(stamps) == len(pictures(whole)) and lost == 0
     whole.write_bytes(whole.read_bytes()[:-3000])
     with pytest.raises(UserError, match="truncated video: fast.mp4 ends within frame"):
-        clips.count_frames(whole)
+        clips.frame_stamps(whole)
 
 
 @pytest.mark.parametrize("name", ["../../escape.mp4", "/tmp/escape.mp4", "a\\..\\b.mp4", "C:/escape.mp4"])
@@ -255,10 +409,11 @@ def test_an_archive_that_leaves_its_folder_is_refused(unpacked, tmp_path, name):
 
 def test_invalid_clips_of_the_index_are_left_out(unpacked, tmp_path):
     names = sorted(path.name.removesuffix(".egomotion.parquet") for path in (unpacked / "labels").rglob("*.parquet"))
-    pd.DataFrame({"clip_id": names, "clip_is_valid": [False] + [True] * 9, "chunk": 0,
-                  "split": ["train"] * 8 + ["val", "test"]}).to_parquet(unpacked / "clip_index.parquet")
-    metadata = prepare(Settings(raw=unpacked, output=tmp_path / "out", workers=1))
-    assert metadata["counts"]["clips_dropped"] == {"marked invalid": 1} and metadata["splits_by"] == "index"
+    for valid in ([False] + [True] * 9, ["False"] + ["True"] * 9, [None] + [True] * 9):
+        pd.DataFrame({"clip_id": names, "clip_is_valid": valid, "chunk": 0,
+                      "split": ["train"] * 8 + ["val", "test"]}).to_parquet(unpacked / "clip_index.parquet")
+        metadata = prepare(Settings(raw=unpacked, output=tmp_path / "out", workers=1))
+        assert metadata["counts"]["clips_dropped"] == {"marked invalid": 1} and metadata["splits_by"] == "index"
     assert (metadata["counts"]["train"], metadata["counts"]["val"], metadata["counts"]["test"]) == (14, 2, 2)
 
 
@@ -270,6 +425,7 @@ def test_user_mistakes_are_one_sentence(sample_clips, tmp_path):
         (dict(raw=tmp_path / "none"), "there is no folder"), (dict(raw=tmp_path), "holds no camera.*camera_left"),
         (dict(raw=tmp_path, camera="camera_left"), "holds no clip"), (dict(pairs=0), "--pairs must be at least 1"),
         (dict(split_fractions=(0.5, 0.1, 0.1)), "sum to 1"), (dict(max_gap_s=0), "--max-gap"),
+        (dict(split_fractions=(float("nan"), 0.5, 0.5)), "sum to 1"), (dict(max_gap_s=float("nan")), "--max-gap"),
         (dict(output=tmp_path / "full"), "holds other files"), (dict(cut_quality=60), "--cut-quality"),
         (dict(pairs=31), "not one window.*10 drops.*31 pairs"), (dict(splits="mine"), "--splits"),
     )

@@ -41,16 +41,30 @@ def test_windows_without_egomotion_are_lost_and_no_others():
     motion = egomotion.read(parquet(egomotion_table(steady(10.0, 0.0), stamps)))
     found, dropped = cut(frames(240), motion)
     assert [window.start for window in found] == [0, 90, 120]
-    assert dropped == [(30, "gap in the egomotion"), (60, "gap in the egomotion"), (150, "outside the egomotion"),
-                       (180, "outside the egomotion")]
+    assert [drop[:2] for drop in dropped] == [
+        (30, "gap in the egomotion"), (60, "gap in the egomotion"), (150, "outside the egomotion"),
+        (180, "outside the egomotion")]
+    assert dropped[0][2] == "0.220 s without a row, above 0.100 s (--max-gap)"
     assert [window.start for window in cut(frames(240), motion, max_gap_s=0.3)[0]] == [0, 30, 60, 90, 120]
+
+
+def test_a_slow_and_uneven_log_loses_no_window():
+    """Ten rows a second, a millisecond early or late: every second step is above a tenth of a second."""
+    stamps = times(-0.5, 5.0, 10) + np.random.default_rng(0).integers(-1000, 1000, 55)
+    motion = egomotion.read(parquet(egomotion_table(steady(10.0, 0.0), stamps)))
+    assert len(cut(frames(90), motion)[0]) == 2
+    assert cut(frames(90), motion, max_gap_s=0.1)[0] == []
+    missing = egomotion.read(parquet(egomotion_table(steady(10.0, 0.0), np.delete(stamps, 20))))
+    assert [drop[:2] for drop in cut(frames(90), missing)[1]] == [(0, "gap in the egomotion"),
+                                                                  (30, "gap in the egomotion")]
 
 
 def test_windows_with_a_missing_frame_are_lost(motion):
     stamps = np.delete(frames(241), 100)
     found, dropped = cut(stamps, motion)
     assert [window.start for window in found] == [0, 30, 120, 150, 180]
-    assert dropped == [(60, "gap in the camera timestamps"), (90, "gap in the camera timestamps")]
+    told = "gap in the camera timestamps", "0.067 s, 0.033 s is usual"
+    assert dropped == [(60, *told), (90, *told)]
 
 
 def test_fewer_pairs_are_spread_over_the_second_and_end_with_it(motion):
@@ -75,7 +89,9 @@ def test_clocks_that_cannot_be_right_are_refused(motion):
     swapped = frames(90)
     swapped[[40, 41]] = swapped[[41, 40]]
     for stamps, message in ((swapped, "out of order.*frame 41"), (np.repeat(frames(45), 2), "out of order"),
-                            (frames(59), "too short.*59 frames.*60"), (frames(1), "too short")):
+                            (frames(59), "too short.*59 frames.*60"), (frames(1), "too short"),
+                            (frames(90) * 1000, "lie 33333000 apart, as if it were nanoseconds"),
+                            (frames(90) // 1000, "lie 33 apart, as if it were milliseconds")):
         with pytest.raises(ClipFault, match=message):
             cut(stamps, motion)
     with pytest.raises(ClipFault, match="20 frames a second, 30 pairs"):
