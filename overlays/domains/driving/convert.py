@@ -27,12 +27,13 @@ def to_messages(record: Mapping) -> dict:
     this would not give back exactly also keeps its own `conversations` and media keys.
 
     Raises:
-        UserError: no conversation, an unknown role, or placeholders that do not fit the files.
+        UserError: no conversation, an unknown role, placeholders that do not fit the files, or `messages` that say
+            something else than the conversations.
     """
-    if "messages" in record:  # it came from a row that keeps its own form, as long as nobody changed the record
-        row = _messages({key: value for key, value in record.items() if key not in LISTS})
-        same = _said(record) == _said(row)
-        return {key: value for key, value in record.items() if key not in OWN} if same else row
+    if "messages" in record:  # it came from a row that keeps its own form
+        _check_same(_said({key: value for key, value in record.items() if key not in OWN}), _said(_messages(
+            {key: value for key, value in record.items() if key not in LISTS})), record)
+        return {key: value for key, value in record.items() if key not in OWN}
     row = _messages(record)
     if any(key in record for key in LISTS) or _record(row, strict=False) != dict(record):
         row |= {key: record[key] for key in OWN if key in record}
@@ -46,26 +47,38 @@ def to_record(row: Mapping) -> dict:
     that a record would not give back exactly (such lists, text in parts) also keeps its `messages`.
 
     Raises:
-        UserError: no messages, a role or part that training has no place for, or files missing.
+        UserError: no messages, a role or part that training has no place for, files missing or under the keys of a
+            record, or `conversations` that say something else than the messages.
     """
-    if "conversations" in row:  # it came from a record that keeps its own form, as long as nobody changed the row
+    if "conversations" in row:  # it came from a record that keeps its own form
         own = {key: value for key, value in row.items() if key != "messages"}
-        if _said(_messages(own), strict=False) == _said(row, strict=False):
-            return own
-    record = _record(row, strict="conversations" not in row)
-    if _messages(record) != dict(row):
+        _check_same(_said({key: value for key, value in row.items() if key not in OWN}, strict=False),
+                    _said(_messages(own), strict=False), row)
+        return own
+    for kind in records.PLACEHOLDERS:
+        if row.get(kind):
+            raise UserError(f"row {row.get('id')} names {str(row[kind])[:100]} under {kind!r}, which a row of messages "
+                            f"does not have: call the key '{kind}s'")
+    record = _record(row, strict=True)
+    if to_messages(record) != dict(row):
         record["messages"] = row["messages"]
     return record
+
+
+def _check_same(messages: list, conversations: list, record: Mapping) -> None:
+    if messages != conversations:
+        raise UserError(f"record {record.get('id')} says one thing in its conversations and another in its messages: "
+                        "delete the one that is out of date")
 
 
 def _messages(record: Mapping) -> dict:
     name, turns = record.get("id"), record.get("conversations")
     if not isinstance(turns, list):
         raise UserError(f"record {name} has no conversations")
-    files = {kind: records.media_names(record, kind) for kind in records.PLACEHOLDERS}
+    files = {kind: _files(record, kind) for kind in records.PLACEHOLDERS}
     messages = []
     for turn in turns:
-        role = records.ROLES.get(turn.get("from")) if isinstance(turn, Mapping) else None
+        role = records.ROLES.get(str(turn.get("from"))) if isinstance(turn, Mapping) else None
         if role is None or not isinstance(turn.get("value"), str):
             raise UserError(f"record {name} has a turn that is no text of human, gpt or system: {turn}")
         content = _split(turn["value"], files, name)
@@ -103,10 +116,10 @@ def _said(row: Mapping, strict: bool = True) -> list[tuple[str, list[tuple[str, 
     name, messages = row.get("id"), row.get("messages")
     if not isinstance(messages, list) or not messages:
         raise UserError(f"row {name} has no messages")
-    files = {kind: list(row.get(f"{kind}s") or []) for kind in records.PLACEHOLDERS}  # LISTS
+    files = {kind: _files(row, f"{kind}s") for kind in records.PLACEHOLDERS}  # LISTS
     said = []
     for message in messages:
-        role = message.get("role") if isinstance(message, Mapping) else None
+        role = str(message.get("role")) if isinstance(message, Mapping) else None
         content = message.get("content") if role in FROM_OF else None
         if role not in FROM_OF or not isinstance(content, str | list):
             raise UserError(f"row {name} has a message that is none of user, assistant or system: {message}")
@@ -123,9 +136,18 @@ def _said(row: Mapping, strict: bool = True) -> list[tuple[str, list[tuple[str, 
     return said
 
 
+def _files(row: Mapping, key: str) -> list[str]:
+    """The paths under a key: one, a list of them, or none. Raises UserError for anything else."""
+    found = row.get(key) or []
+    found = [found] if isinstance(found, str) else found
+    if not isinstance(found, list | tuple) or not all(isinstance(path, str) for path in found):
+        raise UserError(f"row {row.get('id')}: {key!r} must be a path or a list of paths, not {str(row[key])[:100]}")
+    return list(found)
+
+
 def _items(part: object, files: dict[str, list[str]], name: object) -> list[tuple[str, str]]:
     """One part of a message as ("text", text) or (kind, path); takes files without a path of their own from `files`."""
-    kind = part.get("type") if isinstance(part, Mapping) else None
+    kind = str(part.get("type")) if isinstance(part, Mapping) else None
     if kind == "text" and isinstance(part.get("text"), str):
         return [(item["type"], item[item["type"]]) for item in _split(part["text"], files, name)]
     if kind not in records.PLACEHOLDERS:
@@ -292,7 +314,12 @@ def convert(source: Path, target: Path, to: str | None = None) -> tuple[int, str
         for row in _chain(first, rows):
             count += 1
             try:
-                yield (to_messages if to == "messages" else to_record)(row)
+                new = (to_messages if to == "messages" else to_record)(row)
+                json.dumps(new, ensure_ascii=False).encode()
+                yield new
+            except UnicodeEncodeError as error:
+                raise UserError(f"{source}, row {count}: text that is no Unicode (half of a surrogate pair) near "
+                                f"{error.object[max(0, error.start - 20):error.start]!r}") from None
             except UserError as error:
                 raise UserError(f"{source}, row {count}: {error}") from None
 

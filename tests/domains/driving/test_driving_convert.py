@@ -31,6 +31,9 @@ ROWS = [
                   {"role": "assistant", "content": "d"}], "images": ["p.png", "q.png"]},
     {"messages": [{"role": "user", "content": [{"type": "image", "image": "p.png", "max_pixels": 100}]},
                   {"role": "assistant", "content": "e"}]},
+    {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}], "images": [],
+     "videos": None},
+    {"messages": [{"role": "user", "content": "<image>q"}, {"role": "assistant", "content": "a"}], "images": "p.png"},
 ]
 
 
@@ -71,11 +74,18 @@ def test_both_ways_give_every_row_back_in_every_form(tmp_path, form, given, ther
 
 
 def test_edits_of_the_converted_row_are_not_lost():
+    """A row that keeps its first form as well says two things once it is edited: which one counts is the user's."""
     row = to_messages(RECORDS[3])
     row["messages"][1] = {"role": "assistant", "content": "edited"}
+    with pytest.raises(UserError, match="record e says one thing in its conversations and another in its messages"):
+        to_record(row)
+    del row["conversations"], row["image"], row["images"]
     assert to_record(row)["conversations"][1]["value"] == "edited"
     record = to_record(ROWS[2])
     record["conversations"][1]["value"] = "edited"
+    with pytest.raises(UserError, match="delete the one that is out of date"):
+        to_messages(record)
+    del record["messages"], record["images"]
     assert to_messages(record)["messages"][1]["content"] == "edited"
 
 
@@ -98,14 +108,24 @@ def test_rows_that_cannot_be_converted_are_named_and_nothing_is_written(tmp_path
         ({"messages": [{"role": "user", "content": [{"type": "audio", "audio": "x"}]}]}, "row 2:.*audio"),
         ({"messages": [{"role": "user", "content": "<image>"}]}, "row 2:.*no image file left"),
         ({"messages": [{"role": "user", "content": "x"}], "images": ["p.png"]}, "row 2:.*no message shows"),
+        ({"messages": [{"role": ["user"], "content": "x"}]}, "row 2:.*none of user"),
+        ({"messages": [{"role": "user", "content": [{"type": ["text"]}]}]}, "row 2:.*no text, image or video"),
+        ({**good, "images": 3}, "row 2:.*'images' must be a path or a list of paths, not 3"),
+        ({**good, "videos": [{"path": "a"}]}, "row 2:.*'videos' must be a path"),
+        ({**good, "image": "x.png"}, "row 2:.*names x.png under 'image'.*call the key 'images'"),
     )
     for bad, message in cases:
         write_rows(tmp_path / "in.jsonl", [good, bad])
         with pytest.raises(UserError, match=message):
             convert(tmp_path / "in.jsonl", tmp_path / "out.jsonl")
         assert not (tmp_path / "out.jsonl").exists()
+    (tmp_path / "in.jsonl").write_text(json.dumps(good).replace('"q"', r'"half \ud800"') + "\n")
+    with pytest.raises(UserError, match="row 1: text that is no Unicode.*half"):
+        convert(tmp_path / "in.jsonl", tmp_path / "out.jsonl")
     for record, message in (({"id": 1, "conversations": [{"from": "human", "value": "<video>"}]}, "no video file left"),
                             ({"id": 1, "video": "a", "conversations": [{"from": "human", "value": "x"}]}, "names a"),
+                            ({"id": 1, "conversations": [{"from": ["human"], "value": "x"}]}, "has a turn"),
+                            ({"id": 1, "image": 3, "conversations": []}, "'image' must be a path"),
                             ({"id": 1}, "no conversations")):
         with pytest.raises(UserError, match=message):
             to_messages(record)
