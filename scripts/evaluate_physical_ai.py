@@ -37,6 +37,9 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     flags = parser.parse_args(words)
     if flags.overlay_video and flags.overlay_video.suffix != ".mp4":
         raise UserError(f"--overlay-video {flags.overlay_video} must end in .mp4")
+    for name in ("limit", "batch_size", "max_new_tokens"):
+        if getattr(flags, name) is not None and getattr(flags, name) < 1:
+            raise UserError(f"--{name} must be at least 1, got {getattr(flags, name)}")
     return flags
 
 

@@ -27,6 +27,8 @@ TURN_PER_M = 0.005  # a radius of 200 m
 SLOW_MPS = 1.0
 HORIZONS_S = (0.25, 0.5, 1.0)
 BASELINES = ("train_mean", "hold_v_zero_k", "hold_both", "linear_v_hold_k")
+PAIRS = "as {'v': [...], 'k': [...]} of finite numbers"
+REMEDY = "predict on a driving split that scripts/prepare_physical_ai.py made"
 FIGURES = ("mae_v", "mae_k", "rmse_v", "rmse_k", "ade", "fde", "turn_sign_accuracy")
 
 
@@ -76,8 +78,18 @@ def integrate(times: np.ndarray, pairs: np.ndarray) -> np.ndarray:
 
 
 def train_mean(train: Iterable[dict]) -> np.ndarray | None:
-    """(2,) mean velocity and curvature of the pairs of the training split; None without any."""
-    pairs = [np.array([record["future"]["v"], record["future"]["k"]]).T for record in train if record.get("future")]
+    """(2,) mean velocity and curvature of the pairs of the training split; None without any.
+
+    Raises:
+        UserError: a record with a future that cannot be read.
+    """
+    pairs = []
+    for record in train:
+        if record.get("future"):
+            try:
+                pairs.append(_pairs(record["future"]))
+            except (KeyError, TypeError, ValueError):
+                raise UserError(f"training record {record.get('id')!r} has no future {PAIRS}; {REMEDY}") from None
     return np.concatenate(pairs).mean(0) if pairs else None
 
 
@@ -87,24 +99,40 @@ def read_row(row: dict, mean: np.ndarray | None = None) -> Row:
     Raises:
         UserError: the row has no true future, or a past that cannot be read.
     """
+    part = "true future"
     try:
-        truth = np.array([row["future"]["v"], row["future"]["k"]], dtype=np.float64).T
+        truth = _pairs(row["future"])
         count = len(truth)
-        times = np.array(row.get("times") or np.arange(1, count + 1) / count, dtype=np.float64)
-        past = row.get("past")
+        times = _ascending(row.get("times") or np.arange(1, count + 1) / count, count)
+        if times[0] <= 0:
+            raise ValueError
+        part, past = "past", row.get("past")
         if past:
-            known = np.array([past["v"], past["k"]], dtype=np.float64).T
-            known_times = np.array(past.get("times") or (np.arange(len(known)) + 1) / len(known) - 1, dtype=np.float64)
+            known = _pairs(past)
+            known_times = _ascending(past.get("times") or (np.arange(len(known)) + 1) / len(known) - 1, len(known))
         else:
             known, known_times = np.array([[0.0, 0.0] if mean is None else mean]), np.zeros(1)
-        if not count or truth.shape[1] != 2 or len(times) != count or len(known_times) != len(known):
-            raise ValueError
-    except (KeyError, TypeError, ValueError):
-        raise UserError(f"row {row.get('id')!r} has no true future as {{'v': [...], 'k': [...]}} with as many times; "
-                        "predict on a driving split that scripts/prepare_physical_ai.py made") from None
+    except (AttributeError, KeyError, TypeError, ValueError):
+        raise UserError(f"row {row.get('id')!r} has no {part} {PAIRS} with as many ascending times; {REMEDY}") from None
     answer = read_answer(str(row.get("prediction") or ""), count)
     said = answer.pairs if answer.pairs is not None else np.repeat(known[-1:], count, 0)
     return Row(str(row.get("id")), times, truth, known_times, known, said, answer.status)
+
+
+def _pairs(motion: dict) -> np.ndarray:
+    """(P, 2) float64 of {"v", "k"}. Raises KeyError, TypeError or ValueError where it is none, or not finite."""
+    pairs = np.array([motion["v"], motion["k"]], dtype=np.float64)
+    if pairs.ndim != 2 or not pairs.size or not np.isfinite(pairs).all():
+        raise ValueError
+    return pairs.T
+
+
+def _ascending(times: Sequence[float], count: int) -> np.ndarray:
+    """(count,) float64. Raises TypeError or ValueError where they are not so many or not ascending."""
+    found = np.array(times, dtype=np.float64)
+    if found.shape != (count,) or not np.isfinite(found).all() or (np.diff(found) <= 0).any():
+        raise ValueError
+    return found
 
 
 def guess(name: str, row: Row, mean: np.ndarray) -> np.ndarray:

@@ -84,6 +84,7 @@ def test_a_mistake_is_told_before_the_model_is_loaded(run, tmp_path):
         (["--checkpoint", str(tmp_path / "gone")], "there is no checkpoint folder"),
         (["--checkpoint", str(folder), "--data", str(tmp_path)], "run scripts/prepare_physical_ai.py"),
         (["--checkpoint", str(folder), "--data", str(data), "--overlay-video", "film.avi"], "must end in .mp4"),
+        (["--limit", "0"], "--limit must be at least 1, got 0"), (["--batch_size", "-1"], "--batch_size must be at"),
     ):
         with pytest.raises(UserError, match=said):
             script.evaluate(script.parse(words))

@@ -99,6 +99,16 @@ def test_rows_that_cannot_be_scored_are_named():
     with pytest.raises(UserError, match="no predictions"):
         score([])
     for broken in ({"id": "b", "prediction": ""}, dict(row(*constant(1, 0)), future={"v": [1.0], "k": []}),
-                   dict(row(*constant(1, 0)), times=[0.5])):
+                   dict(row(*constant(1, 0)), times=[0.5]), dict(row(*constant(1, 0)), times=[0.1, 0.3, 0.2, 0.4]),
+                   dict(row(*constant(1, 0)), times=[-0.1, 0.2, 0.3, 0.4]),
+                   dict(row(*constant(1, 0)), future={"v": [1.0, float("nan")], "k": [0.0, 0.0]}),
+                   dict(row(*constant(1, 0)), future=[1.0])):
         with pytest.raises(UserError, match="row '[ab]' has no true future"):
             score([broken])
+    past = {"times": [-0.5, 0.0], "v": [1.0, 1.0], "k": [0.0, 0.0]}
+    for change in ({"v": [], "k": [], "times": []}, {"times": [0.0, 0.0]}, {"k": [0.0, None]}, {"times": [0.0]}):
+        with pytest.raises(UserError, match="row 'a' has no past"):
+            score([dict(row(*constant(1, 0)), past={**past, **change})])
+    for future in ({"v": [1.0]}, {"v": [1.0], "k": [0.0, 0.0]}, {"v": ["x"], "k": [0.0]}):
+        with pytest.raises(UserError, match="training record 't' has no future"):
+            score([row(*constant(1, 0))], [{"id": "t", "future": future}])
