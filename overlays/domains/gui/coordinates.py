@@ -3,6 +3,9 @@
 Qwen2-VL and Qwen3-VL speak of the grid, Qwen2.5-VL of pixels of the resized image. Everything is scored on the grid.
 """
 
+from collections.abc import Iterable
+from pathlib import Path
+
 from overlays.errors import UserError
 
 GRID = 1000
@@ -25,10 +28,14 @@ def resized(size: tuple[int, int], family: str, min_pixels: int, max_pixels: int
     Raises:
         UserError: the family's processor takes no image of that shape.
     """
+    return _resized(size, FACTORS.get(family, 32), min_pixels, max_pixels)
+
+
+def _resized(size: tuple[int, int], factor: int, min_pixels: int, max_pixels: int) -> tuple[int, int]:
     from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 
     try:
-        height, width = smart_resize(size[1], size[0], FACTORS.get(family, 32), min_pixels, max_pixels)
+        height, width = smart_resize(size[1], size[0], factor, min_pixels, max_pixels)
     except ValueError as error:
         raise UserError(f"a screenshot of {size[0]} x {size[1]} pixels cannot be used: {error}") from None
     return width, height
@@ -49,3 +56,28 @@ def to_answer(grid: tuple[float, float], seen: tuple[int, int] | None) -> tuple[
 def from_answer(point: tuple[float, float], seen: tuple[int, int] | None) -> tuple[float, float]:
     """The grid point that an answer's numbers name; the reverse of `to_answer` up to rounding."""
     return point if seen is None else to_grid(point, seen)
+
+
+def check_seen(records: Iterable[dict], media_root: Path, processor) -> None:
+    """Compare the size that records were prepared for ("seen") with what a processor makes of their screenshots.
+
+    Raises:
+        UserError: they differ, so an answer in pixels would mean another place.
+    """
+    from overlays.data import media
+
+    image, checked = processor.image_processor, set()
+    limits = image.size["shortest_edge"], image.size["longest_edge"]
+    factor = image.patch_size * image.merge_size
+    for record in records:
+        seen, name = record.get("seen"), record.get("image")
+        if not seen or (name, *seen) in checked:
+            continue
+        checked.add((name, *seen))
+        # Sides by length: the header may leave out a quarter turn.
+        made = _resized(media.rgb_size(media_root / name)[::-1], factor, *limits)
+        if sorted(made) != sorted(seen):
+            raise UserError(
+                f"record {record['id']} was prepared for an image of {seen[0]} x {seen[1]} pixels, but this model sees "
+                f"{made[0]} x {made[1]} of it: prepare with --min-pixels {limits[0]} --max-pixels {limits[1]} for its "
+                "family, or run with the pixels of the preparation")

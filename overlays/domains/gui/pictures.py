@@ -5,6 +5,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw
 
+from overlays.data import media
 from overlays.domains.gui.coordinates import GRID
 from overlays.domains.gui.score import RADIUS
 
@@ -17,8 +18,7 @@ def draw_tap(screenshot: Path, truth: tuple[float, float], point: tuple[float, f
 
     The circle of RADIUS grid units is an ellipse on a screen that is not square: it is drawn as it is measured.
     """
-    with Image.open(screenshot) as opened:
-        image = opened.convert("RGB")
+    image = media.open_rgb(screenshot)
     image = image.resize((max(1, round(image.width * HEIGHT / image.height)), HEIGHT), Image.Resampling.LANCZOS)
     width, height = image.size
     pen = ImageDraw.Draw(image, "RGBA")
@@ -29,7 +29,8 @@ def draw_tap(screenshot: Path, truth: tuple[float, float], point: tuple[float, f
     pen.line((x, y - 8, x, y + 8), fill=TRUTH, width=3)
     if point is not None:
         hit = (point[0] - truth[0]) ** 2 + (point[1] - truth[1]) ** 2 <= RADIUS**2
-        x, y = point[0] * width / GRID, point[1] * height / GRID
+        shown = [min(max(value, -GRID), 2 * GRID) for value in point]  # far off is as invisible as very far off
+        x, y = shown[0] * width / GRID, shown[1] * height / GRID
         pen.ellipse((x - 9, y - 9, x + 9, y + 9), fill=HIT if hit else MISS, outline="white", width=2)
     return image
 

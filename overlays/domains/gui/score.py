@@ -30,9 +30,10 @@ def distances(rows: Sequence[dict]) -> np.ndarray:
 def figures(distance: np.ndarray) -> dict:
     """n, click_accuracy, mean_l2, median_l2, parse_rate of some distances.
 
-    An unread answer is a miss; in the means of L2 it stands at the far end of the screen's diagonal.
+    An unread answer is a miss; in the means of L2 it stands at the far end of the screen's diagonal, and so does a
+    point farther off than that.
     """
-    finite = np.where(np.isfinite(distance), distance, FARTHEST)
+    finite = np.minimum(distance, FARTHEST)
     return {
         "n": len(distance), "click_accuracy": float((distance <= RADIUS).mean()), "mean_l2": float(finite.mean()),
         "median_l2": float(np.median(finite)), "parse_rate": float(np.isfinite(distance).mean()),
@@ -48,7 +49,7 @@ def interval(distance: np.ndarray, groups: Sequence[str] | None = None, seed: in
     generator = np.random.default_rng(seed)
     names = np.arange(len(distance)) if groups is None else np.unique(np.asarray(groups), return_inverse=True)[1]
     members = [np.flatnonzero(names == name) for name in range(names.max() + 1)]
-    finite = np.where(np.isfinite(distance), distance, FARTHEST)
+    finite = np.minimum(distance, FARTHEST)
     drawn = np.empty((DRAWS, 3))
     for i in range(DRAWS):
         rows = np.concatenate([members[j] for j in generator.integers(len(members), size=len(members))])
@@ -93,7 +94,7 @@ def score(predictions: Sequence[dict], train: Sequence[dict] = ()) -> dict:
 
 def _natural(user: object) -> tuple:
     text = str(user)
-    return (0, int(text), "") if text.isdigit() else (1, 0, text)
+    return (0, int(text), "") if text.isdecimal() else (1, 0, text)
 
 
 def gain(before: Sequence[dict], after: Sequence[dict], seed: int = 0) -> tuple[float, tuple[float, float]]:

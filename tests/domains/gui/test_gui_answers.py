@@ -21,13 +21,32 @@ from overlays.errors import UserError
         ("```grounding\n[7, 8]", (7, 8)),  # cut short after the point
         ("```grounding\n[-3, 8]\n```", (-3, 8)),
         ("first [1, 2], then [3, 4]", (3, 4)),
+        ("<|box_start|>(100,200),(300,400)<|box_end|>", (200, 300)),  # two corners are a box
+        ("(100,200),(300,400)", (200, 300)),
+        ("[100,200][300,400]", (200, 300)),
+        ("[1, 2], [3, 4], [5, 6]", (5, 6)),  # three points are none
+        ('{"x1": 100, "y1": 200, "x2": 300, "y2": 400}', (200, 300)),
+        ("<point>500 300</point>", (500, 300)),
+        ("<point>500, 300</point>", (500, 300)),
+        ("<box>100 200 300 400</box>", (200, 300)),
+        ("（500，300）", (500, 300)),
+        ("[５００，300]", (500, 300)),
+        ("【500，300】", (500, 300)),
+        ("[\u22125, 300]", (-5, 300)),
+        ("```referring\nrow 3\n```\n```grounding\n500, 300\n```", (500, 300)),
+        ('["500", "300"]', (500, 300)),
+        ("[.5, .3]", (0.5, 0.3)),
+        ("{500, 300}", (500, 300)),
+        ("x: -5, y: .5", (-5, 0.5)),
+        ("x -> 500, y -> 300", (500, 300)),
     ],
 )
 def test_a_point_is_found(text, point):
     assert parse_point(text) == point
 
 
-@pytest.mark.parametrize("text", ["", "the red circle", "```grounding\n[808,\n```", "[1, 2, 3]", "```grounding\n\n```"])
+@pytest.mark.parametrize("text", ["", "the red circle", "```grounding\n[808,\n```", "[1, 2, 3]", "```grounding\n\n```",
+                                  f"[{'9' * 400}, 5]"])
 def test_no_point_is_no_point(text):
     assert parse_point(text) is None
 
@@ -70,3 +89,20 @@ def test_the_seen_size_is_that_of_the_processor(tiny_model_dir):
 def test_an_unknown_family_is_named():
     with pytest.raises(UserError, match="llava"):
         coordinates.convention_of("llava")
+
+
+def test_records_for_other_pixels_than_the_model_sees_are_one_sentence(tiny_model_dir, tmp_path):
+    from PIL import Image
+
+    from overlays.data.media import MediaOptions, apply_resolution
+    from overlays.model.load import load_processor
+
+    Image.new("RGB", (540, 1200)).save(tmp_path / "a.png")
+    processor = load_processor(tiny_model_dir("qwen2_5_vl"))
+    seen = coordinates.resized((540, 1200), "qwen2_5_vl", 4096, 100_000)
+    rows = [{"id": "plain", "image": "a.png"}, {"id": "r1", "image": "a.png", "seen": list(seen)}]
+    apply_resolution(processor, MediaOptions(min_pixels=4096, max_pixels=100_000))
+    coordinates.check_seen(rows, tmp_path, processor)
+    apply_resolution(processor, MediaOptions(min_pixels=4096, max_pixels=50_000))
+    with pytest.raises(UserError, match=f"record r1 was prepared for an image of {seen[0]} x {seen[1]} .* 50000"):
+        coordinates.check_seen(rows, tmp_path, processor)

@@ -22,6 +22,21 @@ def test_a_click_counts_up_to_140_units_and_an_unread_answer_is_a_miss():
     assert distances([row(0, "[0, 0]", grid=(0, 0))])[0] == 0  # a point (0, 0) is a point
 
 
+def test_an_answer_far_off_the_screen_is_no_worse_than_an_unread_one(tmp_path):
+    from PIL import Image
+
+    from overlays.domains.gui.pictures import draw_tap
+
+    metrics = score([row(0, "[99999999999, 5]"), row(1, "nothing")])
+    assert metrics["mean_l2"] == metrics["median_l2"] == FARTHEST and metrics["parse_rate"] == 0.5
+    assert max(metrics["interval"]["mean_l2"]) == FARTHEST
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    Image.new("RGB", (400, 200)).save(tmp_path / "a.jpg", exif=turned)
+    drawn = draw_tap(tmp_path / "a.jpg", (500, 500), (1e60, 5))
+    assert drawn.width < drawn.height  # upright, as the taps are measured
+
+
 def test_pixels_of_the_seen_image_are_scored_on_the_grid():
     assert distances([row(0, "[56, 112]") | {"seen": [112, 224]}])[0] == 0
 
