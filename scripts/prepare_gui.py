@@ -47,6 +47,12 @@ def main() -> None:
     other = ", ".join(f"{count} {name}" for name, count in metadata["other_actions"].items())
     if other:
         print(f"actions that are no taps: {other}")
+    for source in metadata["shares_of_the_screen"]:
+        print(f"note: the points of {source} lie between 0 and 1: taken as shares of the screen, not as pixels")
+    for what, name in (("taps of users in no split", "users_in_no_split"), ("turns of other roles", "other_roles")):
+        if metadata[name]:
+            named = ", ".join(f"{count} of {key}" for key, count in list(metadata[name].items())[:20])
+            print(f"note: {what} are left out: {named}")
     for reason, count in Counter(drop["reason"].split(":")[0].split("(")[0] for drop in metadata["drops"]).items():
         print(f"dropped: {count} x {reason.strip()} (each listed in metadata.json)")
     print(f"points on the {'0-1000 grid' if metadata['convention'] == 'relative' else 'pixels of the seen image'}; "

@@ -1,8 +1,8 @@
 """Reads JSONL with `messages`: a screenshot, a question and the grounded answer of one user in each line.
 
 A line is {"user_id" or "user", "session" or "episode", "image", "messages": [{"role", "content": text or parts}]},
-with optional "instruction", "click_px" and "image_size". Without "click_px" the point is that of the answer's
-grounding block, on the 0-1000 grid.
+with optional "instruction", "action" and "click_px" (a point, or the four numbers of a box). Without "click_px" the
+point is that of the answer's grounding block, on the 0-1000 grid.
 
 A system turn of text stays a system turn. Where the screenshot itself stands in a system turn, as some collections
 have it, that turn is the question: the chat templates of all families would drop its image.
@@ -11,66 +11,106 @@ have it, that turn is the question: the chat templates of all families would dro
 import re
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
-
-from PIL import Image
+from urllib.parse import unquote
 
 from overlays.data import records
 from overlays.domains.gui import answers
-from overlays.domains.gui.taps import Tap
+from overlays.domains.gui.coordinates import GRID
+from overlays.domains.gui.taps import CLICKS, Tap, action_name, point_of, shortened
 
 _INSTRUCTION = re.compile(r"following instruction:\s*(.*?)\s*(?:\n\s*\n|\Z)", re.DOTALL)
 _REFERRING = re.compile(r"```[ \t]*referring[ \t]*\n(.*?)\n?```", re.DOTALL)
+_NAME_BYTES = 255  # the longest name that a file can have
 
 
-def read(file: Path) -> Iterator[Tap | tuple[str, str]]:
+@dataclass
+class Counts:
+    """What reading several files has in common.
+
+    Attributes:
+        steps: taps so far of each user and session, which number the next one.
+        other: lines whose action is no tap, by action.
+        roles: turns of roles that are neither system, user nor assistant; they are left out.
+    """
+
+    steps: Counter = field(default_factory=Counter)
+    other: Counter = field(default_factory=Counter)
+    roles: Counter = field(default_factory=Counter)
+
+
+def read(file: Path, counts: Counts) -> Iterator[Tap | tuple[str, str]]:
     """Taps of a file in order; (where, why) instead for a line that holds none. Raises UserError without the file."""
-    steps: Counter = Counter()
     for row, line in records.scan(file):
         where = f"{file.name}, row {row}"
         if isinstance(line, records.Defect):
             yield where, line.problem
             continue
-        found = _tap(file, line, where, steps)
+        action = line.get("action")
+        if isinstance(action, dict):
+            action = action.get("type", action.get("action"))
+        if action and action_name(action) not in CLICKS:
+            counts.other[action_name(action)] += 1
+            continue
+        found = _tap(file, line, where, counts)
         yield found if isinstance(found, Tap) else (where, found)
 
 
-def _tap(file: Path, line: dict, where: str, steps: Counter) -> Tap | str:
-    user = line.get("user_id", line.get("user"))
-    if not str(user).isdigit():
+def _tap(file: Path, line: dict, where: str, counts: Counts) -> Tap | str:
+    user = str(line.get("user_id", line.get("user")))
+    if not user.isdecimal():
         return "no user number (user_id or user)"
     episode = str(line.get("session") or line.get("episode") or "0")
-    system, question, said, picture = "", "", "", line.get("image")
-    messages = line.get("messages")
-    if not isinstance(messages, list):
-        return "no messages"
-    for message in messages:
-        if not isinstance(message, dict):
-            return "a message is no object"
-        text, image = _content(message.get("content"))
-        picture = picture or image
-        if message.get("role") == "assistant":
-            said = text
-        elif message.get("role") == "system" and not image:
-            system = text
-        else:
-            question = text
+    turns = _turns(line.get("messages"))
+    if isinstance(turns, str):
+        return turns
+    counts.roles.update(role for role, *_ in turns if role not in records.ROLES.values())
+    picture = _picture(line.get("image")) or next((image for *_, image in turns if image), None)
     if not isinstance(picture, str) or not picture:
         return "no screenshot is named"
-    wish = line.get("instruction") or (_INSTRUCTION.search(question) or [None, question])[1]
+    system = next((text for role, text, image in reversed(turns) if role == "system" and not image), "")
+    asked, said = _asked_and_said(turns)
+    wish = line.get("instruction")
+    wish = wish.strip() if isinstance(wish, str) else ""
+    wish = wish or (_INSTRUCTION.search(asked) or [None, asked])[1].strip()
     if not wish:
         return "no instruction"
-    screenshot = (file.parent / picture).resolve()
-    if not screenshot.is_relative_to(file.parent.resolve()):
-        return f"screenshot {picture} lies outside the folder of the file"
-    click = line.get("click_px") or _click_of_answer(said, line, screenshot)
-    if not isinstance(click, list | tuple) or len(click) != 2:
-        return "neither click_px nor an answer with a point"
-    step = steps[user, episode]
-    steps[user, episode] += 1
+    screenshot = _located(file, picture)
+    if isinstance(screenshot, str):
+        return screenshot
+    scale = None if line.get("click_px") else (GRID, GRID)
+    click = point_of(line["click_px"]) if scale is None else answers.parse_point(said)
+    if click is None:
+        return "neither click_px nor an answer with a point" if scale else "click_px is neither two nor four numbers"
+    step = counts.steps[int(user), episode]
+    counts.steps[int(user), episode] += 1
     block = _REFERRING.search(said)
-    return Tap(int(user), episode, step, screenshot, (float(click[0]), float(click[1])), str(wish).strip(), None, where,
-               block[1].strip() if block else None, system or None)
+    return Tap(int(user), episode, step, screenshot, click, wish, None, where, block[1].strip() if block else None,
+               system or None, scale)
+
+
+def _turns(messages: object) -> list[tuple[str, str, str | None]] | str:
+    """(role, text, image or None) of each message; a clause where they cannot be read."""
+    if not isinstance(messages, list):
+        return "no messages"
+    if not all(isinstance(message, dict) for message in messages):
+        return "a message is no object"
+    named = [(str(message.get("role")), message) for message in messages]
+    return [(records.ROLES.get(role, role), *_content(message.get("content"))) for role, message in named]
+
+
+def _asked_and_said(turns: list[tuple[str, str, str | None]]) -> tuple[str, str]:
+    """(question, answer): the last answer that names a point and the last question before it.
+
+    Where no answer names a point: the last question and the last answer.
+    """
+    questions = [i for i, (role, _, image) in enumerate(turns) if role == "user" or (role == "system" and image)]
+    said = [i for i, (role, *_) in enumerate(turns) if role == "assistant"]
+    used = next((i for i in reversed(said) if answers.parse_point(turns[i][1])), None)
+    before = [i for i in questions if used is None or i < used] or questions
+    used = said[-1] if used is None and said else used
+    return turns[before[-1]][1] if before else "", "" if used is None else turns[used][1]
 
 
 def _content(content: object) -> tuple[str, str | None]:
@@ -81,19 +121,29 @@ def _content(content: object) -> tuple[str, str | None]:
     for part in content if isinstance(content, list) else []:
         if isinstance(part, dict):
             texts += [part["text"]] if isinstance(part.get("text"), str) else []
-            image = part.get("image") or image
+            image = _picture(part.get("image")) or _picture(part.get("image_url")) or image
     return "\n".join(texts), image
 
 
-def _click_of_answer(said: str, line: dict, screenshot: Path) -> tuple[float, float] | None:
-    point = answers.parse_point(said)
-    if point is None:
-        return None
-    size = line.get("image_size")
-    if not size:
-        try:
-            with Image.open(screenshot) as image:
-                size = image.size
-        except OSError:
-            return point  # the missing screenshot is what will be told
-    return point[0] * size[0] / 1000, point[1] * size[1] / 1000
+def _picture(value: object) -> str | None:
+    """The name of an image: text, or {"url": text} as in image_url parts."""
+    value = value.get("url") if isinstance(value, dict) else value
+    return value if isinstance(value, str) and value else None
+
+
+def _located(file: Path, picture: str) -> Path | str:
+    """The file that an image's name means, below the folder of the JSONL; a clause where it cannot be one."""
+    if picture.startswith("file://"):
+        picture = unquote(picture.removeprefix("file://"))
+    if picture.startswith("data:") or "://" in picture:
+        return f"screenshot is an address and no file: {shortened(picture)}"
+    folder = file.parent.resolve()
+    try:
+        if any(len(part.encode()) > _NAME_BYTES for part in picture.split("/")):
+            raise ValueError
+        screenshot = (folder / picture).resolve()
+    except (OSError, ValueError, RuntimeError):  # a zero byte, half a surrogate pair, links in a circle
+        return f"screenshot has a name that no file can have: {shortened(ascii(picture)[1:-1])}"
+    if not screenshot.is_relative_to(folder):
+        return f"screenshot lies outside the folder of the file: {shortened(picture)}"
+    return screenshot

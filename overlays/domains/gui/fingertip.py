@@ -11,14 +11,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from xml.etree import ElementTree
 
-EPISODE = re.compile(r"\d{8}_\d{6}$")
-CLICKS = {"click", "tap", "long_press", "longpress", "double_click", "double_tap", "press"}
+from overlays.domains.gui.taps import action_name, call, is_file, point_of
+
+EPISODE = re.compile(r"[0-9]{8}_[0-9]{6}")
 _ACTION = ("action", "action_type", "type", "act")
 _POINT = ("coordinate", "coordinates", "point", "position", "click_px", "xy", "touch")
 _IMAGE = ("screenshot", "image", "img", "screenshot_path", "pic")
 _WISH = ("instruction", "low_level_instruction", "step_instruction", "intent", "task", "query", "goal")
-_BOUNDS = re.compile(r"\[(-?\d+),(-?\d+)\]\[(-?\d+),(-?\d+)\]")
-_CALL = re.compile(r"^\s*([A-Za-z_ ]+?)\s*[\[(]\s*(-?\d+(?:\.\d+)?)\s*,\s*(-?\d+(?:\.\d+)?)")
+_BOUNDS = re.compile(r"\[(-?\d{1,9}),(-?\d{1,9})\]\[(-?\d{1,9}),(-?\d{1,9})\]")
+_USER = re.compile(r"(?:user[_-]?)?([0-9]{1,9})", re.IGNORECASE)
+_DECLARATION = re.compile(r"\s*<\?xml[^>]*?\?>")
+_ENCODING = re.compile(rb"\s*<\?xml[^>]*?encoding=[\"']([\w.-]+)")
 
 
 @dataclass(frozen=True)
@@ -41,9 +44,28 @@ class Element:
     box: tuple[int, int, int, int]
 
 
-def episodes(user_folder: Path) -> list[Path]:
-    """Episode folders of a user, by name."""
-    return sorted(path for path in user_folder.iterdir() if path.is_dir() and EPISODE.match(path.name))
+def users(raw: Path) -> tuple[dict[int, Path], list[str]]:
+    """(folder of each user, names of the folders that are none). "3", "03" and "user_3" are all user 3, the first."""
+    found: dict[int, Path] = {}
+    others = []
+    for path in sorted(_folders(raw), key=lambda path: (len(path.name), path.name)):
+        match = _USER.fullmatch(path.name)
+        if match and int(match[1]) not in found:
+            found[int(match[1])] = path
+        else:
+            others.append(path.name)
+    return found, others
+
+
+def episodes(user_folder: Path) -> tuple[list[Path], list[str]]:
+    """(episode folders of a user by name, names of the folders that are none)."""
+    there = sorted(_folders(user_folder))
+    return ([path for path in there if EPISODE.fullmatch(path.name)],
+            [path.name for path in there if not EPISODE.fullmatch(path.name)])
+
+
+def _folders(place: Path) -> list[Path]:
+    return [path for path in place.iterdir() if path.is_dir() and not path.name.startswith(".")]
 
 
 def read_episode(folder: Path) -> Iterator[Step | str]:
@@ -55,24 +77,16 @@ def read_episode(folder: Path) -> Iterator[Step | str]:
     intent = _intent(folder)
     pictures = sorted((path for path in (folder / "screenshots").glob("*") if path.suffix.lower() in
                        (".jpg", ".jpeg", ".png")), key=_natural)
-    lines = [line for line in file.read_text(encoding="utf-8-sig", errors="replace").splitlines() if line.strip()]
+    # Only "\n" ends a line: an instruction may hold U+2028 and its like.
+    lines = [line for line in file.read_text(encoding="utf-8-sig", errors="replace").split("\n") if line.strip()]
     if not lines:
         yield "action.jsonl holds no action"
     for number, line in enumerate(lines):
-        try:
-            row = json.loads(line)
-        except ValueError:
-            row = line
+        row = _row(line)
         if isinstance(row, str):
-            call = _CALL.match(row)
-            row = {"action": (call[1] if call else row.split("(")[0]), **({"x": call[2], "y": call[3]} if call else {})}
-        if not isinstance(row, dict):
-            yield f"line {number + 1} of action.jsonl is no action"
+            yield f"line {number + 1} of action.jsonl {row}"
             continue
-        if isinstance(row.get("action"), dict):  # {"action": {"type": "click", ...}, "screenshot": ...}
-            inner = row.pop("action")
-            row = row | inner
-        action = re.sub(r"\W+", "_", str(_first(row, _ACTION) or "").strip().lower()).strip("_")
+        action = action_name(_first(row, _ACTION) or "")
         if not action:
             yield f"line {number + 1} of action.jsonl names no action"
             continue
@@ -83,6 +97,24 @@ def read_episode(folder: Path) -> Iterator[Step | str]:
         yield Step(number, action, _point(row), picture, str(wish or "").strip(), _hierarchy(folder, picture))
 
 
+def _row(line: str) -> dict | str:
+    """The object of a line, also of one that is a call such as click(1, 2); a clause where it is neither."""
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        if call(line) is None:
+            return "is no JSON"
+        row = line
+    if isinstance(row, str):
+        row = {"action": row}
+    if not isinstance(row, dict):
+        return "is no action"
+    if isinstance(row.get("action"), dict):  # {"action": {"type": "click", ...}, "screenshot": ...}
+        inner = row.pop("action")
+        row = row | inner
+    return row
+
+
 def _first(row: dict, names: tuple[str, ...]):
     return next((row[name] for name in names if row.get(name) not in (None, "", [])), None)
 
@@ -91,17 +123,10 @@ def _point(row: dict) -> tuple[float, float] | None:
     value = _first(row, _POINT)
     if value is None and "x" in row and "y" in row:
         value = [row["x"], row["y"]]
-    if isinstance(value, str):
-        value = re.findall(r"-?\d+(?:\.\d+)?", value)
-    if isinstance(value, dict):
-        value = [value.get("x"), value.get("y")]
-    try:
-        numbers = [float(number) for number in value]
-    except (TypeError, ValueError):
-        return None
-    if len(numbers) == 4:
-        return (numbers[0] + numbers[2]) / 2, (numbers[1] + numbers[3]) / 2
-    return (numbers[0], numbers[1]) if len(numbers) == 2 else None
+    if value is None:
+        called = call(str(_first(row, _ACTION)))
+        value = called[1] if called else None
+    return point_of(value)
 
 
 def _intent(folder: Path) -> str:
@@ -109,27 +134,30 @@ def _intent(folder: Path) -> str:
     try:
         survey = json.loads((folder / "survey_result.json").read_text(encoding="utf-8-sig"))
         return str(_first(survey, _WISH) or "")
-    except (OSError, ValueError, AttributeError):
+    except (OSError, ValueError, AttributeError, RecursionError):
         return ""
 
 
 def _hierarchy(folder: Path, picture: Path) -> Path:
-    beside = picture.with_suffix(".xml")
-    return beside if beside.is_file() else folder / beside.name
+    beside = picture.with_name(f"{picture.stem}.xml")
+    return beside if is_file(beside) else folder / beside.name
 
 
 def _natural(path: Path) -> list:
-    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", path.name)]
+    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", path.name)]
 
 
 def element_at(hierarchy: Path, point: tuple[float, float]) -> Element | None:
     """The smallest node with a label under a point, clickable ones first; None where the dump is missing or broken."""
     try:
         data = hierarchy.read_bytes()
-        if b"<!DOCTYPE" in data or b"<!ENTITY" in data:  # a dump has none; entities can blow up
+        declared = _ENCODING.match(data)
+        wide = data[:2] in (b"\xff\xfe", b"\xfe\xff")
+        text = data.decode("utf-16" if wide else declared[1].decode() if declared else "utf-8-sig").lstrip("\ufeff")
+        if "<!DOCTYPE" in text or "<!ENTITY" in text:  # a dump has none; entities can blow up
             return None
-        root = ElementTree.fromstring(data)
-    except (OSError, ElementTree.ParseError):
+        root = ElementTree.fromstring(_DECLARATION.sub("", text, count=1))  # expat itself knows few encodings
+    except (OSError, ValueError, LookupError, ElementTree.ParseError):
         return None
     found = []
     for node in root.iter("node"):

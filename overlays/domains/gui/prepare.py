@@ -1,20 +1,15 @@
 """fingertip-20k folders, or JSONL with `messages` -> records of single taps with user and episode, split by user."""
 
 import os
-import shutil
-import sys
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from PIL import Image
-from tqdm import tqdm
-
 from overlays.data import records
-from overlays.domains.gui import answers, coordinates, desktop, fingertip
-from overlays.domains.gui.taps import Tap
+from overlays.domains.gui import answers, coordinates, desktop, fingertip, screenshots
+from overlays.domains.gui.taps import CLICKS, Tap
 from overlays.errors import UserError
 from overlays.files import whole_folder, write_json
 
@@ -25,6 +20,7 @@ SPLIT_USERS = {"train": "11-73", "val": "74-83", "test": "1-10"}
 SAMPLE_SCREENSHOT_PIXELS = 270 * 600  # the drawn screens are flat: a quarter of their side loses nothing
 PLACES = {"en": (("upper", "middle", "lower"), ("left", "centre", "right")),
           "zh": (("上", "中", "下"), ("左", "中", "右"))}
+_PLACEHOLDER = re.compile("|".join(map(re.escape, records.PLACEHOLDERS.values())))
 
 
 @dataclass(frozen=True)
@@ -38,7 +34,7 @@ class Settings:
         users: by split, ranges and lists such as "1-10 15".
         family: model type that the answers are written for; it decides the convention of coordinates.
         min_pixels, max_pixels: of the image as the model sees it; they matter where the family names pixels.
-        screenshot_pixels: store screenshots at no more pixels than this; 0 keeps the files as they are.
+        screenshot_pixels: store screenshots at no more pixels than this; None keeps the files as they are.
     """
 
     raw: Path | None = None
@@ -57,10 +53,33 @@ def parse_users(text: str | Iterable[str]) -> list[int]:
     users: set[int] = set()
     for word in words:
         first, dash, last = word.partition("-")
-        if not first.isdigit() or (dash and not last.isdigit()) or (dash and int(last) < int(first)):
+        numbers = [first, last] if dash else [first]
+        if not all(number.isdecimal() and len(number) < 10 for number in numbers) or int(numbers[-1]) < int(first):
             raise UserError(f"users are numbers and ranges such as 1-10 15, not {word!r}")
         users.update(range(int(first), int(last or first) + 1))
     return sorted(users)
+
+
+@dataclass
+class Finds:
+    """What reading the sources brought beside taps.
+
+    Attributes:
+        drops: what was left out, each with its place and the reason.
+        other: actions that are no taps, by name.
+        counts: of the JSONL files.
+        elsewhere: taps of JSONL files by their user, where that user is in no split.
+        shares: sources whose points are shares of the screen, from 0 to 1.
+    """
+
+    drops: list[dict] = field(default_factory=list)
+    other: Counter = field(default_factory=Counter)
+    counts: desktop.Counts = field(default_factory=desktop.Counts)
+    elsewhere: Counter = field(default_factory=Counter)
+    shares: list[str] = field(default_factory=list)
+
+    def drop(self, where: str, reason: str) -> None:
+        self.drops.append({"where": where, "reason": reason})
 
 
 def prepare(settings: Settings) -> dict:
@@ -72,36 +91,38 @@ def prepare(settings: Settings) -> dict:
         metadata: counts by split, users without data, drops by reason, and each drop with its place.
 
     Raises:
-        UserError: no such folder or file, users in two splits, or a split of users none of whom has data.
+        UserError: no such folder or file, users in two splits, a split of users none of whom has data, or limits of
+            pixels that cannot be.
     """
     wanted = {split: parse_users(text) for split, text in settings.users.items()}
     _check_splits(wanted)
-    convention = coordinates.convention_of(settings.family)
+    _check_pixels(settings)
     pixels, raw = settings.screenshot_pixels, settings.raw
     if raw is None and not settings.jsonl:
         raw = _sample()
         pixels = SAMPLE_SCREENSHOT_PIXELS if pixels is None else pixels
-    drops: list[dict] = []
-    other: Counter = Counter()
     users = {user: split for split, members in wanted.items() for user in members}
-    taps = [tap for tap in _taps(raw, settings.jsonl, users, drops, other)]
+    finds = Finds()
+    taps = list(_taps(raw, settings.jsonl, users, finds))
     found = {tap.user for tap in taps}
     _check_found(wanted, found, raw, settings.jsonl)
     with whole_folder(settings.output) as folder:
         rows: dict[str, list[dict]] = {split: [] for split in wanted}
-        stored = _store_all(taps, folder, pixels or 0)
+        stored = screenshots.store_all(taps, _base(raw, settings.jsonl), folder, pixels)
         for tap in taps:
-            result = stored[_name(tap)]
-            record = result if isinstance(result, str) else _record(tap, *result, settings, convention)
+            shot = stored[screenshots.key_of(tap)]
+            record = shot if isinstance(shot, str) else _record(tap, shot, settings)
             if isinstance(record, str):
-                drops.append({"where": tap.where, "reason": record})
+                finds.drop(tap.where, record)
+            elif problems := records.check_record(record, folder):
+                finds.drop(tap.where, "; ".join(problems))
             else:
                 rows[users[tap.user]].append(record | {"split": users[tap.user]})
         for split, members in rows.items():
             if not members:
-                raise UserError(f"no tap is left for the {split} split: {_reasons(drops)}")
+                raise UserError(f"no tap is left for the {split} split: {_reasons(finds.drops)}")
             records.write(folder / f"{split}.jsonl", members)
-        metadata = _metadata(settings, convention, rows, wanted, drops, other)
+        metadata = _metadata(settings, rows, wanted, finds)
         write_json(folder / "metadata.json", metadata)
     return metadata
 
@@ -125,6 +146,14 @@ def _check_splits(wanted: dict[str, list[int]]) -> None:
                 raise UserError(f"user {both[0]} is in the {first} and in the {second} split; a user belongs to one")
 
 
+def _check_pixels(settings: Settings) -> None:
+    if not 0 < settings.min_pixels <= settings.max_pixels:
+        raise UserError(f"--min-pixels {settings.min_pixels} must be above 0 and not above --max-pixels "
+                        f"{settings.max_pixels}")
+    if settings.screenshot_pixels is not None and settings.screenshot_pixels < 1:
+        raise UserError(f"--screenshot-pixels must be above 0, not {settings.screenshot_pixels}")
+
+
 def _check_found(wanted: dict[str, list[int]], found: set[int], raw: Path | None, files: Sequence[Path]) -> None:
     place = raw or ", ".join(str(file) for file in files)
     for split, members in wanted.items():
@@ -134,103 +163,115 @@ def _check_found(wanted: dict[str, list[int]], found: set[int], raw: Path | None
                             f"(choose others by --{split}-users)")
 
 
-def _taps(raw: Path | None, files: Sequence[Path], users: dict[int, str], drops: list[dict],
-          other: Counter) -> Iterator[Tap]:
+def _base(raw: Path | None, files: Sequence[Path]) -> Path:
+    """The folder that all sources lie in."""
+    places = [*([Path(raw)] if raw else []), *(Path(file).parent for file in files)]
+    return Path(os.path.commonpath([place.resolve() for place in places]))
+
+
+def _taps(raw: Path | None, files: Sequence[Path], users: dict[int, str], finds: Finds) -> Iterator[Tap]:
     """Taps of the wanted users, in the order of user and episode."""
     if raw is not None:
-        yield from _fingertip_taps(Path(raw), sorted(users), drops, other)
+        yield from _on_scale(list(_fingertip_taps(Path(raw), sorted(users), finds)), str(raw), finds)
     for file in files:
-        for item in desktop.read(Path(file)):
+        taps = []
+        for item in desktop.read(Path(file), finds.counts):
             if not isinstance(item, Tap):
-                drops.append({"where": item[0], "reason": item[1]})
+                finds.drop(*item)
             elif item.user in users:
-                yield item
+                taps.append(item)
+            else:
+                finds.elsewhere[item.user] += 1
+        yield from _on_scale(taps, str(file), finds)
 
 
-def _fingertip_taps(raw: Path, users: list[int], drops: list[dict], other: Counter) -> Iterator[Tap]:
+def _fingertip_taps(raw: Path, users: list[int], finds: Finds) -> Iterator[Tap]:
     if not raw.is_dir():
         raise UserError(f"there is no folder {raw}")
-    for user in users:
-        folder = raw / str(user)
-        if not folder.is_dir():
+    there, others = fingertip.users(raw)
+    for name in others:
+        finds.drop(name, "folder is no user, or one that is there before")
+    for user in (user for user in users if user in there):
+        episodes, others = fingertip.episodes(there[user])
+        for name in others:
+            finds.drop(f"{user}/{name}", "folder is no episode (YYYYMMDD_HHMMSS)")
+        for episode in episodes:
+            yield from _episode_taps(user, episode, finds)
+
+
+def _episode_taps(user: int, episode: Path, finds: Finds) -> Iterator[Tap]:
+    for step in fingertip.read_episode(episode):
+        where = f"{user}/{episode.name}"
+        if isinstance(step, str):
+            finds.drop(where, step)
             continue
-        for episode in fingertip.episodes(folder):
-            where = f"{user}/{episode.name}"
-            for step in fingertip.read_episode(episode):
-                if isinstance(step, str):
-                    drops.append({"where": where, "reason": step})
-                elif step.action not in fingertip.CLICKS:
-                    other[step.action] += 1
-                elif step.click_px is None:
-                    drops.append({"where": f"{where}, step {step.number}", "reason": "a click without a point"})
-                elif not step.instruction:
-                    drops.append({"where": f"{where}, step {step.number}", "reason": "no instruction and no intent"})
-                else:
-                    element = fingertip.element_at(step.hierarchy, step.click_px)
-                    yield Tap(user, episode.name, step.number, step.screenshot, step.click_px, step.instruction,
-                              element.label if element else None, f"{where}, step {step.number}")
+        where = f"{where}, step {step.number}"
+        if step.action not in CLICKS:
+            finds.other[step.action] += 1
+        elif step.click_px is None:
+            finds.drop(where, "a click without a point")
+        elif not step.instruction:
+            finds.drop(where, "no instruction and no intent")
+        elif "\0" in step.screenshot.name:
+            finds.drop(where, "screenshot has a name that no file can have")
+        else:
+            yield Tap(user, episode.name, step.number, step.screenshot, step.click_px, step.instruction,
+                      step.hierarchy, where)
 
 
-def _name(tap: Tap) -> str:
-    """Path of a tap's screenshot below the media root; several taps may share one."""
-    return (Path("images") / str(tap.user) / f"{tap.episode}_{tap.screenshot.name}").as_posix()
+def _on_scale(taps: list[Tap], source: str, finds: Finds) -> list[Tap]:
+    """Taps of one source; where all its points lie within 0 and 1, they are shares of the screen and not pixels.
+
+    A single such point among pixels is left out: it could be either.
+    """
+    pixels = [tap for tap in taps if tap.scale is None]
+    doubtful = [tap for tap in pixels if all(0 <= value <= 1 for value in tap.click)
+                and any(value % 1 for value in tap.click)]
+    if not doubtful:
+        return taps
+    if all(0 <= value <= 1 for tap in pixels for value in tap.click):
+        finds.shares.append(source)
+        return [replace(tap, scale=(1.0, 1.0)) if tap.scale is None else tap for tap in taps]
+    for tap in doubtful:
+        finds.drop(tap.where, "click could be a share of the screen, but others of its source are pixels: "
+                              f"({tap.click[0]:g}, {tap.click[1]:g})")
+    unclear = set(map(id, doubtful))
+    return [tap for tap in taps if id(tap) not in unclear]
 
 
-def _store_all(taps: Sequence[Tap], folder: Path, pixels: int) -> dict[str, tuple | str]:
-    """`_store` of every screenshot once, by its name."""
-    wanted = {_name(tap): tap for tap in taps}
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        found = pool.map(lambda tap: _store(tap, folder, pixels), wanted.values())
-        bar = tqdm(found, total=len(wanted), desc="reading screenshots", unit="screen", file=sys.stderr,
-                   disable=len(wanted) < 200)
-        return dict(zip(wanted, bar, strict=True))
-
-
-def _store(tap: Tap, folder: Path, pixels: int) -> tuple[str, tuple[int, int]] | str:
-    """(path below the media root, size before any change) of a tap's screenshot; a clause where there is none."""
-    name = _name(tap)
-    target = folder / name
-    if not tap.screenshot.is_file():
-        return "screenshot is missing"
-    try:
-        with Image.open(tap.screenshot) as image:
-            size = image.size
-            if pixels and size[0] * size[1] > pixels:
-                shrink = (pixels / (size[0] * size[1])) ** 0.5
-                # Also decodes at a lower resolution where the format can.
-                image.thumbnail((round(size[0] * shrink), round(size[1] * shrink)), reducing_gap=2.0)
-                target.parent.mkdir(parents=True, exist_ok=True)
-                image.convert("RGB").save(target, quality=95)
-                return name, size
-            image.load()  # a file cut short is noticed here and not in the middle of training
-            target.parent.mkdir(parents=True, exist_ok=True)
-    except Exception as error:  # decoders raise what they like on bad bytes
-        return f"screenshot cannot be read: {' '.join(str(error).split())[:120]}"
-    try:
-        os.link(tap.screenshot, target)  # no second copy of a large data set
-    except OSError:
-        shutil.copyfile(tap.screenshot, target)
-    return name, size
-
-
-def _record(tap: Tap, image: str, size: tuple[int, int], settings: Settings, convention: str) -> dict | str:
-    """The record of a tap; a clause where its point is not on the screen."""
-    x, y = tap.click_px
-    if not (0 <= x <= size[0] and 0 <= y <= size[1]):
-        return f"click ({x:g}, {y:g}) is outside the screen of {size[0]} x {size[1]}"
-    grid = coordinates.to_grid(tap.click_px, size)
-    seen = None
+def _record(tap: Tap, shot: screenshots.Stored, settings: Settings) -> dict | str:
+    """The record of a tap; a clause where its point is not on the screen or nothing is asked."""
+    scale, (x, y) = tap.scale or shot.size, tap.click
+    if not (0 <= x <= scale[0] and 0 <= y <= scale[1]):
+        return f"click outside the screen of {scale[0]:g} x {scale[1]:g}: ({x:g}, {y:g})"
+    instruction = _plain(tap.instruction)
+    if not instruction:
+        return "no instruction"
+    grid = coordinates.to_grid(tap.click, scale)
+    convention, seen = coordinates.convention_of(settings.family), None
     if convention == coordinates.ABSOLUTE:
-        seen = coordinates.resized(size, settings.family, settings.min_pixels, settings.max_pixels)
-    said = answers.answer(tap.referring or referring(tap.label, grid), coordinates.to_answer(grid, seen))
-    system = [{"from": "system", "value": tap.system}] if tap.system else []
+        seen = coordinates.resized(shot.stored, settings.family, settings.min_pixels, settings.max_pixels)
+    said = answers.answer(_plain(tap.referring or "") or _described(tap, grid, shot.size),
+                          coordinates.to_answer(grid, seen))
+    system = [{"from": "system", "value": _plain(tap.system)}] if _plain(tap.system or "") else []
     return {
-        "id": f"{tap.user}-{tap.episode}-{tap.step:03d}", "image": image, "user": tap.user, "episode": tap.episode,
+        "id": f"{tap.user}-{tap.episode}-{tap.step:03d}", "image": shot.name, "user": tap.user, "episode": tap.episode,
         "task": "grounding", "group": str(tap.user), "grid": [round(value, 2) for value in grid],
-        "screen": list(size), **({"seen": list(seen)} if seen else {}),
-        "conversations": [*system, {"from": "human", "value": answers.question(tap.instruction, convention)},
+        "screen": list(shot.size), **({"seen": list(seen)} if seen else {}),
+        "conversations": [*system, {"from": "human", "value": answers.question(instruction, convention)},
                           {"from": "gpt", "value": said}],
     }
+
+
+def _plain(text: str) -> str:
+    """A source's words without those that a record keeps for its media."""
+    return _PLACEHOLDER.sub("", text).strip() if _PLACEHOLDER.search(text) else text
+
+
+def _described(tap: Tap, grid: tuple[float, float], size: tuple[int, int]) -> str:
+    point_px = grid[0] * size[0] / coordinates.GRID, grid[1] * size[1] / coordinates.GRID
+    element = fingertip.element_at(tap.hierarchy, point_px if tap.scale else tap.click) if tap.hierarchy else None
+    return referring(_plain(element.label) if element else None, grid)
 
 
 def referring(label: str | None, grid: tuple[float, float]) -> str:
@@ -247,7 +288,8 @@ def _reasons(drops: Sequence[dict]) -> str:
     return "; ".join(f"{count} x {reason}" for reason, count in counts.most_common()) or "nothing was dropped"
 
 
-def _metadata(settings: Settings, convention: str, rows: dict, wanted: dict, drops: list, other: Counter) -> dict:
+def _metadata(settings: Settings, rows: dict, wanted: dict, finds: Finds) -> dict:
+    convention = coordinates.convention_of(settings.family)
     return {
         "family": settings.family, "convention": convention,
         "pixels": [settings.min_pixels, settings.max_pixels] if convention == coordinates.ABSOLUTE else None,
@@ -257,5 +299,9 @@ def _metadata(settings: Settings, convention: str, rows: dict, wanted: dict, dro
         "users": {split: wanted[split] for split in rows},
         "users_without_taps": {split: sorted(set(wanted[split]) - {row["user"] for row in members})
                                for split, members in rows.items()},
-        "other_actions": dict(sorted(other.items())), "dropped": len(drops), "drops": drops,
+        "users_in_no_split": dict(sorted(finds.elsewhere.items())),
+        "shares_of_the_screen": finds.shares,
+        "other_actions": dict(sorted((finds.other + finds.counts.other).items())),
+        "other_roles": dict(sorted(finds.counts.roles.items())),
+        "dropped": len(finds.drops), "drops": finds.drops,
     }

@@ -1,0 +1,107 @@
+"""Screenshots of prepared data: their names below the media root, and files that training will open."""
+
+import hashlib
+import os
+import re
+import shutil
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image, ImageOps
+from tqdm import tqdm
+
+from overlays.data import media
+from overlays.domains.gui.taps import Tap, is_file
+
+MAX_ASPECT = 200  # of the longer to the shorter side: what the processors of all families take
+_NAME = 40  # characters of a file's own name that are kept
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A screenshot of prepared data. Sizes are (width, height), upright.
+
+    Attributes:
+        name: path below the media root.
+        size: before any change, which a click in pixels is measured on.
+        stored: as the file is now, which a model sees.
+    """
+
+    name: str
+    size: tuple[int, int]
+    stored: tuple[int, int]
+
+
+def name_of(tap: Tap, base: Path) -> str:
+    """Path of a tap's screenshot below the media root: one for each source file, whatever its name.
+
+    Args:
+        base: folder of the source; the name says nothing about where that lies.
+    """
+    place = os.path.relpath(tap.screenshot.resolve(), base.resolve())
+    digest = hashlib.sha1(place.encode("utf-8", "surrogateescape"), usedforsecurity=False).hexdigest()[:10]
+    stem = re.sub(r"[^\w-]+", "_", tap.screenshot.stem)[:_NAME]
+    return f"images/{tap.user}/{digest}_{stem}{re.sub(r'[^.a-zA-Z0-9]', '', tap.screenshot.suffix)[:8]}"
+
+
+def store_all(taps: Sequence[Tap], base: Path, folder: Path,
+              pixels: int | None) -> dict[tuple[int, Path], Stored | str]:
+    """`store` of every user's screenshots, each once; keys are `key_of` a tap."""
+    wanted = {key_of(tap): tap for tap in taps}
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        found = pool.map(lambda tap: store(tap.screenshot, name_of(tap, base), folder, pixels), wanted.values())
+        bar = tqdm(found, total=len(wanted), desc="reading screenshots", unit="screen", file=sys.stderr,
+                   disable=len(wanted) < 200)
+        return dict(zip(wanted, bar, strict=True))
+
+
+def key_of(tap: Tap) -> tuple[int, Path]:
+    """What taps that share a stored screenshot have in common."""
+    return tap.user, tap.screenshot
+
+
+def store(screenshot: Path, name: str, folder: Path, pixels: int | None) -> Stored | str:
+    """Put a screenshot at folder/name, made smaller where it has more than `pixels`; a clause where it cannot be used.
+
+    What is refused here would stop a training later: bytes that are no image, one cut short, 16 bits a channel.
+    """
+    if not is_file(screenshot):
+        return "screenshot is missing"
+    if media.opener_of(screenshot) is not media.RGB:
+        return "screenshot cannot be read: its suffix is that of a raster"
+    try:
+        found = _store(screenshot, name, folder / name, pixels)
+    except Exception as error:  # decoders raise what they like on bad bytes
+        return f"screenshot cannot be read: {' '.join(str(error).replace(f'{screenshot} ', '').split())[:120]}"
+    if max(found.stored) > MAX_ASPECT * min(found.stored):
+        return f"screenshot is too narrow: {found.size[0]} x {found.size[1]}"
+    return found
+
+
+def _store(screenshot: Path, name: str, target: Path, pixels: int | None) -> Stored:
+    height, width = media.rgb_size(screenshot)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if pixels and width * height > pixels:
+        return _store_smaller(screenshot, name, target, pixels)
+    size = media.open_rgb(screenshot).size  # a file cut short is noticed here and not in the middle of training
+    source = screenshot.resolve()
+    try:
+        os.link(source, target)  # no second copy of a large data set
+    except OSError:
+        shutil.copyfile(source, target)
+    return Stored(name, size, size)
+
+
+def _store_smaller(screenshot: Path, name: str, target: Path, pixels: int) -> Stored:
+    with Image.open(screenshot) as image:
+        size = image.size
+        shrink = (pixels / (size[0] * size[1])) ** 0.5
+        # Also decodes at a lower resolution where the format can.
+        image.thumbnail((round(size[0] * shrink), round(size[1] * shrink)), reducing_gap=2.0)
+        upright = ImageOps.exif_transpose(image)
+        turned = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
+        upright.convert("RGB").save(target, quality=95)
+    return Stored(name, size[::-1] if turned else size, upright.size)
