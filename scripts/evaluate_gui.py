@@ -1,7 +1,6 @@
 """Score a model on users' taps: click accuracy within 140 of the 0-1000 grid, L2 distances, per user and overall."""
 
 import argparse
-import json
 import os
 import tempfile
 from collections.abc import Sequence
@@ -16,7 +15,7 @@ from overlays.files import write_json, write_jsonl
 OUTPUTS = runs.ROOT / "outputs"
 SHOWN = 8  # screens in the report
 KEYS = (("click_accuracy", "click accuracy", "distance at most 140 of the 0-1000 grid, {n} taps", False),
-        ("mean_l2", "mean L2", "grid units, {n} taps, an unread answer counts 1414", True),
+        ("mean_l2", "mean L2", "grid units, {n} taps, an unread answer and one farther off count 1414", True),
         ("median_l2", "median L2", "grid units, {n} taps", True),
         ("parse_rate", "readable answers", "all {n} taps", False))
 
@@ -73,7 +72,8 @@ def score_checkpoint(flags: argparse.Namespace, chosen: list[dict], train: list[
         out = flags.output_dir / "test"
     else:
         out = (Path(checkpoint) if is_folder else OUTPUTS / str(checkpoint).replace("/", "--")) / "test"
-    identity = f"{checkpoint_identity(checkpoint, flags.base_model)} {flags.min_pixels} {flags.max_pixels}"
+    identity = (f"{checkpoint_identity(checkpoint, flags.base_model)} {flags.min_pixels} {flags.max_pixels} "
+                f"{flags.max_new_tokens} {media_root.resolve()}")
     rows = answer_missing(flags, checkpoint, identity, chosen, media_root, out)
     metrics = score(rows, train) | {"checkpoint": str(checkpoint), "data": str(flags.data), "identity": identity}
     write_json(out / "metrics.json", metrics)
@@ -86,51 +86,60 @@ def score_checkpoint(flags: argparse.Namespace, chosen: list[dict], train: list[
 
 def answer_missing(flags: argparse.Namespace, checkpoint: str | Path, identity: str, chosen: list[dict],
                    media_root: Path, out: Path) -> list[dict]:
-    """Rows of the chosen records; answers of the same checkpoint that are in predictions.jsonl are not asked again."""
-    from overlays.predict import last_turns, predict
+    """Rows of the chosen records. What the same model was asked before is not asked again.
 
-    file, kept = out / "predictions.jsonl", []
-    if file.is_file() and (out / "identity.json").is_file():
-        if json.loads((out / "identity.json").read_text(encoding="utf-8")) == identity:
-            kept = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
-    done = {(row["id"], row["question"], row["answer"]): row for row in kept}
-    missing = [record for record in chosen if (record["id"], *last_turns(record)) not in done]
-    if kept and len(missing) < len(chosen):
-        print(f"{len(chosen) - len(missing)} of {len(chosen)} answers are there from an earlier evaluation")
+    Every row says which model answered it and what was asked, so that predictions.jsonl needs nothing beside it. A
+    user's answers are written when they are whole; what is whole or under way is found again, whichever users are
+    asked for then.
+    """
+    from overlays.domains.gui import rows
+    from overlays.predict import predict
+
+    file, model_name = out / "predictions.jsonl", rows.digest(identity)
+    asked = [rows.marked(record, media_root, model_name) for record in chosen]
+    ids, questions = {record["id"] for record in asked}, {record["asked"] for record in asked}
+    parts = sorted(out.glob("user_*.new.jsonl"))
+    done = {row["asked"]: row for place in (file, *parts) for row in rows.read(place)
+            if row.get("answered_by") == model_name and (row["id"] not in ids or row["asked"] in questions)}
+    missing = [record for record in asked if record["asked"] not in done]
+    if len(missing) < len(asked):
+        print(f"{len(asked) - len(missing)} of {len(asked)} answers are there from an earlier evaluation")
+    if parts:
+        write_jsonl(file, done.values())
+        for part in parts:
+            part.unlink()
     if missing:
         from overlays.data.media import MediaOptions, apply_resolution
+        from overlays.domains.gui.coordinates import check_seen
         from overlays.model.load import load_for_inference
 
         model, processor = load_for_inference(checkpoint, flags.base_model)
         if flags.min_pixels or flags.max_pixels:
             apply_resolution(processor, MediaOptions(min_pixels=flags.min_pixels, max_pixels=flags.max_pixels))
+        check_seen(missing, media_root, processor)
         print(f"checkpoint {shown(checkpoint)}: {len(missing)} taps to answer", flush=True)
-        new = predict(model, processor, missing, media_root, flags.batch_size, flags.max_new_tokens,
-                      out / "new.jsonl", identity, print)
-        write_jsonl(file, kept + new)
-        write_json(out / "identity.json", identity)
-        (out / "new.jsonl").unlink()
-        done |= {(row["id"], row["question"], row["answer"]): row for row in new}
-    return [done[(record["id"], *last_turns(record))] for record in chosen]
+        for user in dict.fromkeys(str(record["user"]) for record in missing):
+            part = out / f"user_{user}.new.jsonl"
+            new = predict(model, processor, [record for record in missing if str(record["user"]) == user], media_root,
+                          flags.batch_size, flags.max_new_tokens, part, identity, print)
+            done |= {row["asked"]: row for row in new}
+            write_jsonl(file, done.values())
+            part.unlink()
+    return [done[record["asked"]] for record in asked]
 
 
 # ---------------------------------------------------------------- the personal stage
 
 def score_personal(flags: argparse.Namespace, chosen: list[dict], train: list[dict], media_root: Path) -> None:
     """Score the held-out folds of every user beside the global model on the same taps."""
-    from overlays.domains.gui import personal
     from overlays.domains.gui.score import score
 
-    wanted = {record["id"] for record in chosen}
-    kinds = {kind: [row for row in rows if row["id"] in wanted] for kind, rows in personal.read(flags.personal).items()}
-    if not any(kinds.values()):
-        raise UserError(f"{flags.personal} holds no fold of these users")
+    kinds = current_folds(flags.personal, chosen)
     scores = {f"personal, folds by {kind}": score(rows, train) for kind, rows in sorted(kinds.items()) if rows}
     first = "episode" if kinds.get("episode") else next(iter(kinds))
     main_rows, metrics = kinds[first], scores[f"personal, folds by {first}"]
     before = global_rows(flags, main_rows)
     stages = ({"global": score(before, train)} if before else {}) | scores
-    incomplete = sorted({str(record["user"]) for record in chosen} - set(metrics["users"]))
     out = flags.output_dir / "test" if flags.output_dir else flags.personal / "test"
     out.mkdir(parents=True, exist_ok=True)
     metrics = metrics | {"folds_by": first, "stages": {
@@ -140,27 +149,51 @@ def score_personal(flags: argparse.Namespace, chosen: list[dict], train: list[di
     print_table(stages | {"best constant point": metrics["baseline"].get("constant")}, metrics)
     if "global" in stages:
         print_gain(stages["global"], before, main_rows)
-    if incomplete:
-        print(f"note: no finished fold of user {', '.join(incomplete)}")
     write_report(out / "report.html", metrics, main_rows, media_root, "GUI grounding: personal adapters",
                  f"{metrics['n']} taps of {len(metrics['users'])} users, each answered by the adapter of the fold that "
                  f"held it out. Folds by {first}.", None, {name: row["users"] for name, row in stages.items()})
     print(f"report: {out / 'report.html'}")
 
 
-def global_rows(flags: argparse.Namespace, rows: Sequence[dict]) -> list[dict]:
+def current_folds(folder: Path, chosen: Sequence[dict]) -> dict[str, list[dict]]:
+    """Rows of the chosen records in the finished folds, by kind; folds and taps that are not there are told.
+
+    Raises:
+        UserError: there is none.
+    """
+    from overlays.domains.gui import personal, rows
+    from overlays.predict import prediction_row
+
+    records = rows.by_id(prediction_row(record, "") for record in chosen)
+    kinds = {kind: [row for row in own if row["id"] in records and rows.same_question(row, records[row["id"]])]
+             for kind, own in personal.read(folder).items()}
+    if not any(kinds.values()):
+        raise UserError(f"{folder} holds no fold of these users' taps as they are now: run "
+                        "scripts/train_gui_personal.sh")
+    left = personal.unfinished(folder)
+    if left:
+        print(f"note: {len(left)} folds are not finished: {', '.join(left[:10])}")
+    for kind, own in kinds.items():
+        there = {row["id"] for row in own}
+        missing = [record for record in chosen if record["id"] not in there]
+        if missing:
+            users = ", ".join(dict.fromkeys(str(record["user"]) for record in missing))
+            print(f"note: {len(missing)} of {len(chosen)} taps are in no finished fold by {kind}: user {users}")
+    return kinds
+
+
+def global_rows(flags: argparse.Namespace, chosen: Sequence[dict]) -> list[dict]:
     """The global model's predictions of the same taps, from its own evaluation; empty where it has none."""
-    bases = {json.loads(file.read_text(encoding="utf-8"))["base_model_name_or_path"]
-             for file in flags.personal.glob("user_*/*_fold_*/adapter_config.json")}
-    for base in bases:
-        folder = Path(base) if Path(base).is_absolute() else runs.ROOT / base
-        file = folder / "test" / "predictions.jsonl"
-        if file.is_file():
-            found = {row["id"]: row for row in map(json.loads, file.read_text(encoding="utf-8").splitlines())}
-            if all(row["id"] in found for row in rows):
-                return [found[row["id"]] for row in rows]
-        print(f"note: no predictions of the global model for all these taps in {file}: "
-              f"run python scripts/evaluate_gui.py --checkpoint {base} first to see both side by side")
+    from overlays.domains.gui import personal, rows
+
+    base = personal.checkpoint_of(flags.personal)
+    folder = Path(base) if Path(base).is_absolute() else runs.ROOT / base
+    file = folder / "test" / "predictions.jsonl"
+    found = rows.by_id(rows.read(file))
+    if all(row["id"] in found and rows.same_question(row, found[row["id"]]) for row in chosen):
+        return [found[row["id"]] for row in chosen]
+    print(f"note: no predictions of the global model for all these taps in {file}: "
+          f"run python scripts/evaluate_gui.py --checkpoint {base} first to see both side by side")
     return []
 
 
@@ -193,6 +226,7 @@ def shown(checkpoint: str | Path) -> str:
 
 def write_report(path: Path, metrics: dict, rows: list[dict], media_root: Path, title: str, lead: str,
                  run: Path | None, stages: dict[str, dict]) -> None:
+    from overlays.data import records
     from overlays.domains.gui import pictures
     from overlays.domains.gui.score import RADIUS, distances, predicted_point
 
@@ -204,9 +238,10 @@ def write_report(path: Path, metrics: dict, rows: list[dict], media_root: Path, 
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         cards = []
-        for row, distance in zip(shown_rows, distances(shown_rows), strict=True):
-            file = folder / f"{row['id']}.png"
-            pictures.draw_tap(media_root / row["image"], row["grid"], predicted_point(row)).save(file)
+        for number, (row, distance) in enumerate(zip(shown_rows, distances(shown_rows), strict=True)):
+            file = folder / f"{number}.png"
+            screenshot = media_root / records.media_names(row, "image")[0]
+            pictures.draw_tap(screenshot, row["grid"], predicted_point(row)).save(file)
             cards.append(report.Sample(f"user {row['user']}, {row['episode']}", row["question"].split("\n")[0],
                                        row["prediction"], row["answer"], bool(distance <= RADIUS), [file]))
         bars = folder / "users.png"

@@ -60,7 +60,7 @@ def main() -> None:
         weight_decay=flags.weight_decay, max_new_tokens=flags.max_new_tokens, eval_batch_size=flags.eval_batch_size,
         min_pixels=flags.min_pixels, max_pixels=flags.max_pixels, seed=flags.seed,
     )
-    work = list(personal.jobs(records, settings))
+    work = personal.jobs(records, settings)
     checkpoint = runs.find_checkpoint(flags.checkpoint, OUTPUTS, "gui")
     print(f"{len(work)} adapters on {checkpoint} into {flags.output_dir}", flush=True)
     personal.run(work, checkpoint, media_root, flags.output_dir, settings, checkpoint_identity(checkpoint),

@@ -9,10 +9,10 @@ source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 : "${BATCH_SIZE:=1}" "${GRAD_ACCUM:=4}" "${WEIGHT_DECAY:=0.01}" "${MIN_PIXELS:=12544}"
 : "${MAX_PIXELS:=${TINY:+36864}}" "${MAX_PIXELS:=1003520}"
 read -ra FOLDS_BY <<< "${FOLDS_BY:-episode sample}"
-if [[ ! -d "$GLOBAL" ]]; then
-    echo "no global model in $GLOBAL: training it first"
-    step env -u LR -u EPOCHS -u BATCH_SIZE -u WARMUP_STEPS -u LORA_R -u LORA_ALPHA MODEL_PATH="$MODEL_PATH" OUTPUT_DIR="$GLOBAL" \
-        scripts/train_gui_global.sh
+if [[ ! -f "$GLOBAL/adapter_config.json" && ! -f "$GLOBAL/config.json" ]]; then  # none, or one that was interrupted
+    echo "no finished global model in $GLOBAL: training it first"
+    step env -u LR -u EPOCHS -u BATCH_SIZE -u GRAD_ACCUM -u WARMUP_STEPS -u WEIGHT_DECAY -u LORA_R -u LORA_ALPHA \
+        -u LORA_DROPOUT MODEL_PATH="$MODEL_PATH" OUTPUT_DIR="$GLOBAL" scripts/train_gui_global.sh
 fi
 step "$PYTHON" scripts/train_gui_personal.py --checkpoint "$GLOBAL" --output_dir "$OUTPUT_DIR" --folds "$FOLDS" \
     --folds_by "${FOLDS_BY[@]}" ${USERS:+--users $USERS} --lora_r "$LORA_R" --lora_alpha "$LORA_ALPHA" \

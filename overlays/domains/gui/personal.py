@@ -1,19 +1,25 @@
 """Personal stage: for each user and fold a small adapter on the global model, trained and tested, resumable."""
 
 import json
+import math
+import re
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 
+from overlays.domains.gui import rows as prediction_rows
+from overlays.domains.gui.coordinates import check_seen
 from overlays.domains.gui.folds import make_folds
 from overlays.errors import UserError
 from overlays.files import write_json, write_jsonl
 
 DONE = "metrics.json"  # the last file of a fold's folder
 ROWS = "predictions.jsonl"
+JOB = "folds.json"  # beside the users: which folds there are, and what of
+_FOLD = re.compile(r"user_[^/]+/(?:episode|sample)_fold_[0-9]+")
 
 
 @dataclass(frozen=True)
@@ -46,6 +52,22 @@ class Settings:
     max_pixels: int = 28 * 28 * 1280
     seed: int = 42
 
+    def check(self) -> None:
+        """Raise UserError where a value trains nothing or cannot be."""
+        for name, flag, least in (
+            ("folds", "folds", 2), ("lora_r", "lora_r", 1), ("lora_alpha", "lora_alpha", 1),
+            ("batch_size", "per_device_train_batch_size", 1), ("grad_accum", "gradient_accumulation_steps", 1),
+            ("warmup_steps", "warmup_steps", 0), ("weight_decay", "weight_decay", 0),
+            ("max_new_tokens", "max_new_tokens", 1), ("eval_batch_size", "eval_batch_size", 1),
+        ):
+            if not getattr(self, name) >= least:
+                raise UserError(f"--{flag} must be at least {least}, not {getattr(self, name)}")
+        for value, flag in ((self.lr, "learning_rate"), (self.epochs, "num_train_epochs")):
+            if not 0 < value < math.inf:
+                raise UserError(f"--{flag} must be above 0, not {value}")
+        if not 0 <= self.lora_dropout < 1:
+            raise UserError(f"--lora_dropout must be at least 0 and below 1, not {self.lora_dropout}")
+
 
 @dataclass(frozen=True)
 class Job:
@@ -57,28 +79,85 @@ class Job:
     train: list[dict]
     test: list[dict]
 
+    @property
+    def name(self) -> str:
+        """Its folder below the output."""
+        return f"user_{self.user}/{self.kind}_fold_{self.fold}"
+
     def folder(self, output: Path) -> Path:
-        return output / f"user_{self.user}" / f"{self.kind}_fold_{self.fold}"
+        return output / self.name
 
 
-def jobs(records: Sequence[dict], settings: Settings) -> Iterator[Job]:
-    """Every user, way of dealing out and fold. Raises UserError where a user has too few episodes."""
+def jobs(records: Sequence[dict], settings: Settings, note: Callable[[str], None] = print) -> list[Job]:
+    """Every user, way of dealing out and fold; a user with too few episodes is left out and told.
+
+    Raises:
+        UserError: no user is left, or a setting cannot be.
+    """
+    settings.check()
     users: dict[str, list[dict]] = {}
     for record in records:
         users.setdefault(str(record["user"]), []).append(record)
+    found, problem = [], "there are no records"
     for user, own in users.items():
-        for kind in settings.kinds:
-            dealt = make_folds(own, settings.folds, kind, settings.seed)
-            for fold, test in enumerate(dealt):
-                yield Job(user, kind, fold, [row for i, part in enumerate(dealt) if i != fold for row in part], test)
+        try:
+            dealt = [(kind, make_folds(own, settings.folds, kind, settings.seed)) for kind in settings.kinds]
+        except UserError as error:
+            problem = str(error)
+            note(f"note: {problem}; left out")
+            continue
+        for kind, folds in dealt:
+            for fold, test in enumerate(folds):
+                train = [row for i, part in enumerate(folds) if i != fold for row in part]
+                found.append(Job(user, kind, fold, train, test))
+    if not found:
+        raise UserError(f"no user can be dealt out to {settings.folds} folds: {problem}")
+    return found
 
 
-def is_done(folder: Path, identity: dict) -> bool:
-    """Whether a fold was finished with the same settings, records and global checkpoint."""
+def finished(folder: Path, identity: dict) -> list[dict] | None:
+    """The rows of a fold that was finished with the same settings, records and global checkpoint; else None."""
     try:
-        return json.loads((folder / DONE).read_text(encoding="utf-8"))["identity"] == identity
-    except (OSError, ValueError, KeyError):
-        return False
+        metrics = json.loads((folder / DONE).read_text(encoding="utf-8"))
+        if metrics["identity"] != identity:
+            return None
+        rows = prediction_rows.read(folder / ROWS)
+        return rows if len(rows) == metrics["n"] else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _write_job(output: Path, checkpoint: Path, identities: dict[str, dict], users: set[str],
+               note: Callable[[str], None]) -> None:
+    """Write which folds there are, and remove those of other settings, records or checkpoints.
+
+    Folds of other users stay, if they were made in the same way.
+    """
+    before, common = _read_job(output), _common(next(iter(identities.values())))
+    kept = {name: identity for name, identity in before["folds"].items()
+            if name.split("/")[0].removeprefix("user_") not in users and _common(identity) == common}
+    write_json(output / JOB, {"checkpoint": str(checkpoint), "folds": kept | identities})
+    left = [folder for folder in sorted(output.glob("user_*/*_fold_*")) if folder.is_dir()
+            and _FOLD.fullmatch(name := folder.relative_to(output).as_posix()) and name not in kept | identities]
+    for folder in left:
+        shutil.rmtree(folder)
+    if left:
+        note(f"removed {len(left)} folds of an earlier run with other settings: "
+             f"{', '.join(folder.relative_to(output).as_posix() for folder in left[:10])}")
+
+
+def _common(identity: dict) -> dict:
+    return {key: identity.get(key) for key in ("checkpoint", "settings", "media_root")}
+
+
+def _read_job(output: Path) -> dict:
+    """{"checkpoint", "folds": {name: identity}} of an output folder, by name; no folds where it has no sound one."""
+    try:
+        job = json.loads((output / JOB).read_text(encoding="utf-8"))
+        folds = {name: dict(job["folds"][name]) for name in sorted(job["folds"])}
+        return {"checkpoint": str(job["checkpoint"]), "folds": folds}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {"checkpoint": "", "folds": {}}
 
 
 def run(work: Sequence[Job], checkpoint: Path, media_root: Path, output: Path, settings: Settings, identity: str,
@@ -86,7 +165,11 @@ def run(work: Sequence[Job], checkpoint: Path, media_root: Path, output: Path, s
     """Train and test every job that is not done; the global model is loaded once.
 
     A fold's folder <output>/user_<u>/<kind>_fold_<k> holds adapter, predictions.jsonl and, last, metrics.json. Its
-    adapter's base is the global checkpoint, so `load.load_for_inference` takes it like any other.
+    adapter's base is the global checkpoint, so `load.load_for_inference` takes it like any other. <output>/folds.json
+    lists the folds; what an earlier run with other settings left is removed.
+
+    Raises:
+        UserError: the records were prepared for other pixels, or a loss is not finite.
     """
     from peft import LoraConfig, get_peft_model
     from transformers import set_seed
@@ -100,12 +183,15 @@ def run(work: Sequence[Job], checkpoint: Path, media_root: Path, output: Path, s
     if hasattr(model, "merge_and_unload"):
         model = model.merge_and_unload()
     apply_resolution(processor, MediaOptions(min_pixels=settings.min_pixels, max_pixels=settings.max_pixels))
+    check_seen((record for job in work for record in job.test), media_root, processor)
+    identities = {job.name: _identity(job, settings, identity, media_root) for job in work}
+    _write_job(output, checkpoint, identities, {job.user for job in work}, note)
     model.config.use_cache = False
     for number, job in enumerate(work, start=1):
         folder = job.folder(output)
-        own = _identity(job, settings, identity)
+        own = identities[job.name]
         label = f"user {job.user}, {job.kind} fold {job.fold + 1} of {settings.folds} ({number}/{len(work)})"
-        if is_done(folder, own):
+        if finished(folder, own) is not None:
             note(f"{label}: done before")
             continue
         shutil.rmtree(folder, ignore_errors=True)
@@ -129,13 +215,16 @@ def run(work: Sequence[Job], checkpoint: Path, media_root: Path, output: Path, s
              f"on {metrics['n']}")
 
 
-def _identity(job: Job, settings: Settings, checkpoint: str) -> dict:
+def _identity(job: Job, settings: Settings, checkpoint: str, media_root: Path) -> dict:
+    """All that decides a fold's adapter and answers."""
     return {"checkpoint": checkpoint, "settings": json.loads(json.dumps(asdict(settings))),
-            "train": [row["id"] for row in job.train], "test": [row["id"] for row in job.test]}
+            "media_root": str(media_root.resolve()),
+            "records": [prediction_rows.digest([prediction_rows.content(row, media_root) for row in part])
+                        for part in (job.train, job.test)]}
 
 
 def _train(model, processor, job: Job, media_root: Path, folder: Path, settings: Settings) -> float:
-    """Train the adapter on the job's records; the mean loss of the last epoch's steps."""
+    """Train the adapter on the job's records; the mean loss. Raises UserError where it is not finite."""
     from transformers import PrinterCallback
 
     from overlays import arguments, registry
@@ -154,6 +243,7 @@ def _train(model, processor, job: Job, media_root: Path, folder: Path, settings:
         warmup_steps=settings.warmup_steps, weight_decay=settings.weight_decay, lr_scheduler_type="cosine",
         save_strategy="no", report_to="none", logging_strategy="no", disable_tqdm=True, bf16=cuda, use_cpu=not cuda,
         gradient_checkpointing=cuda, dataloader_num_workers=2 if cuda else 0, seed=settings.seed, lora_enable=True,
+        logging_nan_inf_filter=False,  # a step without a finite loss must show in the mean
         gradient_checkpointing_kwargs={"use_reentrant": False} if cuda else None,
     )
     training.label_names = ["labels"]
@@ -171,19 +261,34 @@ def _train(model, processor, job: Job, media_root: Path, folder: Path, settings:
     trainer.remove_callback(PrinterCallback)
     result = trainer.train()
     annotation.unlink()
+    if not math.isfinite(result.training_loss):
+        raise UserError(f"user {job.user}, {job.kind} fold {job.fold + 1}: the loss became {result.training_loss}; "
+                        "lower --learning_rate")
     return float(result.training_loss)
 
 
 def read(output: Path) -> dict[str, list[dict]]:
-    """Predictions of every finished fold, by kind of folds.
+    """Predictions of every finished fold of the last run, by kind of folds.
 
     Raises:
         UserError: the folder holds none.
     """
     found: dict[str, list[dict]] = {}
-    for file in sorted(Path(output).glob(f"user_*/*_fold_*/{DONE}")):
-        rows = [json.loads(line) for line in (file.parent / ROWS).read_text(encoding="utf-8").splitlines()]
-        found.setdefault(file.parent.name.split("_fold_")[0], []).extend(rows)
+    for name, identity in _read_job(Path(output))["folds"].items():
+        rows = finished(Path(output) / name, identity)
+        if rows is not None:
+            found.setdefault(name.split("/")[-1].split("_fold_")[0], []).extend(rows)
     if not found:
         raise UserError(f"{output} holds no finished fold: run scripts/train_gui_personal.sh")
     return found
+
+
+def unfinished(output: Path) -> list[str]:
+    """Folds of the last run that are not finished, by their folder."""
+    job = _read_job(Path(output))["folds"]
+    return [name for name, identity in job.items() if finished(Path(output) / name, identity) is None]
+
+
+def checkpoint_of(output: Path) -> str:
+    """The global checkpoint of the last run, as it was named."""
+    return _read_job(Path(output))["checkpoint"]

@@ -1,27 +1,38 @@
 """Records of some users."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
 from overlays.domains.gui.prepare import parse_users
 from overlays.errors import UserError
 
+_PLAIN = re.compile(r"[\w.@ -]{1,64}")  # users name folders
+
 
 def of_users(records: Sequence[dict], users: Sequence[str] | None, file: Path) -> list[dict]:
-    """The records of the named users ("1-10 15"); all of them for None. A named user without records is told.
+    """The records of the named users ("1-10 15", or names as the records have them); all of them for None.
+
+    A named user without records is told.
 
     Raises:
-        UserError: none of the users has records, or the records name no users.
+        UserError: none of the users has records, or a record lacks what scoring by user needs.
     """
-    if any(record.get("user") is None or record.get("grid") is None for record in records):
-        raise UserError(f"{file} holds records without user and grid point: prepare it with scripts/prepare_gui.py")
+    for record in records:
+        missing = [key for key in ("id", "user", "episode", "grid", "image") if record.get(key) in (None, "", [])]
+        if missing or not _PLAIN.fullmatch(str(record["user"])):
+            what = f"has no {' and no '.join(missing)}" if missing else f"has the user {record['user']!r}"
+            raise UserError(f"{file}: a record (id {record.get('id')}) {what}: prepare it with scripts/prepare_gui.py")
     if users is None:
         return list(records)
-    wanted, there = parse_users(users), {int(record["user"]) for record in records}
+    there = {str(record["user"]) for record in records}
+    words = " ".join(users).replace(",", " ").split()
+    wanted = [*dict.fromkeys(word for word in words if word in there),
+              *map(str, parse_users(word for word in words if word not in there))]
     missing = [user for user in wanted if user not in there]
     if len(missing) == len(wanted):
-        raise UserError(f"{file} holds no tap of user {', '.join(map(str, missing))}; its users are "
-                        f"{', '.join(map(str, sorted(there)))}")
+        raise UserError(f"{file} holds no tap of user {', '.join(missing)}; its users are "
+                        f"{', '.join(sorted(there, key=lambda user: (len(user), user)))}")
     if missing:
-        print(f"note: no taps of user {', '.join(map(str, missing))} in {file}")
-    return [record for record in records if int(record["user"]) in set(wanted)]
+        print(f"note: no taps of user {', '.join(missing)} in {file}")
+    return [record for record in records if str(record["user"]) in set(wanted)]

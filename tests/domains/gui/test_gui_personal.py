@@ -1,15 +1,26 @@
 """Labels of GUI records, frozen parts, and the personal stage: small adapters, resumable, on an unchanged base."""
 
+import os
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
 import pytest
 import torch
+from PIL import Image
 
 from overlays.data import chat, records
 from overlays.data.media import MediaOptions, apply_resolution
 from overlays.domains.gui import personal
 from overlays.domains.gui.prepare import Settings, prepare
 from overlays.domains.gui.sample import sample
+from overlays.domains.gui.selection import of_users
 from overlays.errors import UserError
+from overlays.files import write_json, write_jsonl
 from overlays.model import load
+
+ROOT = Path(__file__).resolve().parents[3]
 
 
 @pytest.fixture(scope="module")
@@ -89,3 +100,115 @@ def test_an_adapter_on_an_adapter_is_found(data, tiny_model_dir, tmp_path):
 def test_a_folder_without_folds_is_one_sentence(tmp_path):
     with pytest.raises(UserError, match="holds no finished fold"):
         personal.read(tmp_path)
+
+
+def test_a_loss_that_is_no_number_ends_the_run_and_the_fold(data, tiny_model_dir, tmp_path, monkeypatch):
+    from overlays.trainer import Trainer
+
+    settings = personal.Settings(folds=2, kinds=("episode",), min_pixels=4096, max_pixels=8192)
+    work = personal.jobs(list(records.read(data / "test.jsonl")), settings)
+    monkeypatch.setattr(Trainer, "train", lambda self: SimpleNamespace(training_loss=float("nan")))
+    with pytest.raises(UserError, match="user 1, episode fold 1: the loss became nan; lower --learning_rate"):
+        personal.run(work, tiny_model_dir("qwen3_vl"), data, tmp_path, settings, "base", str)
+    assert personal.unfinished(tmp_path) == ["user_1/episode_fold_0", "user_1/episode_fold_1"]
+
+
+def rows_of(users, episodes, root):
+    Image.new("RGB", (60, 60)).save(root / "a.png")
+    return [{"id": f"{user}-{episode}", "user": user, "episode": f"e{episode}", "image": "a.png", "grid": [5, 5],
+             "question": "q", "answer": "a"} for user in users for episode in range(episodes)]
+
+
+def finish(job, output, identities):
+    write_jsonl(job.folder(output) / personal.ROWS, [row | {"prediction": "[5, 5]\u2028"} for row in job.test])
+    write_json(job.folder(output) / personal.DONE, {"identity": identities[job.name], "n": len(job.test)})
+
+
+def begin(rows, root, settings, said):
+    work = personal.jobs(rows, settings)
+    identities = {job.name: personal._identity(job, settings, "base", root) for job in work}
+    personal._write_job(root, root / "global", identities, {job.user for job in work}, said.append)
+    return work, identities
+
+
+def test_only_folds_of_the_last_run_are_read(tmp_path):
+    settings, said = personal.Settings(folds=3, kinds=("episode",)), []
+    for users in ([1], [2]):  # one after the other, in the same way: both stay
+        work, identities = begin(rows_of(users, 6, tmp_path), tmp_path, settings, said)
+        for job in work:
+            finish(job, tmp_path, identities)
+    assert len(personal.read(tmp_path)["episode"]) == 12 and not personal.unfinished(tmp_path) and not said
+    assert personal.checkpoint_of(tmp_path) == str(tmp_path / "global")
+
+    (tmp_path / "user_2" / "own_notes").mkdir()
+    work, identities = begin(rows_of([1], 6, tmp_path), tmp_path, replace(settings, folds=2), said)
+    assert "removed 4 folds" in said[0] and (tmp_path / "user_2" / "own_notes").is_dir()
+    with pytest.raises(UserError, match="holds no finished fold"):
+        personal.read(tmp_path)
+    finish(work[0], tmp_path, identities)
+    finish(work[1], tmp_path, identities)
+    file = work[1].folder(tmp_path) / personal.ROWS
+    file.write_text(file.read_text()[:-20])  # cut short
+    assert len(personal.read(tmp_path)["episode"]) == 3
+    assert personal.unfinished(tmp_path) == ["user_1/episode_fold_1"]
+
+
+def test_a_fold_of_other_records_or_pictures_is_not_done(tmp_path):
+    rows, settings = rows_of([1], 4, tmp_path), personal.Settings(folds=2, kinds=("sample",))
+    work, identities = begin(rows, tmp_path, settings, [])
+    finish(work[0], tmp_path, identities)
+
+    def done(changed):
+        job = personal.jobs(changed, settings)[0]
+        return personal.finished(job.folder(tmp_path), personal._identity(job, settings, "base", tmp_path)) is not None
+
+    assert done(rows) and not done([row | {"answer": "b"} for row in rows])
+    Image.new("RGB", (60, 60), "red").save(tmp_path / "a.png")
+    assert not done(rows)
+    (tmp_path / "user_1" / "sample_fold_0" / personal.DONE).write_text("[]")
+    assert not done(rows)
+
+
+def test_a_user_with_few_episodes_is_left_out_and_told(tmp_path):
+    said, settings = [], personal.Settings(folds=3)
+    work = personal.jobs(rows_of([1], 1, tmp_path) + rows_of(["anna"], 3, tmp_path), settings, said.append)
+    assert {job.user for job in work} == {"anna"} and len(work) == 6
+    assert said == ["note: user 1 has 1 episode, too few for folds; left out"]
+    with pytest.raises(UserError, match="no user can be dealt out to 3 folds: user 1 has 1 episode"):
+        personal.jobs(rows_of([1], 1, tmp_path), settings, said.append)
+
+
+@pytest.mark.parametrize(("name", "value", "flag"), [
+    ("lora_r", 0, "lora_r"), ("batch_size", 0, "per_device_train_batch_size"), ("epochs", 0, "num_train_epochs"),
+    ("grad_accum", 0, "gradient_accumulation_steps"), ("lora_dropout", 2, "lora_dropout"), ("folds", 1, "folds"),
+    ("lr", float("nan"), "learning_rate"), ("weight_decay", -1, "weight_decay"),
+])
+def test_settings_that_train_nothing_are_one_sentence(name, value, flag):
+    with pytest.raises(UserError, match=f"--{flag} must be "):
+        personal.jobs([], personal.Settings(**{name: value}))
+
+
+def test_users_are_chosen_by_number_or_name(tmp_path, capsys):
+    rows = rows_of([1, 2, "anna"], 1, tmp_path)
+    assert [row["user"] for row in of_users(rows, ["1-3", "anna"], tmp_path)] == [1, 2, "anna"]
+    assert "no taps of user 3" in capsys.readouterr().out
+    assert of_users(rows, None, tmp_path) == rows
+    for wrong in ({"id": None}, {"episode": None}, {"user": "../x"}):
+        with pytest.raises(UserError, match="a record .* prepare it with"):
+            of_users([rows[0] | wrong], None, tmp_path)
+
+
+def test_an_interrupted_global_run_is_no_global_model(tmp_path):
+    environment = {name: value for name, value in os.environ.items() if name in ("PATH", "HOME")}
+    environment |= {"DRY_RUN": "1", "CUDA_VISIBLE_DEVICES": "", "GLOBAL": str(tmp_path), "GRAD_ACCUM": "3",
+                    "LORA_DROPOUT": "0.5", "WEIGHT_DECAY": "0.5"}
+
+    def commands():
+        return subprocess.run(["bash", "scripts/train_gui_personal.sh"], cwd=ROOT, env=environment, check=True,
+                              capture_output=True, text=True).stdout
+
+    (tmp_path / "checkpoint-5").mkdir()
+    line = next(line for line in commands().split("\n") if "train_gui_global.sh" in line)
+    assert {"GRAD_ACCUM", "LORA_DROPOUT", "WEIGHT_DECAY", "LR", "LORA_R"} <= set(line.split())
+    (tmp_path / "adapter_config.json").write_text("{}")
+    assert "train_gui_global.sh" not in commands()
