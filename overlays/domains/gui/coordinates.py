@@ -80,4 +80,4 @@ def check_seen(records: Iterable[dict], media_root: Path, processor) -> None:
             raise UserError(
                 f"record {record['id']} was prepared for an image of {seen[0]} x {seen[1]} pixels, but this model sees "
                 f"{made[0]} x {made[1]} of it: prepare with --min-pixels {limits[0]} --max-pixels {limits[1]} for its "
-                "family, or run with the pixels of the preparation")
+                "family, or run with --min_pixels and --max_pixels of the preparation")
