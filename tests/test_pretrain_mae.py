@@ -126,6 +126,30 @@ def test_rasters_that_do_not_fit_stop_the_run_or_are_listed(tmp_path):
         tiles.check(tiles.find(str(tmp_path)))
 
 
+def test_hidden_files_and_projections_are_no_tiles(tmp_path):
+    write_tiles(tmp_path / "tiles", 2)
+    write_tiles(tmp_path / ".data.1234.tmp", 1)
+    (tmp_path / "tiles" / "._tile0.npy").write_bytes(b"\0\5\x16\7")
+    for name in ("pca_projection.npy", "projection_clay.npy"):
+        np.save(tmp_path / name, np.zeros((3, CHANNELS), np.float32))
+    write_tiles(tmp_path / "own", 1)
+    (tmp_path / "own" / "tile0.npy").rename(tmp_path / "own" / "projection_1.npy")  # a raster by that name
+    assert [source.path.name for source in tiles.find(str(tmp_path))] == ["projection_1.npy", "tile0.npy", "tile1.npy"]
+
+
+def test_rasters_too_long_for_a_processor_are_found_before_training(tmp_path, processor):
+    array = np.random.default_rng(0).standard_normal((CHANNELS, 2, 390)).astype(np.float32)
+    for number in range(60):  # some crops would be 1 x 234
+        tiles.frames_of(tiles.augment(array, np.random.default_rng(number)), processor)
+    np.save(tmp_path / "a.npy", array[:, :1])
+    np.save(tmp_path / "b.npy", array)
+    sources = tiles.find(str(tmp_path))
+    with pytest.raises(UserError, match="a.npy: it has 1 x 390 pixels, and no side may be above 200 times the other"):
+        tiles.check(sources)
+    kept, dropped, _ = tiles.check([*sources, tiles.Source(tmp_path / "b.npy", (0, 0, 1, 300))], "skip")
+    assert [source.path.name for source in kept] == ["b.npy"] and len(dropped) == 2
+
+
 def test_held_out_files_are_apart_and_the_same_for_a_seed(folder):
     sources = tiles.find(str(folder))
     train, held = tiles.hold_out(sources, 0.3, seed=1)
@@ -165,6 +189,20 @@ def test_places_without_data_are_nan_wherever_they_take_part_after_resizing(proc
     missing = image.permute(2, 0, 3, 1, 4).reshape(CHANNELS, 64, 64).isnan()
     assert missing[:, :16].all() and not missing[:, 22:][[0, 1, 3, 4, 5]].any()
     assert missing[2, 38:44, 38:44].any() and 1 <= int(missing[2, 22:].sum()) <= 81
+
+
+def test_places_without_data_are_found_whatever_the_channels_mean_and_spread(tiny_model_dir):
+    from overlays.model import load
+
+    own = load.load_processor(tiny_model_dir("qwen3_vl"))
+    shares = []
+    for mean, std in ((0.0, 1.0), (1e4, 0.01)):
+        array = mean + std * np.random.default_rng(0).standard_normal((2, 60, 60))
+        array[:, :10, :10] = np.nan
+        rasters.set_statistics(own, [mean, mean], [std, std])
+        frames, _ = tiles.frames_of(array.astype(np.float32), own)
+        shares.append(float(frames.isnan().float().mean()))
+    assert shares[0] == shares[1] < 0.06
 
 
 def test_samples_depend_on_seed_epoch_and_number_alone(folder, processor):
@@ -240,3 +278,21 @@ def test_a_run_resumed_after_a_kill_ends_as_one_that_was_not_and_plain_transform
     assert torch.equal(model.decoder.head.weight, load_file(tmp_path / "straight/decoder.safetensors")["head.weight"])
     with pytest.raises(UserError, match="another pretraining"):
         pretrain_mae.pretrain(*pretrain_mae.parse(words(base, folder, tmp_path / "straight", "--mask_ratio", "0.5")))
+
+
+def test_a_run_on_tiles_that_all_lack_a_channel_ends_with_its_model_saved_first(tiny_model_dir, tmp_path, monkeypatch):
+    for number, file in enumerate(sorted(write_tiles(tmp_path / "rasters", 5).iterdir())):
+        array = np.load(file)
+        array[number % CHANNELS] = np.nan
+        np.save(file, array)
+    measure = pretrain_mae.measure
+
+    def measured(model, data, training, folder):
+        assert (folder / "config.json").is_file() and (folder / "model.safetensors").is_file()
+        return measure(model, data, training, folder)
+
+    monkeypatch.setattr(pretrain_mae, "measure", measured)
+    output = tmp_path / "out"
+    base = tiny_model_dir("qwen3_vl")
+    pretrain_mae.pretrain(*pretrain_mae.parse(words(base, tmp_path / "rasters", output, "--max_steps", "1")))
+    assert (output / "reconstruction.png").is_file() and (output / "metrics.json").is_file()

@@ -9,6 +9,8 @@ import numpy as np
 
 from overlays.errors import UserError
 
+ORDERS = {"bil": ("row", "band", "column"), "bip": ("row", "column", "band"), "bsq": ("band", "row", "column")}
+
 
 def header_of(path: Path) -> Path | None:
     """The header of an ENVI file that is named by header or data file; None where there is none."""
@@ -31,13 +33,18 @@ def open_envi(path: Path):
         image = envi.open(str(found), None if path == found else str(path))
     except envi.EnviDataFileNotFoundError:
         raise UserError(f"the data file of header {found} is missing: put {found.stem}.img beside it") from None
-    except (envi.EnviException, OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{found} cannot be read as an ENVI header: {error}") from None
+    except (envi.EnviException, OSError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        raise UserError(f"{found} cannot be read as an ENVI header: {' '.join(str(error).split())}") from None
     if not hasattr(image, "interleave"):
         raise UserError(f"{found} describes a spectral library, not an image cube")
     if str(image.metadata.get("file compression", "0")).strip() not in ("0", ""):
         raise UserError(f"{image.filename} is compressed, which is not supported: save it uncompressed")
+    if (interleave := layout(image)["interleave"]) not in ORDERS:
+        raise UserError(f"header {found} has the interleave {interleave!r}: {', '.join(ORDERS)} are known")
     rows, cols, bands = image.shape
+    if min(image.shape) < 1 or image.offset < 0:
+        raise UserError(f"header {found} asks for {rows} lines, {cols} samples, {bands} bands and a header offset of "
+                        f"{image.offset}: correct it")
     needed = image.offset + rows * cols * bands * np.dtype(image.dtype).itemsize
     stored = Path(image.filename).stat().st_size
     if stored < needed:
@@ -59,10 +66,11 @@ def mapped(layout: Mapping) -> np.ndarray:
     A fresh map for every window: pages of earlier windows do not stay in memory.
     """
     height, width, bands = layout["shape"]
-    order = {"bil": (height, bands, width), "bip": (height, width, bands), "bsq": (bands, height, width)}
-    to_bip = {"bil": (0, 2, 1), "bip": (0, 1, 2), "bsq": (1, 2, 0)}[layout["interleave"]]
-    stored = np.memmap(layout["file"], np.dtype(layout["dtype"]), "r", layout["offset"], order[layout["interleave"]])
-    return stored.transpose(to_bip)
+    sides = {"row": height, "column": width, "band": bands}
+    order = ORDERS[layout["interleave"]]
+    stored = np.memmap(layout["file"], np.dtype(layout["dtype"]), "r", layout["offset"],
+                       tuple(sides[side] for side in order))
+    return stored.transpose([order.index(side) for side in ("row", "column", "band")])
 
 
 def good_bands(image, path: Path) -> np.ndarray:
@@ -77,3 +85,13 @@ def good_bands(image, path: Path) -> np.ndarray:
     if len(good) != image.shape[2]:
         raise UserError(f"header {path} lists {len(good)} values under 'bbl' for {image.shape[2]} bands")
     return np.flatnonzero(good)
+
+
+def ignore_value(image, path: Path) -> float | None:
+    """The stored value that means "no data"; None where the header names none."""
+    value = image.metadata.get("data ignore value")
+    try:
+        return None if value is None else float(value)
+    except (TypeError, ValueError):
+        raise UserError(f"header {path} has a 'data ignore value' that is not a number, {value!r}: correct it or take "
+                        "the line out") from None

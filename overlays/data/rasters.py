@@ -4,23 +4,24 @@ A raster is (channels, height, width); 8-bit values stay 8-bit, everything else 
 the family's own image processor, so three 8-bit channels give what an RGB picture of them gives. A processor that was
 given statistics (`set_statistics`) normalises rasters by them and refuses RGB pictures.
 
-rasterio, spectral and torch are imported where they are used.
+spectral and torch are imported where they are used.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import warnings
+import tokenize
+import zipfile
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from overlays.data import records
-from overlays.data.envi import good_bands, layout, mapped, open_envi
+from overlays.data import geotiff, records
+from overlays.data.envi import good_bands, ignore_value, layout, mapped, open_envi
 from overlays.errors import UserError
 from overlays.files import write_json
 
@@ -30,6 +31,9 @@ if TYPE_CHECKING:
 SUFFIXES = (".npy", ".tif", ".tiff", ".hdr")
 MAX_VALUES = 1 << 28  # of one raster or window: 1 GiB as float32
 _BLOCK = 1 << 22  # values that are looked at together where statistics are fitted
+# What numpy raises on damaged .npy and .npz files.
+NUMPY_ERRORS = (OSError, EOFError, ValueError, TypeError, SyntaxError, KeyError, OverflowError, tokenize.TokenError,
+                zipfile.BadZipFile, zlib.error)
 Window = Sequence[int]  # row, column, height, width
 
 
@@ -48,7 +52,7 @@ def is_raster(path: str | Path) -> bool:
 
 
 def header(path: str | Path) -> Header:
-    """What a raster holds, without its values; bad bands and alpha channels are not counted.
+    """What a raster holds, without its values; bad bands and masks (see `geotiff.note`) are not counted.
 
     Raises:
         UserError: no raster, cut short, not (channels, height, width), or values that are not real numbers.
@@ -77,8 +81,8 @@ def size(path: str | Path) -> tuple[int, int]:
 def read(path: str | Path, window: Window | None = None) -> np.ndarray:
     """A raster, or a window of it: (C, H, W) uint8, or float32 with NaN where there is no data.
 
-    There is no data where values are not finite, a GeoTIFF's mask (nodata value, alpha channel) or an ENVI header's
-    "data ignore value" says so. ENVI bands that the header's bad-band list (bbl) marks are left out.
+    There is no data where values are not finite, a GeoTIFF's mask (nodata value, alpha band that is a mask) or an ENVI
+    header's "data ignore value" says so. ENVI bands that the header's bad-band list (bbl) marks are left out.
 
     Args:
         window: (row, column, height, width); only that part of the file is read.
@@ -106,70 +110,25 @@ def read(path: str | Path, window: Window | None = None) -> np.ndarray:
 # ---- .npy
 
 
-def _npy(path: Path) -> np.ndarray:
+def open_npy(path: Path) -> np.ndarray:
+    """The (channels, height, width) array of a .npy file, memory-mapped. Raises UserError where it holds none."""
     try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, OSError, EOFError) as error:
-        if "allow_pickle" in str(error):
-            error = "it holds Python objects, not numbers"
-        raise UserError(f"{path} is no raster that can be read: {error}") from None
-    if not isinstance(array, np.ndarray) or array.ndim != 3:
-        raise UserError(f"raster {path} has the shape {getattr(array, 'shape', None)}; (channels, height, width) is "
-                        "needed")
+        array = np.lib.format.open_memmap(path, mode="r")
+    except NUMPY_ERRORS as error:
+        reason = "it holds Python objects, not numbers" if "Python objects" in str(error) else error
+        raise UserError(f"{path} is no raster that can be read: {reason}") from None
+    if array.ndim != 3:
+        raise UserError(f"raster {path} has the shape {array.shape}; (channels, height, width) is needed")
     return array
 
 
 def _npy_header(path: Path) -> Header:
-    array = _npy(path)
+    array = open_npy(path)
     return Header(*array.shape, array.dtype)
 
 
 def _npy_read(path: Path, row: int, column: int, height: int, width: int) -> np.ndarray:
-    return np.array(_npy(path)[:, row : row + height, column : column + width])
-
-
-# ---- GeoTIFF
-
-
-@contextmanager
-def open_tif(path: Path):
-    """A `rasterio` dataset with a small block cache; a missing map grid is no reason for a warning here."""
-    import rasterio
-    from rasterio.errors import NotGeoreferencedWarning
-
-    with warnings.catch_warnings(), rasterio.Env(GDAL_CACHEMAX=64):
-        warnings.simplefilter("ignore", NotGeoreferencedWarning)
-        with rasterio.open(path) as image:
-            yield image
-
-
-@contextmanager
-def _tif(path: Path):
-    """(dataset, numbers of the bands that are not alpha); what rasterio raises becomes one sentence."""
-    from rasterio.enums import ColorInterp
-    from rasterio.errors import RasterioError
-
-    try:
-        with open_tif(path) as image:
-            yield image, [i for i, kind in enumerate(image.colorinterp, start=1) if kind != ColorInterp.alpha]
-    except RasterioError as error:
-        raise UserError(f"raster {path} cannot be read, it may be damaged or cut short: {error}") from None
-
-
-def _tif_header(path: Path) -> Header:
-    with _tif(path) as (image, bands):
-        types = [np.dtype(image.dtypes[band - 1]) for band in bands]
-        return Header(len(bands), image.height, image.width, np.result_type(*types) if types else np.dtype(bool))
-
-
-def _tif_read(path: Path, row: int, column: int, height: int, width: int) -> np.ndarray:
-    from rasterio.windows import Window as Part
-
-    with _tif(path) as (image, bands):
-        values = image.read(bands, window=Part(column, row, width, height), masked=True)
-    if not np.ma.getmaskarray(values).any():
-        return values.data
-    return values.astype(np.float32).filled(np.nan)
+    return np.array(open_npy(path)[:, row : row + height, column : column + width])
 
 
 # ---- ENVI
@@ -184,14 +143,18 @@ def _hdr_read(path: Path, row: int, column: int, height: int, width: int) -> np.
     image, _ = open_envi(path)
     cube = mapped(layout(image))[row : row + height, column : column + width]
     values = np.array(cube[:, :, good_bands(image, path)].transpose(2, 0, 1))
-    ignore = image.metadata.get("data ignore value")
+    ignore = ignore_value(image, path)
     if ignore is None:
         return values
-    missing = np.isclose(values, float(ignore), rtol=1e-6, atol=0, equal_nan=True)
+    missing = np.isclose(values, ignore, rtol=1e-6, atol=0, equal_nan=True)
     return np.where(missing, np.float32(np.nan), values.astype(np.float32)) if missing.any() else values
 
 
-_KINDS = {".npy": (_npy_header, _npy_read), ".tif": (_tif_header, _tif_read), ".tiff": (_tif_header, _tif_read),
+def _tif_header(path: Path) -> Header:
+    return Header(*geotiff.header(path))
+
+
+_KINDS = {".npy": (_npy_header, _npy_read), ".tif": (_tif_header, geotiff.read), ".tiff": (_tif_header, geotiff.read),
           ".hdr": (_hdr_header, _hdr_read)}
 
 
@@ -240,8 +203,8 @@ def fit_statistics(paths: Iterable) -> tuple[np.ndarray, np.ndarray]:
     for path, window in tqdm(items, desc="statistics of rasters", unit="raster", disable=len(items) < 200):
         channels = shape(path)[0]
         if channels != first:
-            raise UserError(f"raster {path} has {channels} channels, but {items[0][0]} has {first}: all rasters of a "
-                            "data set need the same channels")
+            raise UserError(f"raster {path} has {channels} channels{geotiff.note(path)}, but {items[0][0]} has {first}"
+                            f"{geotiff.note(items[0][0])}: all rasters of a data set need the same channels")
         own = None
         for block in _blocks(Path(path), window):
             own = _merge(own, _moments(block))
@@ -289,13 +252,19 @@ def fit_processor(processor, dataset) -> None:
         for i in range(len(dataset)) for record in [dataset.record(i)]
         for name, window in zip(records.media_names(record, "image"), records.windows(record), strict=True)
     ))
-    rows = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns, window) for path, window in items]
+    rows = [(str(path.resolve()), *_state(path), window) for path, window in items]
     file = cache_folder() / f"statistics-{hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:24]}.json"
     if not file.is_file():
         mean, std = fit_statistics(items)
         write_json(file, {"mean": mean.tolist(), "std": std.tolist()})
     found = json.loads(file.read_text(encoding="utf-8"))
     set_statistics(processor, found["mean"], found["std"])
+
+
+def _state(path: Path) -> tuple[int, ...]:
+    """(size, time of change) of a raster's file; for ENVI of the header and of the data file."""
+    files = [path, Path(open_envi(path)[0].filename)] if path.suffix.lower() == ".hdr" else [path]
+    return tuple(number for note in (file.stat() for file in files) for number in (note.st_size, note.st_mtime_ns))
 
 
 def _blocks(path: Path, window: Window | None) -> Iterator[np.ndarray]:
@@ -349,8 +318,8 @@ def check(path: str | Path, image_processor) -> None:
     found = header(path)
     if found.channels != channels:
         hint = "" if takes_rasters(image_processor) else f"; train one with --in_channels {found.channels}"
-        raise UserError(f"raster {path} has {found.channels} channel{'s' * (found.channels != 1)}, but the model takes "
-                        f"{channels}{hint}")
+        raise UserError(f"raster {path} has {found.channels} channel{'s' * (found.channels != 1)}{geotiff.note(path)}, "
+                        f"but the model takes {channels}{hint}")
     if not takes_rasters(image_processor) and found.dtype != np.uint8:
         raise UserError(f"raster {path} holds {found.dtype} values, which the RGB processor would take for 0 to 255: "
                         "give --in_channels 3, so that its statistics are fitted")

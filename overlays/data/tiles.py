@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import re
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,12 +14,14 @@ import torch
 from tqdm import tqdm
 
 from overlays import registry
-from overlays.data import memory, rasters, records
+from overlays.data import geotiff, memory, rasters, records
 from overlays.data.augment import draw
 from overlays.data.dataset import SampleError, sample_rows
 from overlays.errors import UserError
 from overlays.model.mae import draw_visible
 
+MAX_ASPECT = 200  # the image processors of Qwen-VL refuse longer ones
+MATRICES = re.compile(r"(pca_)?projection(_.*)?\.npy")  # scripts write such matrices beside prepared arrays
 TOUCHED = 1e-3  # weight of pixels without data in a resized pixel from which on it counts as one of them
 
 
@@ -49,7 +53,22 @@ def find(names: str, seed: int = 0, root: Path = registry.ROOT) -> list[Source]:
 
 
 def _below(folder: Path) -> list[Source]:
-    return [Source(file) for file in sorted(folder.rglob("*")) if rasters.is_raster(file) and file.is_file()]
+    """Rasters below a folder; none of hidden files and folders, nor the matrices of channel projections."""
+    found = []
+    for file in sorted(folder.rglob("*")):
+        hidden = any(part.startswith(".") for part in file.relative_to(folder).parts)
+        if not hidden and rasters.is_raster(file) and file.is_file() and not _is_matrix(file):
+            found.append(Source(file))
+    return found
+
+
+def _is_matrix(file: Path) -> bool:
+    if not MATRICES.fullmatch(file.name):
+        return False
+    try:
+        return np.load(file, mmap_mode="r", allow_pickle=False).ndim == 2
+    except rasters.NUMPY_ERRORS:
+        return False
 
 
 def _of_records(word: str, seed: int, root: Path) -> list[Source]:
@@ -83,8 +102,8 @@ def check(sources: Sequence[Source], on_bad: str = "stop", channels: int | None 
           ) -> tuple[list[Source], list[dict], int]:
     """(what can be used, [{file, reason}] left out, channels).
 
-    A tile without any data is always left out. A raster that cannot be read, or whose number of channels is not that
-    of the others, is an error, or left out with on_bad="skip".
+    A tile without any data is always left out. A raster that cannot be read, whose number of channels is not that of
+    the others, or that is too long is an error, or left out with on_bad="skip".
 
     Args:
         channels: what the rasters must have; None: what most of them have.
@@ -123,7 +142,13 @@ def _guarded(call, on_bad: str):
 
 def _problem(source: Source, count: int, channels: int, on_bad: str) -> str | None:
     if count != channels:
-        problem = f"it has {count} channels where {channels} are needed"
+        problem = f"it has {count} channels{geotiff.note(source.path)} where {channels} are needed"
+        if on_bad == "stop":
+            raise UserError(f"raster {source}: {problem}; leave it out, or let --on_bad_sample skip do so")
+        return problem
+    sides = source.window[2:] if source.window else rasters.size(source.path)
+    if not _fits(*sides):
+        problem = _too_long(*sides)
         if on_bad == "stop":
             raise UserError(f"raster {source}: {problem}; leave it out, or let --on_bad_sample skip do so")
         return problem
@@ -133,15 +158,24 @@ def _problem(source: Source, count: int, channels: int, on_bad: str) -> str | No
     return None if np.isfinite(array).any() else "no pixel holds data"
 
 
+def _fits(height: int, width: int) -> bool:
+    return max(height, width) <= MAX_ASPECT * min(height, width)
+
+
+def _too_long(height: int, width: int) -> str:
+    return f"it has {height} x {width} pixels, and no side may be above {MAX_ASPECT} times the other"
+
+
 def augment(array: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """A crop, flip and quarter turn of a raster (C, H, W), drawn by `augment.draw`; without the crop if it is empty.
+    """A crop, flip and quarter turn of a raster (C, H, W), drawn by `augment.draw`; without the crop if it is empty
+    or too long.
 
     The crop keeps its own size: whatever is resized is resized once, by the processor, and knows what holds no data.
     """
     change = draw(rng)
     row, column, height, width = change.box(*array.shape[1:])
     crop = array[:, row : row + height, column : column + width]
-    crop = crop if np.isfinite(crop).any() else array
+    crop = crop if _fits(height, width) and np.isfinite(crop).any() else array
     crop = crop[:, :, ::-1] if change.mirrored else crop
     return np.ascontiguousarray(np.rot90(crop, change.turns, axes=(1, 2)))
 
@@ -151,20 +185,26 @@ def frames_of(array: np.ndarray, processor) -> tuple[torch.Tensor, torch.Tensor]
 
     Returns:
         ((P, C * patch * patch) float32 with NaN where a pixel without data takes part, (3,) grid of patches).
+
+    Raises:
+        UserError: one side is above MAX_ASPECT times the other, or as `rasters.as_image`.
     """
+    if not _fits(*array.shape[1:]):
+        raise UserError(_too_long(*array.shape[1:]))
     image = getattr(processor, "image_processor", processor)
 
-    def frame(values: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
-        pixels, grid = rasters.patches(values, processor)
+    def frame(values: np.ndarray, image) -> tuple[torch.Tensor, torch.Tensor]:
+        pixels, grid = rasters.patches(values, image)
         pixels = pixels.unflatten(1, (len(values), image.temporal_patch_size, image.patch_size**2))
         return pixels[:, :, 0].flatten(1), grid[0]
 
-    frames, grid = frame(array)
+    frames, grid = frame(array, image)
     empty = ~np.isfinite(array)
     if empty.any():
-        # The same way through resizing and cutting, of values that normalise to 1 where there is no data, else to 0.
-        mean, std = (np.float32(values).reshape(-1, 1, 1) for values in (image.image_mean, image.image_std))
-        frames = frames.masked_fill(frame(mean + std * empty)[0].abs() > TOUCHED, torch.nan)
+        # The same way through resizing and cutting, of values that are 1 where there is no data, else 0.
+        plain = copy.copy(image)
+        plain.image_mean, plain.image_std, plain.do_rescale = [0.0] * len(array), [1.0] * len(array), False
+        frames = frames.masked_fill(frame(empty.astype(np.float32), plain)[0].abs() > TOUCHED, torch.nan)
     return frames, grid
 
 

@@ -101,6 +101,23 @@ def test_bad_bands_and_alpha_are_no_channels(tmp_path):
     assert len(found) == 3 and np.isnan(found[:, 0, 0]).all() and np.isfinite(found).sum() == 3 * 47
 
 
+def test_a_fourth_8_bit_band_is_a_channel_unless_it_is_a_mask(tmp_path):
+    values = random(4, 40, 30, np.uint8)
+    values[3, :20] = 0  # GDAL would mask these, and a window of them alone looks like a mask
+    save_tif(tmp_path / "near_infrared.tif", values, blockysize=8)
+    assert rasters.shape(tmp_path / "near_infrared.tif") == (4, 40, 30)
+    found = rasters.read(tmp_path / "near_infrared.tif")
+    assert found.dtype == np.uint8 and np.array_equal(found, values)
+    assert np.array_equal(rasters.read(tmp_path / "near_infrared.tif", (0, 0, 10, 10)), values[:, :10, :10])
+    masked = values.copy()
+    masked[3, 20:] = 255
+    save_tif(tmp_path / "masked.tif", masked)
+    found = rasters.read(tmp_path / "masked.tif")
+    assert np.isnan(found[:, :20]).all() and np.array_equal(found[:, 20:], values[:3, 20:])
+    with pytest.raises(UserError, match=r"has 4 channels, but .*has 3 \(band 4 is marked as alpha and not counted\)"):
+        rasters.fit_statistics([tmp_path / "masked.tif", tmp_path / "near_infrared.tif"])
+
+
 @pytest.mark.skipif(not SALTON.is_file(), reason=f"real data {SALTON} is not here")
 def test_a_real_aviris_cube_is_read_without_its_bad_bands():
     found = rasters.read(SALTON, (10, 5, 20, 30))
@@ -179,6 +196,17 @@ def test_a_training_set_fits_its_own_statistics_and_drops_what_holds_no_data(tmp
         rasters.expect(processor, 6, asked=False)
 
 
+def test_statistics_are_fitted_again_where_only_the_data_file_of_a_header_changed(tmp_path, processor):
+    header = save_envi(tmp_path / "a.hdr", random(3, 64, 64, np.int16))
+    config = load_config(Path(processor.tokenizer.name_or_path))
+    rasters.expect(processor, 3, asked=True)
+    for factor in (1, 2):
+        values = factor * random(3, 64, 64, np.int16)
+        np.ascontiguousarray(values.transpose(1, 0, 2)).tofile(header.with_suffix(".img"))
+        rasters.fit_processor(processor, build(tmp_path, processor, config, [record("a.hdr")]))
+        assert np.allclose(processor.image_processor.image_mean, values.mean((1, 2)))
+
+
 def test_what_a_model_cannot_take_is_said_before_training(tmp_path, processor):
     np.save(tmp_path / "four.npy", random(4, dtype=np.uint8))
     np.save(tmp_path / "three.npy", random(3))
@@ -232,6 +260,41 @@ def test_files_that_are_missing_damaged_or_too_large(tmp_path, monkeypatch):
     monkeypatch.setattr(rasters, "MAX_VALUES", 1000)
     with pytest.raises(UserError, match="above the limit of 1000.*window"):
         rasters.read(tmp_path / "b.npy")
+
+
+@pytest.mark.parametrize("line", [
+    "data ignore value = n/a", "data ignore value = ", "data ignore value = {1, 2}", "interleave = foo",
+    "interleave = {bil, bip}", "header offset = -4", "lines = 0"])
+def test_a_header_that_makes_no_sense_is_one_sentence(tmp_path, line):
+    file = save_envi(tmp_path / "a.hdr", random(3, 6, 8, np.int16))
+    name = line.split(" = ")[0]
+    file.write_text("".join(own for own in file.read_text().splitlines(True) if not own.startswith(name)) + line + "\n")
+    with pytest.raises(UserError, match="a.hdr"):
+        rasters.read(file)
+
+
+@pytest.mark.parametrize("old, new", [(b"'descr'", b"'des(r'"), (b"(3, 6, 8)", b"(3, 6, 8("), (b"'<f4'", b"'<f,'"),
+                                      (b"(3, 6, 8)", b"(-3,6, 8)"), (b"\x93NUMPY", b"PK\x03\x04ab")])
+def test_a_damaged_array_is_one_sentence(tmp_path, old, new):
+    np.save(tmp_path / "a.npy", random(3, 6, 8))
+    content = (tmp_path / "a.npy").read_bytes()
+    assert old in content
+    (tmp_path / "a.npy").write_bytes(content.replace(old, new))
+    with pytest.raises(UserError, match="a.npy"):
+        rasters.read(tmp_path / "a.npy")
+
+
+def test_a_geotiff_says_why_it_cannot_be_read_and_names_no_other_file(tmp_path):
+    file = save_tif(tmp_path / "a.tif", random(3, 64, 64))
+    (tmp_path / "link.tif").write_text(
+        '<VRTDataset rasterXSize="64" rasterYSize="64"><VRTRasterBand dataType="Float32" band="1"><SimpleSource>'
+        f'<SourceFilename>{file}</SourceFilename></SimpleSource></VRTRasterBand></VRTDataset>')
+    with pytest.raises(UserError, match="link.tif cannot be read"):
+        rasters.read(tmp_path / "link.tif")
+    with file.open("r+b") as stream:
+        stream.truncate(file.stat().st_size - 5000)
+    with pytest.raises(UserError, match="a.tif cannot be read.*band .: IReadBlock failed"):
+        rasters.read(file)
 
 
 def test_rasters_that_do_not_fit_together_have_no_statistics(tmp_path):

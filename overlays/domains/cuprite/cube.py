@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from overlays.data.envi import header_of, layout, mapped, open_envi
-from overlays.data.rasters import open_tif
+from overlays.data.envi import header_of, ignore_value, layout, mapped, open_envi
+from overlays.data.geotiff import open_tif, reason
 from overlays.errors import UserError
 
 ENVI_SUFFIXES = (".hdr", ".img", ".dat", ".bsq", ".bil", ".bip", ".raw", ".rfl", ".rtgc", "")
@@ -110,10 +110,9 @@ def _open_envi(path: Path, wavelengths: str | Path | None) -> Cube:
         if values is not None and len(values) != bands:
             raise UserError(f"header {header} lists {len(values)} values under {name!r} for {bands} bands")
     scale = float(meta["reflectance scale factor"]) if "reflectance scale factor" in meta else None
-    ignore = float(meta["data ignore value"]) if "data ignore value" in meta else None
     return Cube(path, "envi", (header, Path(image.filename)), (rows, cols, bands), centres,
-                _widths(centres, widths), good, scale or 0.0, "header" if scale else "values", ignore,
-                layout(image))
+                _widths(path, centres, widths), good, scale or 0.0, "header" if scale else "values",
+                ignore_value(image, header), layout(image))
 
 
 def _read_envi(cube: Cube, row: int, col: int, rows: int, cols: int) -> np.ndarray:
@@ -130,23 +129,23 @@ def _open_geotiff(path: Path, wavelengths: str | Path | None) -> Cube:
     try:
         with open_tif(path) as image:
             rows, cols, bands = image.height, image.width, image.count
-            centres, widths = _geotiff_wavelengths(image)
+            centres, widths = (None, None) if wavelengths else _geotiff_wavelengths(image)
             ignore, dtype = image.nodata, np.dtype(image.dtypes[0])
             scales = set(image.scales)
             tags = {**image.tags(), "units": " ".join(str(unit) for unit in image.units if unit)}
             image.read(1, window=Window(0, max(rows - 1, 0), cols, 1))
     except RasterioIOError as error:
-        raise UserError(f"{path} cannot be read as a GeoTIFF, it may be truncated: {error}") from None
+        raise UserError(f"{path} cannot be read as a GeoTIFF, it may be truncated: {reason(error)}") from None
     if words := _radiance_words(tags):
         raise UserError(f"{path} says it holds radiance ({words!r}), but surface reflectance is needed: "
                         "correct the scene for the atmosphere first")
     if wavelengths is not None:
-        centres, widths = read_wavelengths(wavelengths, bands), None
+        centres = read_wavelengths(wavelengths, bands)
     if centres is None:
         raise UserError(f"{path} names no wavelengths in its band tags: give --wavelengths FILE, one centre a line")
     factor = scales.pop() if len(scales) == 1 else 1.0
     known = factor not in (0.0, 1.0)
-    return Cube(path, "geotiff", (path,), (rows, cols, bands), centres, _widths(centres, widths), None,
+    return Cube(path, "geotiff", (path,), (rows, cols, bands), centres, _widths(path, centres, widths), None,
                 1.0 / factor if known else 0.0, "header" if known else "values", ignore, {"dtype": dtype.str})
 
 
@@ -157,17 +156,28 @@ def _geotiff_wavelengths(image) -> tuple[np.ndarray | None, np.ndarray | None]:
         imagery = {key.lower(): value for key, value in image.tags(index, ns="IMAGERY").items()}
         unit = tags.get("wavelength_units", tags.get("wavelength_unit", ""))
         if "central_wavelength_um" in imagery:
-            centres.append(float(imagery["central_wavelength_um"]) * 1000)
-            widths.append(float(imagery.get("fwhm_um", "nan")) * 1000)
+            centres.append(_quantity(imagery["central_wavelength_um"], image.name)[0] * 1000)
+            widths.append(_quantity(imagery.get("fwhm_um", "nan"), image.name)[0] * 1000)
         elif "wavelength" in tags:
-            value = float(tags["wavelength"])
-            factor = _to_nm(unit, np.array([value]), image.name)
+            value, own = _quantity(tags["wavelength"], image.name)
+            factor = _to_nm(own or unit, np.array([value]), image.name)
             centres.append(value * factor)
-            widths.append(float(tags.get("fwhm", "nan")) * factor)
+            width, own = _quantity(tags.get("fwhm", "nan"), image.name)
+            widths.append(width * (_to_nm(own, np.array([width]), image.name) if own else factor))
         else:
             return None, None
     widths = np.array(widths)
     return np.array(centres), widths if np.isfinite(widths).all() else None
+
+
+def _quantity(text: str, where: object) -> tuple[float, str]:
+    """(number, unit) of a tag such as "480", "0.48 um" or "nan"."""
+    found = re.fullmatch(r"\s*(nan|[-+]?[\d.]+(?:e[-+]?\d+)?)\s*([^\d\s]*)\s*", text, re.IGNORECASE)
+    try:
+        return float(found[1]), found[2]
+    except (TypeError, ValueError):
+        raise UserError(f"{where} has a band tag {text!r} where a wavelength in nanometers or micrometers is needed; "
+                        "give --wavelengths FILE instead") from None
 
 
 def _read_geotiff(cube: Cube, row: int, col: int, rows: int, cols: int) -> np.ndarray:
@@ -236,7 +246,7 @@ def _open_matlab(path: Path, wavelengths: str | Path | None) -> Cube:
     if wavelengths is None:
         raise UserError(f"{path} names no wavelengths: give --wavelengths FILE, one band centre a line")
     centres = read_wavelengths(wavelengths, array.shape[2])
-    return Cube(path, "matlab", (path, Path(wavelengths)), array.shape, centres, _widths(centres, None), None,
+    return Cube(path, "matlab", (path, Path(wavelengths)), array.shape, centres, _widths(path, centres, None), None,
                 0.0, "values", None, {"dtype": array.dtype.str})
 
 
@@ -284,7 +294,9 @@ def _to_nm(unit: str, values: np.ndarray, where: object) -> float:
     raise UserError(f"{where} gives wavelengths in {unit!r}: nanometers or micrometers are needed")
 
 
-def _widths(centres: np.ndarray, widths: np.ndarray | None) -> np.ndarray:
+def _widths(path: Path, centres: np.ndarray, widths: np.ndarray | None) -> np.ndarray:
+    if len(centres) < 2:
+        raise UserError(f"cube {path} has one band, which is no spectrum: give a cube of many bands")
     if widths is not None and (widths > 0).all():
         return widths
     spacing = np.abs(np.gradient(centres))

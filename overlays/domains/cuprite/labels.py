@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from overlays.data.envi import open_envi
-from overlays.data.rasters import open_tif
+from overlays.data.geotiff import open_tif, reason
 from overlays.domains.cuprite.classes import BY_NAME, CLASSES, RULE_CODES
 from overlays.errors import UserError
 
@@ -141,7 +141,7 @@ def _read_geotiff(path: Path) -> tuple[np.ndarray, float | None]:
         with open_tif(path) as image:
             return image.read().transpose(1, 2, 0), image.nodata
     except RasterioIOError as error:
-        raise UserError(f"label raster {path} cannot be read: {error}") from None
+        raise UserError(f"label raster {path} cannot be read: {reason(error)}") from None
 
 
 def _class_table(path: Path, class_map: str | Path | None, names: list[str]) -> dict[float, int]:

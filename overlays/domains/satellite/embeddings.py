@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from overlays.data.rasters import open_tif
+from overlays.data.geotiff import open_tif, reason
 from overlays.errors import UserError
 
 NODATA = -128
@@ -43,7 +43,7 @@ class Raster:
         bands, height, width: its size.
         coded: int8 codes (True) or values that are decoded already (False).
         bottom_up: the first row stored is the southernmost.
-        lonlat: (longitude, latitude) of the centre in degrees; None without georeference.
+        lonlat: (longitude, latitude) of the centre in degrees; None without a georeference that gives one.
     """
 
     path: Path
@@ -69,7 +69,7 @@ def open_raster(path: str | Path) -> Raster:
             kinds = set(file.dtypes)
             bands, height, width, transform, crs = file.count, file.height, file.width, file.transform, file.crs
     except rasterio.errors.RasterioError as error:
-        raise UserError(f"{path} is no raster that can be read: {' '.join(str(error).split())}") from None
+        raise UserError(f"{path} is no raster that can be read: {reason(error)}") from None
     if not kinds <= {"int8"} and not kinds <= {"float32", "float64", "float16"}:
         raise UserError(f"raster {path} holds {', '.join(sorted(kinds))}: embeddings are int8 codes as exported, or "
                         "floating point values of unit length; export it again without scaling")
@@ -80,7 +80,8 @@ def open_raster(path: str | Path) -> Raster:
 def windows(raster: Raster, rows: int = ROWS) -> Iterator[tuple[int, np.ndarray]]:
     """(first row counted from the north, values (bands, n, width) float32) of every window, at most `rows` rows each.
 
-    No data is NaN in all bands; so is a pixel with a NaN in any band. Values are decoded where the file is coded.
+    No data is NaN in all bands; so is a pixel that is not finite in any band, and one of zeros alone, which no vector
+    of unit length is but some exports fill with. Values are decoded where the file is coded.
 
     Raises:
         UserError: the file is cut short.
@@ -96,15 +97,16 @@ def windows(raster: Raster, rows: int = ROWS) -> Iterator[tuple[int, np.ndarray]
                 if raster.coded:
                     values = dequantise(stored)
                 else:
-                    values = stored.astype(np.float32)
+                    with np.errstate(over="ignore"):
+                        values = stored.astype(np.float32)
                     if file.nodata is not None and not np.isnan(file.nodata):
                         values[stored == file.nodata] = np.nan
-                values[:, np.isnan(values).any(0)] = np.nan
+                values[:, ~np.isfinite(values).all(0) | (values == 0).all(0)] = np.nan
                 if raster.bottom_up:
                     start, values = raster.height - start - count, values[:, ::-1]
                 yield start, values
     except rasterio.errors.RasterioError as error:
-        raise UserError(f"raster {raster.path} is cut short: {' '.join(str(error).split())}") from None
+        raise UserError(f"raster {raster.path} is cut short: {reason(error)}") from None
 
 
 def _centre(crs, transform, height: int, width: int) -> tuple[float, float] | None:
@@ -114,5 +116,8 @@ def _centre(crs, transform, height: int, width: int) -> tuple[float, float] | No
         return None
     x = transform.c + transform.a * width / 2 + transform.b * height / 2
     y = transform.f + transform.d * width / 2 + transform.e * height / 2
-    lon, lat = reproject(crs, "EPSG:4326", [x], [y])
-    return round(lon[0], 5), round(lat[0], 5)
+    try:
+        (lon,), (lat,) = reproject(crs, "EPSG:4326", [x], [y])
+    except Exception:  # GDAL's own errors, of a private class: a local grid, or a point outside of the projection
+        return None
+    return (round(lon, 5), round(lat, 5)) if abs(lon) <= 360 and abs(lat) <= 90 else None

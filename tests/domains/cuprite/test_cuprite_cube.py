@@ -183,3 +183,34 @@ def test_real_headers(hyperspectral, tmp_path):
     (tmp_path / "cuprite95.img").write_bytes(b"0" * 5000)
     with pytest.raises(UserError, match=str(1228 + 614 * 750 * 224 * 2)):
         open_cube(tmp_path / "cuprite95.hdr")
+
+
+def test_a_tag_may_name_its_unit_and_a_cube_of_one_band_is_none(tmp_path, reflectance):
+    import rasterio
+
+    def save(name, cube, tag):
+        with rasterio.open(tmp_path / name, "w", driver="GTiff", width=7, height=9, count=cube.shape[2],
+                           dtype="float32") as file:
+            file.write(cube.transpose(2, 0, 1))
+            for band, centre in enumerate(CENTRES[:cube.shape[2]], start=1):
+                file.update_tags(band, wavelength=tag(centre))
+        return tmp_path / name
+
+    for tag in (lambda nm: f"{nm:g} nm", lambda nm: f"{nm / 1000:g} um", lambda nm: f"{nm:g}"):
+        np.testing.assert_allclose(open_cube(save("a.tif", reflectance, tag)).wavelength_nm, CENTRES)
+    with pytest.raises(UserError, match="a band tag 'red' where a wavelength"):
+        open_cube(save("a.tif", reflectance, lambda nm: "red"))
+    np.savetxt(tmp_path / "centres.txt", CENTRES)
+    np.testing.assert_allclose(open_cube(tmp_path / "a.tif", tmp_path / "centres.txt").wavelength_nm, CENTRES)
+    with pytest.raises(UserError, match="b.tif has one band, which is no spectrum"):
+        open_cube(save("b.tif", reflectance[:, :, :1], lambda nm: f"{nm:g}"))
+
+
+@pytest.mark.parametrize("line", [{"data ignore value": "n/a"}, {"interleave": "foo"}, {"header offset": -4}])
+def test_a_header_that_makes_no_sense_is_one_sentence(tmp_path, reflectance, line):
+    file = write_envi(tmp_path / "cube.hdr", reflectance)
+    name, value = next(iter(line.items()))
+    kept = [own for own in file.read_text().splitlines() if not own.startswith(name)]
+    file.write_text("\n".join([*kept, f"{name} = {value}"]) + "\n")
+    with pytest.raises(UserError, match="cube.hdr"):
+        open_cube(file)

@@ -31,9 +31,10 @@ def write_tile():
         path.parent.mkdir(parents=True, exist_ok=True)
         bands, height, width = values.shape
         place = Affine(10, 0, 500000, 0, 10 if bottom_up else -10, 4600000)
-        options = {"nodata": -128 if values.dtype == np.int8 else None, "crs": "EPSG:32615", **options}
+        options = {"nodata": -128 if values.dtype == np.int8 else None, "crs": "EPSG:32615", "transform": place,
+                   **options}
         with rasterio.open(path, "w", driver="GTiff", count=bands, height=height, width=width, dtype=values.dtype,
-                           transform=place, **options) as file:
+                           **options) as file:
             file.write(values[:, ::-1] if bottom_up else values)
         return path
 

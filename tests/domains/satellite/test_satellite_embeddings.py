@@ -2,6 +2,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from rasterio.transform import Affine
 
 from overlays.domains.satellite.embeddings import dequantise, open_raster, quantise, windows
 from overlays.errors import UserError
@@ -64,10 +65,26 @@ def test_a_pixel_without_data_in_one_band_has_none(codes, write_tile, tmp_path):
     assert np.isnan(values[:, 2, 1]).all() and np.isnan(values).sum() == 8
 
 
+def test_zeros_and_infinities_are_no_data(codes, write_tile, tmp_path):
+    stored = codes()
+    stored[:, 0] = 0
+    stored[3, 2, 1] = 0  # in one band it is a value
+    (_, values), = windows(open_raster(write_tile(tmp_path / "a.tif", stored)))
+    assert np.isnan(values[:, 0]).all() and np.isfinite(values[:, 1:]).all()
+    decoded = dequantise(codes())
+    decoded[3, 2, 1], decoded[:, 5] = np.inf, 0
+    (_, values), = windows(open_raster(write_tile(tmp_path / "b.tif", decoded)))
+    assert np.isnan(values[:, 2, 1]).all() and np.isnan(values[:, 5]).all() and np.isfinite(values).sum() == 8 * 24
+
+
 def test_the_centre_is_told_in_degrees(codes, write_tile, tmp_path):
     lon, lat = open_raster(write_tile(tmp_path / "a.tif", codes())).lonlat
     assert lon == pytest.approx(-93.0, abs=0.01) and lat == pytest.approx(41.55, abs=0.05)
     assert open_raster(write_tile(tmp_path / "b.tif", codes(), crs=None)).lonlat is None
+    local = 'LOCAL_CS["local",UNIT["metre",1]]'
+    assert open_raster(write_tile(tmp_path / "c.tif", codes(), crs=local)).lonlat is None
+    far = write_tile(tmp_path / "d.tif", codes(), transform=Affine(10, 0, 9e20, 0, -10, 5e20))
+    assert open_raster(far).lonlat is None
 
 
 @pytest.mark.parametrize("kind", ["uint8", "int16"])
