@@ -335,8 +335,8 @@ def pretrain(mae: MaeArguments, data_flags: DataArguments, training: TrainingArg
     if not first:
         return None
     trainer.draw_losses(own.state.log_history, output / "training_loss.png", own.loss_name)
-    found = measure(model, data, training, output)
     save_whole(mae, model, data, output, training.cache_dir)
+    found = measure(model, data, training, output)
     own_error, by_mean = found["normalised"]["model"], found["normalised"]["patch_mean"]
     print(f"held-out reconstruction of {found['tiles']} tiles: error {own_error:.3f}, predicting the patch mean "
           f"{by_mean:.3f}, lower by {found['lower_by']['normalised']:.1%}\nsaved {output}", flush=True)

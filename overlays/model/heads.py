@@ -112,8 +112,9 @@ def fit_targets(records: Iterable[Mapping], names: Sequence[str] = ()) -> tuple[
                         'record\'s "target" (--head none trains on the words)')
     chosen = list(names) or sorted(found)
     std = [float(np.std(found[name])) for name in chosen]
-    if min(std) == 0:
-        raise UserError(f"target {chosen[std.index(0)]} is {found[chosen[std.index(0)]][0]:g} in every training record")
+    for name, spread in zip(chosen, std, strict=True):
+        if spread == 0 or np.ptp(found[name]) == 0:  # of equal values the deviation can be a rounding error
+            raise UserError(f"target {name} is {found[name][0]:g} in every training record")
     return {"names": chosen, "mean": [float(np.mean(found[name])) for name in chosen], "std": std}, without
 
 
@@ -226,11 +227,11 @@ def scores(predicted: np.ndarray, true: np.ndarray, names: Sequence[str]) -> dic
     for k, name in enumerate(names):
         known = np.isfinite(true[:, k])
         truth, error = true[known, k].astype(float), (predicted[known, k] - true[known, k]).astype(float)
-        spread = np.square(truth - truth.mean()).sum() if len(truth) else 0.0
         if len(truth):
             found["mae"][name] = float(np.abs(error).mean())
-        if spread > 0:
-            found["r2"][name] = float(1 - np.square(error).sum() / spread)
+            spread = np.square(truth - truth.mean()).sum()
+            if spread > 0 and np.ptp(truth) > 0:
+                found["r2"][name] = float(1 - np.square(error).sum() / spread)
     figures = {key: float(np.mean(list(rows.values()))) for key, rows in found.items() if rows}
     if len(names) > 1:
         figures |= {f"{key}_{name}": value for key, rows in found.items() for name, value in rows.items()}

@@ -127,15 +127,28 @@ def draw(model: MaskedAutoencoder, batch: dict, channels: int, file: str | Path)
 
 
 def _colours(images: list[np.ndarray]):
-    """Function: (C, H, W) -> (H, W, 3) in 0..1 by the principal components of all valid pixels of `images`."""
+    """Function: (C, H, W) -> (H, W, 3) in 0..1 by the principal components of all pixels of `images` that are whole.
+
+    Where hardly any is, what is missing counts as the channel's mean.
+    """
     pixels = np.concatenate([image.reshape(len(image), -1).T for image in images])
-    pixels = pixels[np.isfinite(pixels).all(1)]
+    known = np.isfinite(pixels)
+    whole = known.all(1)
+    usual = None
+    if whole.sum() >= 2:
+        pixels = pixels[whole]
+    else:
+        usual = np.where(known, pixels, 0).sum(0) / np.maximum(known.sum(0), 1)
+        pixels = np.where(known, pixels, usual)
     mean = pixels.mean(0)
     axes = np.linalg.svd(np.cov((pixels - mean).T).reshape(len(mean), -1), hermitian=True)[0][:, :3]  # (C, 3)
     low, high = np.percentile((pixels - mean) @ axes, (1, 99), axis=0)
 
     def colour(image: np.ndarray) -> np.ndarray:
-        scores = (np.moveaxis(image, 0, -1) - mean) @ axes
+        image = np.moveaxis(image, 0, -1)
+        if usual is not None:
+            image = np.where(np.isfinite(image) | ~np.isfinite(image).any(-1, keepdims=True), image, usual)
+        scores = (image - mean) @ axes
         scores = (scores - low) / np.maximum(high - low, 1e-9)
         scores = np.concatenate([scores, np.repeat(scores[..., -1:], 3 - scores.shape[-1], -1)], -1)
         return np.where(np.isfinite(scores), scores.clip(0, 1), 0.85)

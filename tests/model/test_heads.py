@@ -109,6 +109,7 @@ def test_scores_are_those_of_the_definition():
     assert found["r2_b"] == pytest.approx(1 - 1 / 2) and found["mae_b"] == pytest.approx(0.5)
     assert found["r2"] == pytest.approx((found["r2_a"] + found["r2_b"]) / 2)
     assert heads.scores(np.zeros((2, 1)), np.full((2, 1), math.nan), ("a",)) == {}
+    assert heads.scores(np.full((3, 1), 0.2), np.full((3, 1), 0.1), ("a",)).keys() == {"mae"}
 
 
 def test_targets_that_cannot_be_learned_are_refused():
@@ -118,6 +119,8 @@ def test_targets_that_cannot_be_learned_are_refused():
         heads.fit_targets([{"target": {"other": 1.0}}], ["growth"])
     with pytest.raises(UserError, match="is 2 in every"):
         heads.fit_targets([{"target": {"a": 2.0}}, {"target": {"a": 2}}])
+    with pytest.raises(UserError, match="target a is 0.1 in every"):  # their deviation is 1e-17
+        heads.fit_targets([{"target": {"a": 0.1}}] * 50)
     fitted, without = heads.fit_targets([{"target": {"b": 1, "a": 2}}, {}, {"target": {"b": 3, "a": 3}}])
     assert fitted == {"names": ["a", "b"], "mean": [2.5, 2.0], "std": [0.5, 1.0]} and without == 1
 

@@ -178,3 +178,13 @@ def test_picture_puts_patches_back_where_they_were(tmp_path):
     with torch.no_grad():
         reconstruction.draw(model, batch(model), CHANNELS, tmp_path / "picture.png")
     assert (tmp_path / "picture.png").stat().st_size > 1000
+
+
+def test_colours_show_what_there_is_where_no_pixel_has_all_channels():
+    image = np.random.default_rng(0).normal(5, 1, (4, 8, 8))
+    image[0, :, :4], image[1, :, 4:], image[3] = np.nan, np.nan, np.nan
+    image[:, 0] = np.nan
+    shown = reconstruction._colours([image])(image)
+    assert shown.shape == (8, 8, 3) and np.isfinite(shown).all()
+    assert (shown[0] == 0.85).all() and np.ptp(shown[1:].reshape(-1, 3), axis=0).min() > 0.5
+    assert np.isfinite(reconstruction._colours([np.full((4, 8, 8), np.nan)])(image)).all()

@@ -16,7 +16,8 @@ ALPHAS = np.logspace(-3, 4, 29)  # penalties of ridge regression, chosen by leav
 def r2(truth: Sequence[float], said: Sequence[float]) -> float | None:
     """Coefficient of determination; None for fewer than two values or truths that are all the same."""
     truth, said = np.asarray(truth, float), np.asarray(said, float)
-    spread = float(((truth - truth.mean()) ** 2).sum()) if len(truth) > 1 else 0.0
+    varies = len(truth) > 1 and np.ptp(truth) > 0  # of equal values the sum of squares can be a rounding error
+    spread = float(((truth - truth.mean()) ** 2).sum()) if varies else 0.0
     return 1 - float(((truth - said) ** 2).sum()) / spread if spread else None
 
 
@@ -24,7 +25,7 @@ def figures(truth: Sequence[float], said: Sequence[float]) -> dict:
     """n, r2, rmse, mae and pearson (None where one of the two does not vary), in the unit of the label."""
     truth, said = np.asarray(truth, float), np.asarray(said, float)
     error = said - truth
-    varies = len(truth) > 1 and truth.std() > 1e-12 and said.std() > 1e-12
+    varies = len(truth) > 1 and min(np.ptp(truth), np.ptp(said)) > 0 and min(truth.std(), said.std()) > 1e-12
     rounded = {"r2": r2(truth, said), "rmse": float(np.sqrt((error**2).mean())), "mae": float(np.abs(error).mean()),
                "pearson": float(np.corrcoef(truth, said)[0, 1]) if varies else None}
     return {"n": len(truth)} | {name: None if value is None else round(value, 6) for name, value in rounded.items()}

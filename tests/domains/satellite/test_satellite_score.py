@@ -20,6 +20,9 @@ def test_figures_by_hand():
 def test_figures_that_do_not_exist_are_none():
     found = figures([2.0, 2.0], [1.0, 3.0])
     assert found["r2"] is None and found["pearson"] is None and found["rmse"] == 1
+    found = figures([0.1] * 3, [0.1, 0.2, 0.1])  # their squares about the mean are 1e-34
+    assert found["r2"] is None and found["pearson"] is None
+    assert figures([1e6 + 0.1] * 3, [1.0, 2.0, 3.0])["pearson"] is None
 
 
 @pytest.mark.parametrize("text, value", [
