@@ -1,7 +1,6 @@
 """Score a model's city numbers on the held-out cities, beside the training mean and ridge on mean embeddings."""
 
 import argparse
-import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +9,9 @@ import _bootstrap  # noqa: F401  (re-runs in .venv, puts the repository on the p
 import numpy as np
 
 from overlays import errors, report, runs
+from overlays.data.rasters import NUMPY_ERRORS
 from overlays.domains.satellite import questions
+from overlays.domains.satellite.prepare import read_metadata
 from overlays.domains.satellite.score import ridge, said_values, score
 from overlays.errors import UserError
 from overlays.files import sha256, write_json, write_jsonl
@@ -31,7 +32,10 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--batch_size", type=int, default=32)
     parser.add_argument("--max_new_tokens", type=int, default=16)
     parser.add_argument("--limit", type=int, help="only the first N records")
-    return parser.parse_args(words)
+    flags = parser.parse_args(words)
+    if flags.batch_size < 1 or flags.max_new_tokens < 1:
+        raise UserError("--batch_size and --max_new_tokens must be at least 1")
+    return flags
 
 
 def evaluate(flags: argparse.Namespace) -> dict:
@@ -44,10 +48,10 @@ def evaluate(flags: argparse.Namespace) -> dict:
     for name in ("train.jsonl", f"{flags.split}.jsonl", "metadata.json"):
         if not (data / name).is_file():
             raise UserError(f"there is no {name} in {data}: run scripts/prepare_satellite.py, or give --data")
-    metadata = json.loads((data / "metadata.json").read_text(encoding="utf-8"))
+    metadata = read_metadata(data)
     chosen, media_root = load_records(str(data / f"{flags.split}.jsonl"), flags.limit)
     train = list(records.read(data / "train.jsonl"))
-    means = mean_embeddings(data)
+    means = mean_embeddings(data, [row.get("id") for row in (*train, *chosen)])
     warning = other_training_data(checkpoint, data / "train.jsonl")
     out = checkpoint / flags.split
     rows, method = predict_rows(flags, checkpoint, chosen, media_root, metadata, out)
@@ -94,13 +98,17 @@ def prepared_data(run: Path) -> Path:
     return found[0] if found else PREPARED / "satellite"
 
 
-def mean_embeddings(data: Path) -> dict[str, np.ndarray] | None:
-    """Mean embedding by id; None where the prepared data have none."""
+def mean_embeddings(data: Path, ids: Sequence[str]) -> dict[str, np.ndarray] | None:
+    """Mean embedding by id; None where the prepared data have none. Raises UserError where one of `ids` lacks it."""
     file = data / "means.npz"
     if not file.is_file():
         return None
-    with np.load(file, allow_pickle=False) as stored:
-        return {name: stored[name] for name in stored.files}
+    try:
+        with np.load(file, allow_pickle=False) as stored:
+            return {name: stored[name] for name in ids}
+    except NUMPY_ERRORS as error:
+        raise UserError(f"{file} cannot be read or lacks a record: {' '.join(str(error).split())}; prepare the data "
+                        "again") from None
 
 
 def other_training_data(run: Path, train: Path) -> str | None:

@@ -33,8 +33,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--limit", type=int, help="only the first N records")
     parser.add_argument("--seed", type=int, default=0)
     flags = parser.parse_args()
-    if flags.samples < 2 or flags.temperature <= 0 or flags.pairs < 1 or flags.batch_size < 1:
-        raise UserError("--samples must be at least 2, --temperature above 0, --pairs and --batch_size at least 1")
+    if flags.samples < 2 or not flags.temperature > 0 or min(flags.pairs, flags.batch_size, flags.max_new_tokens) < 1:
+        raise UserError("--samples must be at least 2, --temperature above 0, --pairs, --batch_size and "
+                        "--max_new_tokens at least 1")
     return flags
 
 
@@ -47,6 +48,14 @@ def truth_of(record: dict, name: str | None) -> float:
         raise UserError(f"record {record.get('id')} has {'no target ' + name if name else f'{len(target)} targets'}: "
                         "name one with --target")
     return float(target[name])
+
+
+def last_question(record: dict) -> int:
+    """Place of the last turn that asks. Raises UserError where none does."""
+    asking = [i for i, turn in enumerate(record["conversations"]) if turn["from"] in ("human", "user")]
+    if not asking:
+        raise UserError(f"record {record.get('id')} asks nothing: it has no human turn")
+    return asking[-1]
 
 
 def draw_answers(model, processor, chosen: list[dict], media_root: Path, flags: argparse.Namespace, partial: Path,
@@ -98,11 +107,10 @@ def make_pairs(chosen: list[dict], answers: list[list[str]], flags: argparse.Nam
     for record, texts in zip(chosen, answers, strict=True):
         unreadable += sum(parse_number(text) is None for text in texts)
         pairs, reason = choose_pairs(texts, truth_of(record, flags.target), parse_number, flags.pairs, flags.min_gap)
-        turns = record["conversations"]
-        asked = max(i for i, turn in enumerate(turns) if turn["from"] in ("human", "user"))
+        asked = record["conversations"][:last_question(record) + 1]
         for number, (good, bad) in enumerate(pairs):
-            rows.append({**record, "id": f"{record.get('id')}:{number}", "conversations": turns[:asked + 1],
-                         "chosen": good, "rejected": bad})
+            rows.append({**record, "id": f"{record.get('id')}:{number}", "conversations": asked, "chosen": good,
+                         "rejected": bad})
         if not pairs:
             dropped.append({"id": record.get("id"), "reason": reason})
     return rows, {"questions": len(chosen), "pairs": len(rows), "answers": sum(map(len, answers)),
@@ -120,10 +128,13 @@ def main() -> None:
     chosen, media_root = load_records(flags.dataset_use, flags.limit)
     for record in chosen:
         truth_of(record, flags.target)
+        last_question(record)
     source = registry.resolve(flags.dataset_use)[0]
     output = flags.output or source.annotation.with_name(f"preferences_{source.annotation.stem}.jsonl")
     if output.suffix != ".jsonl":
         raise UserError(f"--output {output} must end in .jsonl")
+    if not output.parent.is_dir():
+        raise UserError(f"--output {output}: there is no folder {output.parent}")
     if output.resolve().parent != media_root.resolve():
         print(f"note: media are looked for beside an annotation file; {output} does not lie in {media_root}")
     checkpoint = find_checkpoint(flags.checkpoint, registry.ROOT / "outputs")

@@ -7,9 +7,11 @@ import _bootstrap  # noqa: F401  (re-runs in .venv, puts the repository on the p
 
 from overlays import errors
 from overlays.data import records
+from overlays.errors import UserError
 
 
-def parse() -> argparse.Namespace:
+def parse() -> tuple[argparse.Namespace, list[str]]:
+    """(options, names of those that were given another value than their default)."""
     parser = argparse.ArgumentParser(
         description="Prepare satellite embeddings and city labels; without --tiles, from the sample cities.")
     parser.add_argument("--tiles", type=Path, help="folder of GeoTIFFs named after their cities "
@@ -24,11 +26,12 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--decimals", type=int, default=2, help="of the number in an answer")
     parser.add_argument("--split-fractions", default="0.7,0.15,0.15", help="train,val,test")
     parser.add_argument("--seed", type=int, default=0)
-    return parser.parse_args()
+    options = parser.parse_args()
+    return options, [name for name, value in vars(options).items() if value != parser.get_default(name)]
 
 
 def main() -> None:
-    options = parse()
+    options, given = parse()
     from overlays.domains.satellite.prepare import OUTPUT, Settings, prepare
 
     values = vars(options)
@@ -37,6 +40,9 @@ def main() -> None:
     pictures, output = values.pop("rgb_pca"), values["output"]
     if not pictures or options.tiles or not (output / "metadata.json").is_file():
         report(prepare(Settings(**values)), output)
+    elif idle := [f"--{name.replace('_', '-')}" for name in given if name not in ("output", "rgb_pca")]:
+        raise UserError(f"{', '.join(idle)} would change nothing: the arrays in {output} are taken as they are; "
+                        "prepare them again without --rgb-pca first, or give --tiles")
     if pictures:
         from overlays.domains.satellite.pca import prepare_rgb
 

@@ -3,6 +3,10 @@
 # CHANNELS=all shows the model every good band of a tile instead of three-band composites.
 DOMAIN=cuprite REAL_MODEL=Qwen/Qwen3-VL-8B-Instruct TINY_EPOCHS=6
 : "${CHANNELS:=composites}" "${PROJECTION:=data/prepared/cuprite_all/projection_clay.npy}"
+if [[ "$CHANNELS" != composites && "$CHANNELS" != all ]]; then
+    echo "error: CHANNELS is composites or all, not '$CHANNELS'" >&2
+    exit 2
+fi
 if [[ "$CHANNELS" = all ]]; then
     TINY_EPOCHS=4
     : "${DATASETS:=cuprite_all_train}" "${EVAL_DATASETS=cuprite_all_val}" "${OUTPUT_DIR:=outputs/cuprite_all}"

@@ -7,7 +7,11 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 : "${HEAD:=vision}"
 starts=(outputs/satellite-mae)
 if [[ "$HEAD" = none ]]; then starts=(outputs/satellite-sft "${starts[@]}"); fi
-if [[ "${CHANNELS:=all}" = pca ]]; then
+if [[ "${CHANNELS:=all}" != all && "$CHANNELS" != pca ]]; then
+    echo "error: CHANNELS is all or pca, not '$CHANNELS'" >&2
+    exit 2
+fi
+if [[ "$CHANNELS" = pca ]]; then
     starts=() IN_CHANNELS=0
     : "${DATASETS:=satellite_rgb_train}" "${EVAL_DATASETS=satellite_rgb_val}" "${OUTPUT_DIR:=outputs/satellite-rgb}"
 fi

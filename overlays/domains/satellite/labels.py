@@ -36,9 +36,15 @@ class Labels:
 
 
 def key(name: str) -> str:
-    """A name as it is compared: without case, accents, spaces and punctuation."""
+    """A name as it is compared: without case, accents, spaces and punctuation; vowel signs (Hindi, Thai) stay."""
     plain = unicodedata.normalize("NFKD", name.casefold())
-    return "".join(letter for letter in plain if letter.isalnum())
+    return "".join(letter for letter in plain if letter.isalnum() or _is_sign(letter))
+
+
+def _is_sign(letter: str) -> bool:
+    """Whether a mark is part of the spelling: no accent (classes above 200), no Hebrew or Arabic point (10 to 36)."""
+    place = unicodedata.combining(letter)
+    return unicodedata.category(letter) in ("Mn", "Mc") and (place < 10 or 36 < place < 200)
 
 
 def read_labels(path: str | Path, city_column: str | None = None, label_column: str | None = None) -> Labels:
@@ -50,6 +56,8 @@ def read_labels(path: str | Path, city_column: str | None = None, label_column: 
     path, table = Path(path), _read_table(Path(path))
     columns = [str(column) for column in table.columns]
     table.columns = columns
+    for column in columns:
+        table[column] = _decimal_commas(table[column])
     numbers = [column for column in columns if _is_numeric(table[column])]
     city = _column(path, columns, city_column, "--city-column", CITY_COLUMNS,
                    [column for column in columns if column not in numbers])
@@ -57,7 +65,7 @@ def read_labels(path: str | Path, city_column: str | None = None, label_column: 
                     [column for column in numbers if key(column) not in OTHER_NUMBERS and column != city])
     values, dropped, seen = {}, [], {}
     for row, (name, value) in enumerate(zip(table[city], table[label], strict=True), start=2):
-        name = "" if _missing(name) else str(name).strip()
+        name = "" if _missing(name) else _words(name)
         number = _number(value)
         if not name:
             dropped.append((f"row {row}", f"no city in column {city}"))
@@ -118,6 +126,26 @@ def _column(path: Path, columns: list[str], wanted: str | None, flag: str, usual
         return candidates[0]
     what = "any of them" if not candidates else " or ".join(candidates)
     raise UserError(f"table {path} does not say which column is meant ({', '.join(columns)}): name {what} with {flag}")
+
+
+def _decimal_commas(column):
+    """A column whose numbers are written with a decimal comma ("1,5", "2") as one with points.
+
+    "1,234" beside nothing like "1,5" may be meant as a thousand and more: it stays, and is no number.
+    """
+    words = [str(value).strip().removesuffix("%").strip() for value in column if not _missing(value)]
+    commas = [word for word in words if "," in word]
+    if not commas or not all(re.fullmatch(r"[-−+]?\d+(,\d+)?", word) for word in words):
+        return column
+    if all(re.fullmatch(r"[-−+]?[1-9]\d{0,2},\d{3}", word) for word in commas):
+        return column
+    return column.map(lambda value: value if _missing(value) else str(value).replace(",", "."))
+
+
+def _words(value: object) -> str:
+    """A cell as a name; a column of whole numbers with an empty row is read as 101.0, meant as 101."""
+    whole = isinstance(value, float) and value.is_integer()
+    return str(int(value) if whole else value).strip()
 
 
 def _is_numeric(column) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,8 @@ from PIL import Image
 from tqdm import tqdm
 
 from overlays.data import records
+from overlays.data.rasters import NUMPY_ERRORS, open_npy
+from overlays.domains.satellite.prepare import read_metadata
 from overlays.errors import UserError
 from overlays.files import atomic_path, whole_folder, write_json, write_jsonl
 
@@ -56,7 +57,7 @@ def compute(folder: str | Path) -> Pca:
     """Fit on the training split of prepared arrays, block by block, and write pca.npz and pca_projection.npy there.
 
     Raises:
-        UserError: the folder holds no prepared arrays.
+        UserError: the folder holds no prepared arrays, one is damaged, or there is too little to fit on.
     """
     from sklearn.decomposition import IncrementalPCA
 
@@ -70,10 +71,14 @@ def compute(folder: str | Path) -> Pca:
             left = None
     if left is not None and len(left) >= 3:
         model.partial_fit(left)
+    if not hasattr(model, "components_"):
+        raise UserError(f"the training tiles in {folder} hold fewer than three pixels with data")
     # The sign of a component is arbitrary: its largest weight is made positive.
     turned = np.sign(model.components_[np.arange(3), np.abs(model.components_).argmax(1)])
     components = model.components_ * turned[:, None]
     chosen = np.concatenate([_some(file, number) for number, file in enumerate(files)])
+    if not len(chosen):
+        raise UserError(f"the training tiles in {folder} hold hardly any pixel with data")
     low, high = np.percentile((chosen - model.mean_) @ components.T, PERCENT, axis=0)
     found = Pca(components, model.mean_, np.sqrt(model.var_), model.explained_variance_ratio_, low,
                 np.maximum(high, low + 1e-6))
@@ -89,8 +94,8 @@ def load(path: str | Path) -> Pca:
     try:
         with np.load(path, allow_pickle=False) as stored:
             return Pca(**{name: stored[name] for name in Pca.__dataclass_fields__})
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"{path} is no PCA of scripts/compute_pca.py: {error}") from None
+    except NUMPY_ERRORS as error:
+        raise UserError(f"{path} is no PCA of scripts/compute_pca.py: {error}; run that again") from None
 
 
 def prepare_rgb(folder: Path, output: Path) -> dict:
@@ -100,14 +105,14 @@ def prepare_rgb(folder: Path, output: Path) -> dict:
         metadata, as in output/metadata.json.
     """
     _training_files(folder)
+    metadata = read_metadata(folder)
     pca = load(folder / NAME) if (folder / NAME).is_file() else compute(folder)
-    metadata = json.loads((folder / "metadata.json").read_text(encoding="utf-8"))
     with whole_folder(output) as temporary:
         (temporary / "tiles").mkdir()
         for split in ("train", "val", "test"):
             rows = list(records.read(folder / f"{split}.jsonl"))
             for row in tqdm(rows, desc=f"pictures of {split}", unit="tile"):
-                values = np.load(folder / row["image"], mmap_mode="r")
+                values = open_npy(folder / row["image"])
                 row["image"] = f"{row['image'].removesuffix('.npy')}.png"
                 Image.fromarray(pca.picture(values)).save(temporary / row["image"])
             write_jsonl(temporary / f"{split}.jsonl", rows)
@@ -122,16 +127,21 @@ def _training_files(folder: Path) -> list[Path]:
     annotation = folder / "train.jsonl"
     if not annotation.is_file():
         raise UserError(f"there is no prepared data in {folder}: run scripts/prepare_satellite.py first")
-    files = [folder / row["image"] for row in records.read(annotation)]
-    if any(file.suffix != ".npy" for file in files):
+    if (folder / "metadata.json").is_file():
+        read_metadata(folder)
+    names = [row.get("image") for row in records.read(annotation)]
+    if any(not isinstance(name, str) or Path(name).suffix != ".npy" for name in names):
         raise UserError(f"{folder} holds pictures, not arrays: name the folder that prepare_satellite.py wrote")
+    files = [folder / name for name in names]
+    if files and (bands := len(open_npy(files[0]))) < 3:
+        raise UserError(f"the tiles in {folder} have {bands} bands, and three components need at least three")
     return files
 
 
 def _pixels(files: list[Path]) -> Iterator[np.ndarray]:
     """(n, bands) float64 pixels with data, at most BLOCK_PX at a time."""
     for file in files:
-        stored = np.load(file, mmap_mode="r")
+        stored = open_npy(file)
         rows = max(1, BLOCK_PX // stored.shape[2])
         for start in range(0, stored.shape[1], rows):
             block = np.asarray(stored[:, start:start + rows], np.float64).reshape(len(stored), -1).T
@@ -140,7 +150,7 @@ def _pixels(files: list[Path]) -> Iterator[np.ndarray]:
 
 def _some(file: Path, number: int) -> np.ndarray:
     """Up to SHOWN_PX pixels with data of a tile, drawn by its number."""
-    stored = np.load(file, mmap_mode="r")
+    stored = open_npy(file)
     area = stored.shape[1] * stored.shape[2]
     places = np.sort(np.random.default_rng([0, number]).choice(area, min(area, SHOWN_PX), replace=False))
     found = np.asarray(stored[:, places // stored.shape[2], places % stored.shape[2]], np.float64).T

@@ -23,6 +23,7 @@ SAMPLE = ROOT / "data" / "raw" / "satellite" / "sample"
 OUTPUT = ROOT / "data" / "prepared" / "satellite"
 SUFFIXES = (".tif", ".tiff")
 SPLITS = ("train", "val", "test")
+MAX_DECIMALS = 12  # of an answer's number
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,7 @@ def prepare(settings: Settings) -> dict:
     Raises:
         UserError: something about the input or the settings that the user can mend.
     """
+    _check(settings)
     folder, table = _inputs(settings)
     labels = read_labels(table, settings.city_column, settings.label_column)
     files = find_tiles(folder)
@@ -101,11 +103,39 @@ def prepare(settings: Settings) -> dict:
     return metadata
 
 
+def _check(settings: Settings) -> None:
+    if not 0 <= settings.min_valid <= 1:
+        raise UserError(f"--min-valid is a share from 0 to 1, not {settings.min_valid:g}")
+    if not 0 <= settings.decimals <= MAX_DECIMALS:
+        raise UserError(f"--decimals must be 0 to {MAX_DECIMALS}, not {settings.decimals}")
+    if settings.seed < 0:
+        raise UserError(f"--seed must be at least 0, not {settings.seed}")
+    if not settings.split_fractions[0] > 0:
+        raise UserError(f"--split-fractions leaves nothing to train on: {settings.split_fractions[0]:g} is the share "
+                        "of train")
+
+
+def read_metadata(folder: Path) -> dict:
+    """metadata.json of a prepared folder. Raises UserError where there is none, or another domain's."""
+    file = folder / "metadata.json"
+    try:
+        metadata = json.loads(file.read_text(encoding="utf-8"))
+        domain, target = metadata.get("domain", "satellite"), metadata.get("target")
+    except FileNotFoundError:
+        raise UserError(f"there is no metadata.json in {folder}: run scripts/prepare_satellite.py first") from None
+    except (OSError, ValueError, AttributeError) as error:
+        raise UserError(f"{file} cannot be read: {error}; prepare the data again") from None
+    if domain != "satellite" or not isinstance(target, dict):
+        raise UserError(f"{folder} holds other data than prepare_satellite.py writes: name a folder of that")
+    return metadata
+
+
 def find_tiles(folder: Path) -> list[Path]:
-    """GeoTIFFs below a folder, sorted. Raises UserError where there are none."""
+    """GeoTIFFs below a folder, sorted, hidden ones left out. Raises UserError where there are none."""
     if not folder.is_dir():
         raise UserError(f"there is no folder of tiles {folder}")
-    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file()
+                   and not any(part.startswith(".") for part in path.relative_to(folder).parts))
     if not files:
         raise UserError(f"folder {folder} holds no GeoTIFF ({' or '.join(SUFFIXES)})")
     return files
@@ -115,10 +145,16 @@ def ensure_sample(folder: Path) -> Path:
     """The folder of the sample, which is made where it is missing, unfinished or of another version."""
     from overlays.domains.satellite.sample import TRUTH, VERSION, sample
 
-    note = folder / TRUTH
-    if note.is_file() and json.loads(note.read_text(encoding="utf-8")).get("version") == VERSION:
-        return folder
-    return sample(folder)
+    return folder if _truth(folder / TRUTH).get("version") == VERSION else sample(folder)
+
+
+def _truth(file: Path) -> dict:
+    """What the sample notes about itself; nothing where it does not."""
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _inputs(settings: Settings) -> tuple[Path, Path]:
@@ -150,7 +186,7 @@ def _convert(output: Path, folder: Path, cities: dict[Path, str | None], labels:
     headers = {file: open_raster(file) for file in wanted}
     bands = Counter(header.bands for header in headers.values())
     usual = bands.most_common(1)[0][0] if bands else 0
-    rows, means, kept, ids = [], {}, [], set()
+    rows, means, kept, ids = [], {}, [], {"file"}  # np.savez has an argument of that name
     for file, city in tqdm(wanted.items(), desc="tiles", unit="tile"):
         header, name = headers[file], _within(file, folder)
         if header.bands != usual:
@@ -162,7 +198,7 @@ def _convert(output: Path, folder: Path, cities: dict[Path, str | None], labels:
                             f"cut a window of at most {side} x {side} around its city")
         own = _unique(key(file.stem) or "tile", ids)
         tile = convert_tile(header, output / "tiles" / f"{own}.npy")
-        if tile.valid < settings.min_valid:
+        if not tile.valid or tile.valid < settings.min_valid:
             (output / "tiles" / f"{own}.npy").unlink()
             why = "no pixel with data" if not tile.valid else f"data in only {tile.valid:.0%} of its pixels"
             dropped.append({"what": "tile", "name": name, "reason": why})
@@ -257,8 +293,11 @@ def _ceilings(folder: Path, labels: Labels, splits: dict[str, list[dict]]) -> di
     from overlays.domains.satellite.sample import TRUTH
     from overlays.domains.satellite.score import r2
 
-    if not (folder / TRUTH).is_file():
+    truth = _truth(folder / TRUTH)
+    signal = truth.get("signal")
+    if not isinstance(signal, dict) or truth.get("label") != labels.name or not all(
+            row["group"] in signal for part in splits.values() for row in part):
         return None
-    signal = json.loads((folder / TRUTH).read_text(encoding="utf-8"))["signal"]
-    return {name: round(r2([row["target"][labels.name] for row in part], [signal[row["group"]] for row in part]), 4)
-            for name, part in splits.items() if part}
+    found = {name: r2([row["target"][labels.name] for row in part], [signal[row["group"]] for row in part])
+             for name, part in splits.items()}
+    return {name: round(value, 4) for name, value in found.items() if value is not None}

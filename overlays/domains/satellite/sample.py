@@ -121,6 +121,8 @@ def sample(output: str | Path, cities: int = 400, seed: int = 0) -> Path:
     """
     if cities < 20:
         raise UserError(f"the sample needs at least 20 cities, {cities} were asked for")
+    if seed < 0:
+        raise UserError(f"--seed must be at least 0, not {seed}")
     output, rng = Path(output), np.random.default_rng(seed)
     palette, names = _Palette(rng), _names(cities + 2, rng)
     shares, layout, places = [], [], []

@@ -2,10 +2,12 @@
 
 import importlib.util
 import json
+import shutil
 import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
@@ -101,3 +103,25 @@ def test_mistakes_are_one_sentence(script, run_folder, tmp_path, monkeypatch):
         script.evaluate(script.parse(["--data", str(tmp_path)]))
     with pytest.raises(UserError, match="no checkpoint folder"):
         script.evaluate(script.parse(["--checkpoint", str(tmp_path / "none")]))
+    for flag in ("--batch_size", "--max_new_tokens"):
+        with pytest.raises(UserError, match="must be at least 1"):
+            script.parse([flag, "0"])
+
+
+def test_damaged_or_foreign_data_are_one_sentence(script, run_folder, prepared, tmp_path, monkeypatch):
+    model(monkeypatch, HEAD)
+    data = shutil.copytree(prepared[0], tmp_path / "data")
+    flags = script.parse(["--data", str(data)])
+    for size in (1000, 0):
+        with (data / "means.npz").open("r+b") as file:
+            file.truncate(size)
+        with pytest.raises(UserError, match="means.npz cannot be read"):
+            script.evaluate(flags)
+    np.savez(data / "means.npz", other=np.zeros(64))
+    with pytest.raises(UserError, match="means.npz cannot be read or lacks a record"):
+        script.evaluate(flags)
+    for text, words in (("{", "metadata.json cannot be read"), ('{"domain": "cuprite"}', "holds other data"),
+                        ('{"family": "gui"}', "holds other data"), ("[]", "metadata.json cannot be read")):
+        (data / "metadata.json").write_text(text)
+        with pytest.raises(UserError, match=words):
+            script.evaluate(flags)

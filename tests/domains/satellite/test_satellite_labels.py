@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from overlays.domains.satellite.labels import match_tiles, read_labels
+from overlays.domains.satellite.labels import key, match_tiles, read_labels
 from overlays.errors import UserError
 
 
@@ -62,3 +62,27 @@ def test_tiles_find_their_city():
                                      "乌鲁木齐.tif")]
     found = match_tiles(tiles, ["Lyon", "San", "San Jose", "São Paulo", "乌鲁木齐"])
     assert list(found.values()) == ["Lyon", "San Jose", "San", "São Paulo", None, "乌鲁木齐"]
+
+
+def test_a_comma_may_be_the_decimal_sign(tmp_path):
+    for rows in ("A;1,5\nB;−0,25\nC;2\nD;\n", "A;1,5 %\nB;−0,25 %\nC;2\nD;\n"):
+        found = read_labels(table(tmp_path / "t.csv", "city;growth\n" + rows))
+        assert found.values == {"A": 1.5, "B": -0.25, "C": 2.0}
+    found = read_labels(table(tmp_path / "t.csv", 'city,people,growth\nA,"1,234",1\nB,"2,345",2\n'), None, "growth")
+    assert found.values == {"A": 1.0, "B": 2.0}
+    with pytest.raises(UserError, match="people .*holds no number"):  # thousands, or decimals: nobody knows
+        read_labels(tmp_path / "t.csv", None, "people")
+
+
+def test_cities_that_are_numbers_stay_whole_beside_an_empty_row(tmp_path):
+    import pandas as pd
+
+    pd.DataFrame({"city": [101, 102, None], "growth": [1.0, 2, 3]}).to_excel(tmp_path / "t.xlsx", index=False)
+    found = read_labels(tmp_path / "t.xlsx")
+    assert found.values == {"101": 1.0, "102": 2.0}
+    assert list(match_tiles([Path("101.tif"), Path("102_2024.tif")], list(found.values)).values()) == ["101", "102"]
+
+
+def test_vowel_signs_tell_names_apart_and_accents_do_not():
+    assert key("दिल्ली") != key("दली") and key("กิน") != key("กน") and key("São Tomé") == key("sao tome")
+    assert key("Việt Trì") == key("viet tri") and key("مَكّة") == key("مكة")

@@ -1,4 +1,6 @@
 import json
+import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -91,6 +93,41 @@ def test_every_drop_is_counted_and_listed(write_tile, codes, tmp_path):
     assert metadata["counts"]["tiles"] == 6 == len(list((settings.output / "tiles").iterdir()))
 
 
+def test_a_tile_without_data_is_dropped_and_a_hidden_file_is_none(write_tile, codes, tmp_path):
+    settings = replace(world(tmp_path, write_tile, codes), min_valid=0.0)
+    with (tmp_path / "labels.csv").open("a") as file:
+        file.write("Empty,2\nZero,3\nFile,4\n")
+    write_tile(settings.tiles / "empty.tif", np.full((8, 6, 5), -128, np.int8))
+    write_tile(settings.tiles / "zero.tif", np.zeros((8, 6, 5), np.int8))
+    write_tile(settings.tiles / "file.tif", codes(9))  # np.savez has an argument of that name
+    for name in ("._city1.tif", ".city2.1234.tmp.tif", ".trash/city3.tif"):
+        (settings.tiles / name).parent.mkdir(exist_ok=True)
+        (settings.tiles / name).write_bytes(b"none")
+    metadata = prepare(settings)
+    assert {(row["name"], row["reason"]) for row in metadata["dropped"] if row["what"] == "tile"} == {
+        ("empty.tif", "no pixel with data"), ("zero.tif", "no pixel with data")}
+    assert metadata["counts"]["tiles"] == 7 == len(np.load(settings.output / "means.npz").files)
+
+
+@pytest.mark.parametrize("change, words", [
+    ({"min_valid": 1.5}, "--min-valid"), ({"min_valid": float("nan")}, "--min-valid"), ({"decimals": -1}, "--decimals"),
+    ({"seed": -1}, "--seed"), ({"split_fractions": (0, 0.5, 0.5)}, "nothing to train on")])
+def test_settings_that_make_no_sense_are_refused(change, words, write_tile, codes, tmp_path):
+    with pytest.raises(UserError, match=words):
+        prepare(replace(world(tmp_path, write_tile, codes), **change))
+
+
+def test_only_the_samples_own_labels_have_a_ceiling(cities, tmp_path):
+    rows = json.loads((cities / "truth.json").read_text())["signal"]
+    names = list(rows)
+    few = "".join(f"{name},{number}\n" for number, name in enumerate(names[:4]))
+    for text, known in ((f"city,population_growth\n{few}", True), (f"city,area\n{few}", False),
+                        (f"city,population_growth\n{few.upper()}", False)):
+        (tmp_path / "labels.csv").write_text(text)
+        found = prepare(Settings(tiles=cities, labels=tmp_path / "labels.csv", output=tmp_path / "out"))["ceiling"]
+        assert set(found or {}) <= {"train"} and (found is not None) == known  # one city in val and in test has no R2
+
+
 def test_decoded_tiles_are_taken_and_nan_is_no_data(write_tile, codes, tmp_path):
     settings = world(tmp_path, write_tile, codes)
     values = dequantise(codes(3))
@@ -142,6 +179,41 @@ def test_pca_is_fitted_on_the_training_split_alone(prepared):
     assert np.allclose(pca.explained, values[:-4:-1] / values.sum(), atol=1e-3)
     mean, std = fit_statistics(files)
     assert np.allclose(pca.mean, mean, atol=1e-6) and np.allclose(pca.std, std, rtol=1e-5)
+
+
+def test_a_damaged_prepared_folder_is_one_sentence(prepared, tmp_path):
+    compute(prepared[0])
+    first = read_all(prepared[0])["train"][0]["image"]
+
+    def damaged(name, size):
+        folder = shutil.copytree(prepared[0], tmp_path / "damaged", dirs_exist_ok=True)
+        with (folder / name).open("r+b") as file:
+            file.truncate(size)
+        return folder
+
+    with pytest.raises(UserError, match=f"{first} is no raster that can be read"):
+        compute(damaged(first, 5000))
+    with pytest.raises(UserError, match=f"{first} is no raster that can be read"):
+        prepare_rgb(tmp_path / "damaged", tmp_path / "rgb")
+    with pytest.raises(UserError, match="pca.npz is no PCA"):
+        prepare_rgb(damaged("pca.npz", 1000), tmp_path / "rgb")
+    with pytest.raises(UserError, match="metadata.json cannot be read"):
+        compute(damaged("metadata.json", 10))
+    (tmp_path / "damaged" / "metadata.json").write_text('{"domain": "scenes"}')
+    with pytest.raises(UserError, match="holds other data than prepare_satellite.py writes"):
+        compute(tmp_path / "damaged")
+    shutil.copytree(prepared[0], tmp_path / "damaged", dirs_exist_ok=True)
+    (tmp_path / "damaged" / first).unlink()
+    with pytest.raises(UserError, match=f"{first} is no raster that can be read"):
+        compute(tmp_path / "damaged")
+    assert not (tmp_path / "rgb").exists()
+
+
+def test_three_components_need_three_bands(write_tile, tmp_path):
+    settings = world(tmp_path, write_tile, lambda seed: quantise(np.full((2, 6, 5), 0.5**0.5)))
+    prepare(settings)
+    with pytest.raises(UserError, match="have 2 bands"):
+        compute(settings.output)
 
 
 def test_the_projection_gives_the_pictures_colours(prepared):

@@ -63,6 +63,8 @@ def test_the_ceiling_is_what_the_noise_leaves(cities, prepared):
     assert set(prepared[1]["ceiling"]) == {"train", "val", "test"}
 
 
-def test_too_few_cities_are_refused(tmp_path):
+def test_too_few_cities_and_a_negative_seed_are_refused(tmp_path):
     with pytest.raises(UserError, match="at least 20 cities"):
         module.sample(tmp_path, cities=5)
+    with pytest.raises(UserError, match="--seed must be at least 0"):
+        module.sample(tmp_path, seed=-1)
