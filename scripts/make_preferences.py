@@ -12,6 +12,7 @@ import _bootstrap  # noqa: F401  (re-runs in .venv, puts the repository on the p
 
 from overlays import errors
 from overlays.errors import UserError
+from overlays.files import to_json, write_json, write_jsonl
 
 
 def parse() -> argparse.Namespace:
@@ -64,38 +65,26 @@ def draw_answers(model, processor, chosen: list[dict], media_root: Path, flags: 
     import torch
     from tqdm import tqdm
 
-    from overlays.predict import answer_batch, prompt_loader
+    from overlays.predict import answer_batch, prompt_loader, read_kept
 
-    drawn = read_partial(partial, job)
+    drawn = read_kept(partial, job)  # first row of a batch -> the answers to each of its rows
     order = list(range(len(chosen)))
-    batches = [order[start:start + flags.batch_size] for start in range(0, len(order), flags.batch_size)]
-    batches = [rows for rows in batches if rows[0] not in drawn]
-    lines = [json.dumps({"job": job}), *(json.dumps(item, ensure_ascii=False) for item in drawn.items())]
-    partial.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    every = [order[start:start + flags.batch_size] for start in range(0, len(order), flags.batch_size)]
+    batches = [rows for rows in every if rows[0] not in drawn]
+    write_jsonl(partial, [{"job": job}, *drawn.items()])
     loader = prompt_loader(chosen, batches, processor, media_root, next(model.parameters()).is_cuda)
-    bar = tqdm(total=len(chosen), initial=len(drawn), desc="drawing answers", unit="question", file=sys.stderr)
+    bar = tqdm(total=len(chosen), initial=sum(map(len, drawn.values())), desc="drawing answers", unit="question",
+               file=sys.stderr)
     with partial.open("a", encoding="utf-8") as out, bar:
         for rows, batch in zip(batches, loader, strict=True):
             torch.manual_seed(flags.seed * 1_000_003 + rows[0])
             draws = [answer_batch(model, processor, batch, flags.max_new_tokens, flags.temperature)
                      for _ in range(flags.samples)]
-            found = {row: [texts[i] for texts in draws] for i, row in enumerate(rows)}
-            drawn |= found
-            out.write("".join(json.dumps(item, ensure_ascii=False) + "\n" for item in found.items()))
+            drawn[rows[0]] = [list(texts) for texts in zip(*draws, strict=True)]
+            out.write(to_json([rows[0], drawn[rows[0]]]) + "\n")
             out.flush()
             bar.update(len(rows))
-    return [drawn[i] for i in order]
-
-
-def read_partial(partial: Path, job: str) -> dict[int, list[str]]:
-    """Row -> its answers from an interrupted call of the same job; a line cut short is left out."""
-    try:
-        lines = partial.read_text(encoding="utf-8").split("\n")
-        if json.loads(lines[0]) != {"job": job}:
-            return {}
-        return dict(json.loads(line) for line in lines[1:-1])
-    except (OSError, ValueError):
-        return {}
+    return [texts for rows in every for texts in drawn[rows[0]]]
 
 
 def make_pairs(chosen: list[dict], answers: list[list[str]], flags: argparse.Namespace) -> tuple[list[dict], dict]:
@@ -121,7 +110,6 @@ def main() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     flags = parse()
     from overlays import registry
-    from overlays.files import write_json, write_jsonl
     from overlays.predict import checkpoint_identity, load_records
     from overlays.runs import find_checkpoint
 

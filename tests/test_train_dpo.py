@@ -4,6 +4,7 @@ import json
 import math
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -58,6 +59,26 @@ def adapter(tiny_model_dir, tmp_path_factory):
     Trainer(model=model, rates=rates, processing_class=load.load_processor(folder),
             args=transformers.TrainingArguments(str(output), report_to="none", use_cpu=True)).save_model(str(output))
     return output
+
+
+def test_drawing_answers_goes_on_where_it_was_interrupted(adapter, pairs, tmp_path):
+    rows = [{**json.loads(line), "target": {"level": number}} for number, line in enumerate(pairs.open())]
+    for row in rows:
+        row["conversations"].append({"from": "gpt", "value": "1"})
+    data = pairs.with_name("rows.jsonl")
+    write_jsonl(data, rows)
+    words = [sys.executable, "scripts/make_preferences.py", "--checkpoint", str(adapter), "--dataset_use", str(data),
+             "--output", str(tmp_path / "out.jsonl"), "--target", "level", "--samples", "2", "--batch_size", "3",
+             "--max_new_tokens", "4", "--min_gap", "1e9"]
+    partial = tmp_path / "out.jsonl.partial"
+    kept = []
+    for _ in range(2):
+        done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == 2 and "no question gave a pair" in done.stderr, done.stderr
+        kept.append(partial.read_bytes())
+        partial.write_bytes(kept[0][:-9])  # the last batch cut short
+    lines = [json.loads(line) for line in kept[0].splitlines()]
+    assert kept[0] == kept[1] and [len(answers) for _, answers in lines[1:]] == [3, 3, 2]
 
 
 def fit(model, data, output, *words):
