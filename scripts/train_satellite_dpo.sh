@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Satellite numbers in words: pairs of answers drawn from the SFT model (HEAD=none), the one nearer to the truth preferred.
-# Trains that model first where MODEL_PATH is unset and outputs/satellite-text is missing (BASE_MODEL: its base).
+# Trains that model first where MODEL_PATH is unset and outputs/satellite-text is missing, from BASE_MODEL or else from the
+# regression in outputs/satellite-sft, which is trained too where it is missing: its tower has learned the number.
 DOMAIN=satellite REAL_MODEL=Qwen/Qwen3-VL-2B-Instruct TINY_EPOCHS=3 ENTRY=overlays.train_dpo
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 whole() { [[ -f "$1/adapter_config.json" || -f "$1/config.json" ]]; }
@@ -8,8 +9,9 @@ if [[ -z "${MODEL_PATH:-}" ]]; then
     MODEL_PATH=outputs/satellite-text
     if ! whole "$MODEL_PATH"; then
         echo "no SFT model in $MODEL_PATH: training it first"
-        env -u EPOCHS -u LR -u MAX_STEPS -u DATASETS -u EVAL_DATASETS MODEL_PATH="${BASE_MODEL:-}" HEAD=none \
-            OUTPUT_DIR="$MODEL_PATH" scripts/train_satellite_sft.sh || exit
+        first() { env -u EPOCHS -u LR -u MAX_STEPS -u DATASETS -u EVAL_DATASETS -u OUTPUT_DIR "$@" scripts/train_satellite_sft.sh; }
+        if [[ -z "${BASE_MODEL:-}" ]] && ! whole outputs/satellite-sft; then first -u MODEL_PATH HEAD=vision || exit; fi
+        first MODEL_PATH="${BASE_MODEL:-}" HEAD=none OUTPUT_DIR="$MODEL_PATH" || exit
     fi
 fi
 base="$(sed -n 's/^ *"base_model_name_or_path": "\(.*\)",*$/\1/p' "$MODEL_PATH/adapter_config.json" 2> /dev/null)"
