@@ -104,6 +104,14 @@ def write_jsonl(path: str | Path, rows: Iterable[object]) -> None:
             out.write(to_json(row) + "\n")
 
 
+def is_file(path: Path) -> bool:
+    """Whether there is such a file; False also where no file can have that name (too long, a zero byte)."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
+
+
 def sha256(path: str | Path) -> str:
     """Hexadecimal SHA-256 of a file's content."""
     digest = hashlib.sha256()

@@ -198,11 +198,11 @@ def _keys(chosen: Sequence[dict], media_root: Path) -> list[str]:
             return [name]
         return [name, found.st_size, found.st_mtime_ns]
 
-    keys = []
+    root, keys = str(media_root.resolve()), []
     for record in chosen:
         names = [name for kind in records.PLACEHOLDERS for name in records.media_names(record, kind)]
         names += [str((record.get("scene") or {}).get("metadata", ""))]
-        words = json.dumps([str(media_root.resolve()), record, list(map(state, names))], sort_keys=True)
+        words = json.dumps([root, record, list(map(state, names))], sort_keys=True)
         keys.append(hashlib.sha256(words.encode()).hexdigest())
     return keys
 

@@ -81,17 +81,16 @@ def load_model(model_args, training, added: dict[str, dict]):
         from peft import LoraConfig, get_peft_model
 
         wanted = [name.strip() for name in training.lora_target_modules.split(",") if name.strip()]
-        settings = LoraConfig(
+        there = {name.rsplit(".", 1)[-1] for name, _ in model.model.language_model.named_modules()}
+        unknown = [name for name in wanted if name not in there]
+        if unknown:
+            raise UserError(f"--lora_target_modules: the language model has no {', '.join(unknown)}; usual are "
+                            f"{', '.join(parts.family_of(model.config).lora_targets)}")
+        model = get_peft_model(model, LoraConfig(
             r=training.lora_r, lora_alpha=training.lora_alpha, lora_dropout=training.lora_dropout,
             target_modules=parts.lora_target_pattern(model.config, wanted), bias="none", task_type="CAUSAL_LM",
             base_model_name_or_path=model_args.model_name_or_path,
-        )
-        try:
-            model = get_peft_model(model, settings)
-        except ValueError:
-            own = ", ".join(parts.family_of(model.config).lora_targets)
-            raise UserError(f"--lora_target_modules {training.lora_target_modules}: the language model has no such "
-                            f"projections; its own are {own}") from None
+        ))
     return model
 
 

@@ -26,6 +26,7 @@ from overlays.data.video import (  # noqa: F401  (videos are media as well: thei
 )
 from overlays.errors import UserError
 
+MAX_ASPECT = 200  # of the longer to the shorter side: what the image processors of all families take
 MAX_IMAGE_PIXELS = 89_478_485  # Pillow's own limit: what a small file may unpack to is bounded
 
 

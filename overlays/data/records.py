@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from overlays.errors import UserError
-from overlays.files import SURROGATE, atomic_path, to_json, write_jsonl
+from overlays.files import SURROGATE, atomic_path, is_file, to_json, write_jsonl
 
 ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
 PLACEHOLDERS = {"image": "<image>", "video": "<video>"}
@@ -216,19 +216,12 @@ def check_record(record: Mapping, media_root: str | Path | None = None) -> list[
                             f"file{'' if len(names) == 1 else 's'}")
         for name in names:
             problem = _name_problem(name)
-            if problem is None and media_root is not None and not _is_file(Path(media_root) / name):
+            if problem is None and media_root is not None and not is_file(Path(media_root) / name):
                 problem = f"{kind} file {Path(media_root) / name[:200]} is missing"
             problems += [problem] if problem else []
     problems += _check_windows(record) + _check_segments(record)
     problems += _check_target(record.get("target"))
     return problems
-
-
-def _is_file(path: Path) -> bool:
-    try:
-        return path.is_file()
-    except (OSError, ValueError):  # too long for a name, or not text that a file system takes
-        return False
 
 
 def _check_turns(turns: object) -> tuple[list[str], dict[str, int] | None]:

@@ -17,10 +17,10 @@ from overlays import registry
 from overlays.data import geotiff, memory, rasters, records
 from overlays.data.augment import draw
 from overlays.data.dataset import SampleError, sample_rows
+from overlays.data.media import MAX_ASPECT
 from overlays.errors import UserError
 from overlays.model.mae import draw_visible
 
-MAX_ASPECT = 200  # the image processors of Qwen-VL refuse longer ones
 MATRICES = re.compile(r"(pca_)?projection(_.*)?\.npy")  # scripts write such matrices beside prepared arrays
 TOUCHED = 1e-3  # weight of pixels without data in a resized pixel from which on it counts as one of them
 

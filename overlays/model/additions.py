@@ -4,6 +4,7 @@ Settings lie in additions.json, weights in trained_parts.safetensors; model.safe
 A new addition is one row here and a module with `attach(model, **settings)`.
 """
 
+import inspect
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -48,10 +49,12 @@ def attach(model: nn.Module, wanted: dict[str, dict]) -> None:
             continue
         if name in there:
             raise UserError(f"the model was made with {name} {there[name]} and cannot be given {wanted[name]}")
+        attach_one = import_module(ADDITIONS[name].module).attach
         try:
-            import_module(ADDITIONS[name].module).attach(model, **wanted[name])
+            inspect.signature(attach_one).bind(model, **wanted[name])
         except TypeError as error:
             raise UserError(f"settings of {name} do not fit ({error}): {FILE} may be damaged") from None
+        attach_one(model, **wanted[name])
         there = there | {name: wanted[name]}
     model._additions = there
 

@@ -145,7 +145,8 @@ def load_trained_parts(model: torch.nn.Module, checkpoint: str | Path) -> None:
         stored = load_file(file) if file.is_file() else {}
     except SafetensorError as error:
         raise UserError(f"{file} is damaged or cut short: {error}") from None
-    lost = [name for name in own if additions.owns(name, additions.read(checkpoint)) and name not in stored]
+    there = additions.read(checkpoint)
+    lost = [name for name in own if additions.owns(name, there) and name not in stored]
     if lost:
         raise UserError(f"{file} does not hold {lost[0]}, which {additions.FILE} beside it speaks of")
     for name, value in stored.items():

@@ -88,10 +88,10 @@ def cut(timestamps_us: np.ndarray, egomotion: Egomotion, pairs: int | None = Non
     chosen = pair_frames(second, pairs or second)
     steps = np.diff(timestamps_us)
     usual = np.median(steps)
-    windows, dropped = [], []
+    windows, dropped, gap = [], [], max_gap_s or egomotion.usual_gap_s
     for start in range(0, len(timestamps_us) - 2 * second + 1, stride or second):
         times = timestamps_us[start:start + 2 * second]
-        problem = egomotion.problem(times[0], times[-1], max_gap_s or egomotion.usual_gap_s)
+        problem = egomotion.problem(times[0], times[-1], gap)
         longest = steps[start:start + 2 * second - 1].max()
         if longest > 1.5 * usual:
             problem = "gap in the camera timestamps", f"{longest / 1e6:.3f} s, {usual / 1e6:.3f} s is usual"

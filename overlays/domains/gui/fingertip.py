@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from xml.etree import ElementTree
 
-from overlays.domains.gui.taps import action_name, call, is_file, point_of
+from overlays.domains.gui.taps import action_name, call, point_of
+from overlays.files import is_file
 
 EPISODE = re.compile(r"[0-9]{8}_[0-9]{6}")
 _ACTION = ("action", "action_type", "type", "act")

@@ -14,9 +14,9 @@ from PIL import Image, ImageOps
 from tqdm import tqdm
 
 from overlays.data import media
-from overlays.domains.gui.taps import Tap, is_file
+from overlays.domains.gui.taps import Tap
+from overlays.files import is_file
 
-MAX_ASPECT = 200  # of the longer to the shorter side: what the processors of all families take
 _NAME = 40  # characters of a file's own name that are kept
 
 
@@ -76,7 +76,7 @@ def store(screenshot: Path, name: str, folder: Path, pixels: int | None) -> Stor
         found = _store(screenshot, name, folder / name, pixels)
     except Exception as error:  # decoders raise what they like on bad bytes
         return f"screenshot cannot be read: {' '.join(str(error).replace(f'{screenshot} ', '').split())[:120]}"
-    if max(found.stored) > MAX_ASPECT * min(found.stored):
+    if max(found.stored) > media.MAX_ASPECT * min(found.stored):
         return f"screenshot is too narrow: {found.size[0]} x {found.size[1]}"
     return found
 

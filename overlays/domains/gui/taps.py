@@ -72,11 +72,3 @@ def shortened(text: object, length: int = 60) -> str:
     """A text as a message can hold it."""
     words = " ".join(str(text).split())
     return words if len(words) <= length else f"{words[:length]}..."
-
-
-def is_file(path: Path) -> bool:
-    """Whether there is such a file; False also where no file can have that name."""
-    try:
-        return path.is_file()
-    except (OSError, ValueError):
-        return False
