@@ -1,5 +1,6 @@
 """Files that are whole or absent: atomic writes and checksums."""
 
+import errno
 import hashlib
 import json
 import os
@@ -11,6 +12,7 @@ from pathlib import Path
 
 from overlays.errors import UserError
 
+_NO_LINK = (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP, errno.EACCES, errno.ENOSYS)
 SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -102,6 +104,22 @@ def write_jsonl(path: str | Path, rows: Iterable[object]) -> None:
     with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8") as out:
         for row in rows:
             out.write(to_json(row) + "\n")
+
+
+def link(source: str | Path, target: Path) -> None:
+    """A hard link at `target`, or a copy where the file system takes none.
+
+    Raises:
+        FileExistsError: `target` is there; it may be a link to another original, which a copy would write through.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.link(Path(source).resolve(), target)
+    except OSError as error:
+        if error.errno not in _NO_LINK:
+            raise
+        with Path(source).open("rb") as read, target.open("xb") as write:
+            shutil.copyfileobj(read, write)
 
 
 def is_file(path: Path) -> bool:

@@ -1,12 +1,13 @@
 """Files are whole or absent."""
 
+import errno
 import json
 import subprocess
 import sys
 
 import pytest
 
-from overlays.files import atomic_path, sha256, whole_folder, write_json, write_jsonl
+from overlays.files import atomic_path, link, sha256, whole_folder, write_json, write_jsonl
 
 
 def test_a_failed_write_leaves_what_was_there(tmp_path):
@@ -55,3 +56,20 @@ def test_half_a_character_is_written_so_that_it_can_be_read_again(tmp_path):
 def test_sha256_is_that_of_the_content(tmp_path):
     (tmp_path / "f").write_bytes(b"abc")
     assert sha256(tmp_path / "f").startswith("ba7816bf")
+
+
+def test_a_link_is_never_written_through(tmp_path, monkeypatch):
+    for name in ("one", "two"):
+        (tmp_path / name).write_text(name)
+    link(tmp_path / "one", tmp_path / "place" / "linked")
+    with pytest.raises(FileExistsError):
+        link(tmp_path / "two", tmp_path / "place" / "linked")
+
+    def refuse(*_):
+        raise OSError(errno.EXDEV, "another file system")
+
+    monkeypatch.setattr("os.link", refuse)
+    with pytest.raises(FileExistsError):
+        link(tmp_path / "two", tmp_path / "place" / "linked")
+    link(tmp_path / "two", tmp_path / "place" / "copied")
+    assert [(tmp_path / name).read_text() for name in ("one", "place/linked", "place/copied")] == ["one", "one", "two"]

@@ -3,10 +3,10 @@
 import hashlib
 import os
 import re
-import shutil
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from overlays.data import media
 from overlays.domains.gui.taps import Tap
-from overlays.files import is_file
+from overlays.files import is_file, link
 
 _NAME = 40  # characters of a file's own name that are kept
 
@@ -87,11 +87,8 @@ def _store(screenshot: Path, name: str, target: Path, pixels: int | None) -> Sto
     if pixels and width * height > pixels:
         return _store_smaller(screenshot, name, target, pixels)
     size = media.open_rgb(screenshot).size  # a file cut short is noticed here and not in the middle of training
-    source = screenshot.resolve()
-    try:
-        os.link(source, target)  # no second copy of a large data set
-    except OSError:
-        shutil.copyfile(source, target)
+    with suppress(FileExistsError):  # the same file by another path
+        link(screenshot, target)  # no second copy of a large data set
     return Stored(name, size, size)
 
 

@@ -17,12 +17,9 @@ colour camera, at its size or at another one of the same proportions.
 
 from __future__ import annotations
 
-import errno
 import json
 import math
-import os
 import random
-import shutil
 from collections import Counter
 from collections.abc import Container
 from dataclasses import dataclass, replace
@@ -37,7 +34,7 @@ from overlays.data.geometry import depth_problem, is_turned
 from overlays.domains.scenes.infos import Frame, Scene, read_infos
 from overlays.domains.scenes.question_files import SPLITS, Question, find_files, question_type, read_questions, task_of
 from overlays.errors import UserError
-from overlays.files import sha256, whole_folder, write_json, write_jsonl
+from overlays.files import link, sha256, whole_folder, write_json, write_jsonl
 
 ROOT = Path(__file__).resolve().parents[3]
 SAMPLE = ROOT / "data" / "raw" / "scenes" / "sample"
@@ -45,7 +42,6 @@ OUTPUT = ROOT / "data" / "prepared" / "scenes"
 METADATA = "scene_metadata.npz"
 INSTRUCTION = "Answer with a word or a phrase."
 NUM_FRAMES = 32
-NO_LINK = (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP, errno.EACCES, errno.ENOSYS)
 
 
 @dataclass(frozen=True)
@@ -204,7 +200,7 @@ def _write_frames(folder: Path, scenes: list[Scene], number: int) -> tuple[dict[
             for source in (frame.image, frame.depth):
                 if source not in names:
                     names[source] = _free_name(source, names.values())
-                    _link(source, folder / place / names[source])
+                    link(source, folder / place / names[source])
             chosen.setdefault(scene.name, []).append(len(rows["scene"]))
             values = {"scene": scene.name, "image": (place / names[frame.image]).as_posix(),
                       "depth": (place / names[frame.depth]).as_posix(), "pose": frame.pose,
@@ -309,18 +305,6 @@ def _free_name(source: Path, taken: Container[str]) -> str:
     names = chain(("_".join(source.parts[-parts:]) for parts in (1, 2, 3)),
                   (f"{number}_{source.name}" for number in count(2)))
     return next(name for name in names if name not in taken)
-
-
-def _link(source: Path, target: Path) -> None:
-    """A hard link, or a copy where the file system has none; `target` must be new, or it would be written through."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        os.link(source.resolve(), target)
-    except OSError as error:
-        if error.errno not in NO_LINK:
-            raise
-        with source.open("rb") as read, target.open("xb") as write:
-            shutil.copyfileobj(read, write)
 
 
 # ---------------------------------------------------------------- records
