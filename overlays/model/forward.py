@@ -5,16 +5,23 @@ whose output is multiplied by 0, so that every rank of a sharded run takes part 
 Logits at supervised positions only: the head is applied where a label is, and the loss is the same.
 """
 
-
 import functools
+import inspect
 
 import torch
 import torch.nn.functional as F
+import transformers
 from torch import nn
 from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.utils import TransformersKwargs
 
+from overlays.errors import UserError
 from overlays.model import heads
-from overlays.model.spatial import with_parameter
+from overlays.model.subclass import Extension, extend
+
+# What the extensions below hand to a family's own forward. One that does not name it would swallow it in **kwargs.
+CORE_ARGUMENTS = ("input_ids", "inputs_embeds", "attention_mask", "position_ids", "image_grid_thw", "video_grid_thw",
+                  "mm_token_type_ids", "mm_encoder_outputs")
 
 
 class PatchProjection(nn.Conv3d):
@@ -32,64 +39,80 @@ def install(model: nn.Module) -> nn.Module:
     """Give a Qwen-VL generation model (see parts.FAMILIES) the forward described above; returns it.
 
     Gradients, parameters and state dict stay as they are. Without `labels` the logits are those of the plain model.
+
+    Raises:
+        UserError: this version of transformers does not take an argument that the forward hands over.
     """
-    if getattr(model, "_overlay_installed", False):
+    if isinstance(model, SupervisedLogits):
         return model
-    model._overlay_installed = True
+    check_arguments(type(model.model))
     projection = model.model.visual.patch_embed.proj
     if isinstance(projection, nn.Conv3d) and projection.kernel_size == projection.stride:
         projection.__class__ = PatchProjection
-    _replace_forward(model.model, _core_forward)
-    _replace_forward(model, _generation_forward)
+    extend(model.model, OneVisionCall)
+    extend(model, SupervisedLogits)
     return model
 
 
-def _replace_forward(module: nn.Module, function) -> None:
-    """Let `module` run function(module, its plain forward, ...), showing `generate` what it takes."""
-    plain = module.forward
-
-    @functools.wraps(plain)
-    def forward(**kwargs):
-        return function(module, plain, **kwargs)
-
-    forward.__signature__ = with_parameter(plain, "coordinates")
-    module.forward = forward
+def check_arguments(core_class: type) -> None:
+    """Raise UserError where a family's model class takes an argument of CORE_ARGUMENTS only in its **kwargs."""
+    taken = inspect.signature(core_class.forward).parameters
+    lacking = [name for name in CORE_ARGUMENTS if name not in taken]
+    if lacking:
+        raise UserError(f"transformers {transformers.__version__}: {core_class.__name__} does not take "
+                        f"{', '.join(lacking)}; install a version that requirements.txt allows")
 
 
-def _core_forward(self, plain, input_ids=None, pixel_values=None, pixel_values_videos=None, image_grid_thw=None,
-                  video_grid_thw=None, inputs_embeds=None, mm_encoder_outputs=None, coordinates=None, **kwargs):
-    """The family's model forward after a single call of the vision tower.
+def is_packed(position_ids: torch.Tensor | None, attention_mask: torch.Tensor | None) -> bool:
+    """Whether a batch holds several samples in one row (see FlattenedCollator): four planes of positions, no mask."""
+    return position_ids is not None and attention_mask is None and position_ids.ndim == 3 and len(position_ids) == 4
+
+
+class OneVisionCall(Extension):
+    """The family's model: a single call of the vision tower for all images and videos of a batch.
 
     `coordinates` (visual tokens, 3) go to the vision features, where a model takes them (see model/spatial.py).
     """
-    if pixel_values is None and pixel_values_videos is None:
-        return plain(
-            input_ids=input_ids, inputs_embeds=inputs_embeds, image_grid_thw=image_grid_thw,
-            video_grid_thw=video_grid_thw, mm_encoder_outputs=mm_encoder_outputs, **kwargs,
-        )
-    pixels = [part for part in (pixel_values, pixel_values_videos) if part is not None]
-    grids = [grid for grid in (image_grid_thw, video_grid_thw) if grid is not None]
-    # (P, channels * T * patch * patch), (images + videos, 3) -> one (tokens_i, hidden) tensor for each of them
-    extra = {"coordinates": coordinates} if hasattr(self, "spatial") else {}
-    patches = pixels[0] if len(pixels) == 1 else torch.cat(pixels)  # those of 200 channels are not copied for nothing
-    features = self.get_image_features(patches, torch.cat(grids), return_dict=True, **extra)
 
-    if input_ids is not None and pixel_values_videos is None and not (input_ids == self.config.image_token_id).any():
-        nothing = sum(part.sum() for part in features.pooler_output)
-        nothing = nothing + sum(part.sum() for level in _levels(features) for part in level)
-        embeds = self.get_input_embeddings()(input_ids)
-        return plain(inputs_embeds=embeds + 0.0 * nothing.to(embeds.dtype), **kwargs)
+    added_parameters = {"forward": ("coordinates",)}
 
-    images = 0 if pixel_values is None else len(image_grid_thw)
-    outputs = {}
-    if pixel_values is not None:
-        outputs["image"] = _part(features, slice(None, images))
-    if pixel_values_videos is not None:
-        outputs["video"] = _part(features, slice(images, None))
-    return plain(
-        input_ids=input_ids, inputs_embeds=inputs_embeds, image_grid_thw=image_grid_thw,
-        video_grid_thw=video_grid_thw, mm_encoder_outputs=outputs, **kwargs,
-    )
+    def forward(self, input_ids=None, pixel_values=None, pixel_values_videos=None, image_grid_thw=None,
+                video_grid_thw=None, inputs_embeds=None, mm_encoder_outputs=None, coordinates=None, **kwargs):
+        """The plain forward after the vision call."""
+        if is_packed(kwargs.get("position_ids"), kwargs.get("attention_mask")) and kwargs.get("use_cache") is None:
+            kwargs["use_cache"] = False  # transformers keeps attention inside the samples only where there is no cache
+        plain = functools.partial(super().forward, image_grid_thw=image_grid_thw, video_grid_thw=video_grid_thw,
+                                  **kwargs)
+        if mm_encoder_outputs is not None or (pixel_values is None and pixel_values_videos is None):
+            return plain(input_ids=input_ids, inputs_embeds=inputs_embeds, mm_encoder_outputs=mm_encoder_outputs,
+                         pixel_values=pixel_values, pixel_values_videos=pixel_values_videos)
+        pixels = [part for part in (pixel_values, pixel_values_videos) if part is not None]
+        grids = [grid for grid in (image_grid_thw, video_grid_thw) if grid is not None]
+        # (P, channels * T * patch * patch), (images + videos, 3) -> one (tokens_i, hidden) tensor for each of them
+        extra = {"coordinates": coordinates} if hasattr(self, "spatial") else {}
+        patches = pixels[0] if len(pixels) == 1 else torch.cat(pixels)  # hundreds of channels are not copied in vain
+        features = self.get_image_features(patches, torch.cat(grids), return_dict=True, **extra)
+
+        if input_ids is not None and self._is_dummy(input_ids, pixel_values_videos, image_grid_thw):
+            nothing = sum(part.sum() for part in features.pooler_output)
+            nothing = nothing + sum(part.sum() for level in _levels(features) for part in level)
+            embeds = self.get_input_embeddings()(input_ids)
+            return super().forward(inputs_embeds=embeds + 0.0 * nothing.to(embeds.dtype), **kwargs)
+
+        images = 0 if pixel_values is None else len(image_grid_thw)
+        outputs = {}
+        if pixel_values is not None:
+            outputs["image"] = _part(features, slice(None, images))
+        if pixel_values_videos is not None:
+            outputs["video"] = _part(features, slice(images, None))
+        return plain(input_ids=input_ids, inputs_embeds=inputs_embeds, mm_encoder_outputs=outputs)
+
+    def _is_dummy(self, input_ids, pixel_values_videos, image_grid_thw) -> bool:
+        """Whether the pixels are the collators' dummy: one image of one token that no position of the text shows."""
+        if pixel_values_videos is not None or len(image_grid_thw) > 1:
+            return False
+        one_token = int(image_grid_thw.prod()) == self.config.vision_config.spatial_merge_size ** 2
+        return one_token and not (input_ids == self.config.image_token_id).any()
 
 
 def _levels(features) -> list[tuple[torch.Tensor, ...]]:
@@ -105,28 +128,48 @@ def _part(features, items: slice):
     return type(features)(**values)
 
 
-def _generation_forward(self, plain, labels=None, num_items_in_batch=None, targets=None, **kwargs):
-    """With labels: loss and the logits of supervised positions, (supervised, vocabulary). Without: the plain forward.
+class SupervisedLogits(Extension):
+    """The family's generation model: the head is applied where a label is.
+
+    With labels: loss and the logits of supervised positions, (supervised, vocabulary). Without: the plain forward.
 
     The loss is summed over supervised tokens and divided by `num_items_in_batch` (tokens of the whole optimisation
     step, all ranks and accumulated batches) or, where that is not given, by this batch's own count.
 
     A model with a regression head learns `targets` instead of words.
     """
-    if labels is not None and hasattr(self, "regression"):
-        return heads.loss_forward(self, targets, num_items_in_batch, labels=labels, **kwargs)
-    text = self.config.get_text_config()
-    if labels is None or getattr(text, "output_router_logits", False):
-        if labels is not None:
-            kwargs["labels"] = labels
-            if num_items_in_batch is not None:
-                kwargs["num_items_in_batch"] = num_items_in_batch
-        return plain(**kwargs)
-    kwargs.pop("logits_to_keep", None)
-    outputs = self.model(**kwargs)
-    supervised = labels[:, 1:] != -100  # (B, L - 1): the token at i + 1 is predicted from position i
-    hidden = outputs[0][:, :-1][supervised]  # (supervised, hidden)
-    logits = self.lm_head(hidden)
-    total = F.cross_entropy(logits.float(), labels[:, 1:][supervised], reduction="sum")
-    count = max(len(hidden), 1) if num_items_in_batch is None else num_items_in_batch
-    return CausalLMOutputWithPast(loss=total / count, logits=logits)
+
+    added_parameters = {"forward": ("coordinates",)}
+
+    def forward(self, labels=None, num_items_in_batch=None, targets=None, **kwargs):
+        """The loss and the logits it is made of.
+
+        Raises:
+            TypeError: with labels, an argument that no forward reads.
+        """
+        if labels is None:
+            return super().forward(**kwargs)
+        unread = kwargs.keys() - _read_arguments(type(self))
+        if unread:
+            raise TypeError(f"{type(self).__name__} does not read {', '.join(sorted(unread))} of the batch")
+        if hasattr(self, "regression"):
+            return heads.loss_forward(self, targets, num_items_in_batch, labels=labels, **kwargs)
+        kwargs["use_cache"] = False  # with a cache, samples of one row would see each other
+        if getattr(self.config.get_text_config(), "output_router_logits", False):
+            step = {} if num_items_in_batch is None else {"num_items_in_batch": num_items_in_batch}
+            return super().forward(labels=labels, **step, **kwargs)
+        kwargs.pop("logits_to_keep", None)
+        outputs = self.model(**kwargs)
+        supervised = labels[:, 1:] != -100  # (B, L - 1): the token at i + 1 is predicted from position i
+        hidden = outputs[0][:, :-1][supervised]  # (supervised, hidden)
+        logits = self.lm_head(hidden)
+        total = F.cross_entropy(logits.float(), labels[:, 1:][supervised], reduction="sum")
+        count = max(len(hidden), 1) if num_items_in_batch is None else num_items_in_batch
+        return CausalLMOutputWithPast(loss=total / count, logits=logits)
+
+
+@functools.cache
+def _read_arguments(model_class: type) -> frozenset[str]:
+    """Names of the arguments that the forward of a generation class, or what it calls, reads."""
+    named = inspect.signature(model_class.forward).parameters
+    return frozenset(named) | frozenset(TransformersKwargs.__annotations__) | {"use_cache", "return_dict"}

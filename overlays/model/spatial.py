@@ -6,14 +6,13 @@ that of the base model. `@register("name")` makes it `--feature_processing_metho
 """
 
 import difflib
-import functools
-import inspect
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from overlays.errors import UserError
+from overlays.model.subclass import Extension, extend
 
 TEMPERATURE = 10000.0  # of the sines: Vaswani et al. 2017
 PROCESSORS: dict[str, type[nn.Module] | None] = {"base": None}
@@ -123,15 +122,23 @@ def attach(model: nn.Module, method: str, position_encoding_dim: int, voxel_size
         torch.manual_seed(0)
         core.spatial = PROCESSORS[method](hidden, position_encoding_dim or hidden, voxel_size_m)
     core.spatial.train(core.training)
-    core.get_image_features = _with_coordinates(core, core.get_image_features, at_end=False)
-    core.get_video_features = _with_coordinates(core, core.get_video_features, at_end=True)
+    extend(core, WithCoordinates)
 
 
-def _with_coordinates(core: nn.Module, plain, at_end: bool):
-    """`plain` with an argument `coordinates`, of which it takes the beginning or the end."""
-    @functools.wraps(plain)
-    def features(*args, coordinates: torch.Tensor | None = None, **kwargs):
-        output = plain(*args, **kwargs)
+class WithCoordinates(Extension):
+    """The family's model, whose vision features take `coordinates` (tokens, 3) of its visual tokens."""
+
+    added_parameters = {"get_image_features": ("coordinates",), "get_video_features": ("coordinates",)}
+
+    def get_image_features(self, coordinates: torch.Tensor | None = None, **kwargs):
+        """Features of images, which come first in `coordinates`."""
+        return self._located(super().get_image_features(**kwargs), coordinates, at_end=False)
+
+    def get_video_features(self, coordinates: torch.Tensor | None = None, **kwargs):
+        """Features of videos, which come last in `coordinates`."""
+        return self._located(super().get_video_features(**kwargs), coordinates, at_end=True)
+
+    def _located(self, output, coordinates: torch.Tensor | None, at_end: bool):
         counts = [len(part) for part in output.pooler_output]
         tokens = torch.cat(list(output.pooler_output))
         if coordinates is None:  # every rank of a sharded run takes part in every call, also in one without a scene
@@ -139,11 +146,8 @@ def _with_coordinates(core: nn.Module, plain, at_end: bool):
         if len(coordinates) < len(tokens):
             raise ValueError(f"{len(coordinates)} coordinates for {len(tokens)} visual tokens")
         coordinates = coordinates[len(coordinates) - len(tokens):] if at_end else coordinates[:len(tokens)]
-        output.pooler_output = torch.split(add(core.spatial, tokens, coordinates.to(tokens.device)), counts)
+        output.pooler_output = torch.split(add(self.spatial, tokens, coordinates.to(tokens.device)), counts)
         return output
-
-    features.__signature__ = with_parameter(plain, "coordinates")
-    return features
 
 
 def add(processor: nn.Module, tokens: torch.Tensor, coordinates: torch.Tensor) -> torch.Tensor:
@@ -151,12 +155,3 @@ def add(processor: nn.Module, tokens: torch.Tensor, coordinates: torch.Tensor) -
     seen = (coordinates != 0).any(dim=-1, keepdim=True)
     added = processor(coordinates.float())
     return tokens + torch.where(seen, added, torch.zeros_like(added)).to(tokens.dtype)
-
-
-def with_parameter(function, name: str) -> inspect.Signature:
-    """The signature of `function` with one more optional parameter."""
-    signature = inspect.signature(function)
-    more = inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None)
-    parameters = [*signature.parameters.values()]
-    place = next((i for i, p in enumerate(parameters) if p.kind is p.VAR_KEYWORD), len(parameters))
-    return signature.replace(parameters=[*parameters[:place], more, *parameters[place:]])

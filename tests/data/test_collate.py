@@ -45,7 +45,7 @@ def samples(folder, images, rows=ROWS):
 
 def loss(model, batch):
     with torch.no_grad():
-        return float(model(**batch, use_cache=False).loss)
+        return float(model(**batch).loss)
 
 
 @pytest.mark.parametrize("family", [name for name, row in FAMILIES.items() if row.packing])
@@ -62,7 +62,7 @@ def test_padded_and_concatenated_batches_have_the_same_loss(tiny_model_dir, imag
 
     def last(batch):  # (supervised tokens of the last sample, vocabulary)
         with torch.no_grad():
-            return model(**batch, use_cache=False).logits[-counts[-1]:]
+            return model(**batch).logits[-counts[-1]:]
 
     borderless = {**flat, "position_ids": flat["position_ids"][1:]}
     assert (last(flat) - last(alone[-1])).abs().max() < 1e-4

@@ -217,7 +217,7 @@ def test_padded_and_flattened_batches_agree(tiny_model_dir):
         samples.append(sample | {"coordinates": torch.cat([image[row], video[row]])})
     del samples[0]["coordinates"]  # no scene: nothing is added there
     with torch.no_grad():
-        padded, flat = (model(**collator(processor)(samples), use_cache=False)  # as in training
+        padded, flat = (model(**collator(processor)(samples))
                         for collator in (PaddedCollator, FlattenedCollator))
         bare = model(**without(PaddedCollator(processor)(samples), "coordinates"))
     assert torch.allclose(padded.loss, flat.loss, atol=1e-5)

@@ -1,0 +1,274 @@
+"""How a step is computed does not change what it computes.
+
+Padded or flattened, with or without gradient checkpointing, by SDPA, eager or flash attention, in one batch or
+accumulated: the same loss and the same gradients, for every family and every kind of input, in the path that the
+command line takes. The reference is the plain model of transformers on one sample at a time.
+"""
+
+import json
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+from overlays import arguments, train, upstream
+from overlays.errors import UserError
+from overlays.files import write_jsonl
+from overlays.model import load, parts
+
+KINDS = ("text", "image", "video", "mixed")
+FAMILIES = tuple(parts.FAMILIES)
+PACKING = tuple(name for name, row in parts.FAMILIES.items() if row.packing)
+
+
+def record(name, question, answer, **media):
+    turns = [{"from": "human", "value": question}, {"from": "gpt", "value": answer}]
+    return {"id": name, "conversations": turns, **media}
+
+
+ROWS = (
+    record("text-0", "Which rock is this?", "Alunite, with a little kaolinite."),
+    record("text-1", "Why?", "Because."),
+    record("text-2", "Name three minerals of a dry lake.", "Halite, gypsum and trona."),
+    record("image-0", "<image>\nWhich colour?", "Red.", image="a.png"),
+    record("image-1", "<image> and <image>: which is wider?", "The first one of both.", image=["a.png", "b.png"]),
+    record("image-2", "<image>", "Blue and green, from left to right.", image="b.png"),
+    record("video-0", "<video>\nWhat moves?", "A square.", video="a.mp4"),
+    record("video-1", "How fast? <video>", "Two pixels a frame, then one.", video="b.mp4"),
+    record("video-2", "<video> against <video>", "Slower.", video=["b.mp4", "a.mp4"]),
+    record("mixed-0", "<image> or <video>?", "The picture.", image="b.png", video="a.mp4"),
+)
+
+
+@pytest.fixture(scope="module")
+def annotation(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("invariance")
+    noise = np.random.default_rng(0)
+    for name, (height, width) in (("a.png", (64, 160)), ("b.png", (96, 64))):
+        Image.fromarray(noise.integers(0, 255, (height, width, 3), dtype=np.uint8)).save(folder / name)
+    for name, frames in (("a.mp4", 4), ("b.mp4", 7)):
+        with av.open(str(folder / name), "w") as out:
+            stream = out.add_stream("mpeg4", rate=4)
+            stream.width, stream.height = 96, 64
+            for _ in range(frames):
+                pixels = noise.integers(0, 255, (64, 96, 3), dtype=np.uint8)
+                for packet in stream.encode(av.VideoFrame.from_ndarray(pixels)):
+                    out.mux(packet)
+            for packet in stream.encode(None):
+                out.mux(packet)
+    write_jsonl(folder / "rows.jsonl", ROWS)
+    return folder / "rows.jsonl"
+
+
+def words(family_folder, annotation, output, *more):
+    return [
+        "--model_name_or_path", str(family_folder), "--dataset_use", str(annotation), "--output_dir", str(output),
+        "--tune_mm_llm", "True", "--tune_mm_mlp", "True", "--tune_mm_vision", "True", "--report_to", "none",
+        "--video_min_pixels", "4096", "--video_max_pixels", "9216", "--video_fps", "4", "--min_pixels", "4096",
+        "--max_pixels", "16384", "--learning_rate", "1e-3", "--lr_scheduler_type", "constant", *more,
+    ]
+
+
+class Case:
+    """A run as the command line makes it, whose trainer takes steps on chosen samples."""
+
+    def __init__(self, folder, annotation, output, *more):
+        model_args, data, training = arguments.parse(words(folder, annotation, output, *more))
+        self.run = train.prepare(model_args, data, training, upstream.choose("native"))
+        self.model = self.run.load_model()
+        self.run.set_parts(self.model)
+        self.trainer = self.run.build_trainer(self.model)
+        # What Trainer.train does before its first step.
+        if training.gradient_checkpointing:
+            self.model.gradient_checkpointing_enable(training.gradient_checkpointing_kwargs)
+        assert self.model.is_gradient_checkpointing == ("--gradient_checkpointing" in more and
+                                                        more[more.index("--gradient_checkpointing") + 1] == "True")
+        self.model.train()
+
+    def samples(self, kind):
+        numbers = [i for i, row in enumerate(ROWS) if kind == "mixed" or row["id"].startswith(kind)]
+        return [self.run.train_set[i] for i in (numbers if kind != "mixed" else (9, 0, 4, 7))]
+
+    def step(self, kind, batches=1):
+        """(loss, gradients) of one optimisation step on the samples of a kind."""
+        samples = self.samples(kind)
+        size = -(-len(samples) // batches)
+        split = [self.run.collator(samples[start:start + size]) for start in range(0, len(samples), size)]
+        self.trainer.current_gradient_accumulation_steps = len(split)
+        tokens = self.trainer._get_num_items_in_batch(split, torch.device("cpu"))
+        self.model.zero_grad(set_to_none=True)
+        loss = sum(float(self.trainer.training_step(self.model, batch, tokens)) for batch in split)
+        return loss, gradients(self.model)
+
+
+def gradients(model):
+    return {parts.plain_name(name): p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+def worst(found, expected):
+    """Largest difference of two sets of gradients in shares of the largest gradient; one that is absent counts as 0."""
+    largest = max(float(value.abs().max()) for value in expected.values())
+    differences = [found.get(name, 0.0) - expected.get(name, 0.0) for name in found.keys() | expected.keys()]
+    return max(float(difference.abs().max()) for difference in differences) / largest
+
+
+def alone(folder, samples):
+    """(loss, gradients) of the plain model on one sample at a time, each without padding or chosen positions."""
+    import transformers
+
+    config = load.load_config(folder)
+    model = getattr(transformers, parts.family_of(config).model_class).from_pretrained(
+        folder, dtype=torch.float32, attn_implementation="eager").train()
+    total = sum(int((sample["labels"][1:] != -100).sum()) for sample in samples)
+    loss = 0.0
+    for sample in samples:
+        media = {key: sample[key] for key in ("pixel_values", "image_grid_thw", "pixel_values_videos",
+                                              "video_grid_thw") if key in sample}
+        extra = {} if "second_per_grid_ts" not in sample else {"position_ids": sample["position_ids"][:, None]}
+        ids, labels = sample["input_ids"][None], sample["labels"][1:]
+        logits = model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False,
+                       mm_token_type_ids=sample["mm_token_type_ids"][None], **media, **extra).logits[0, :-1]
+        part = F.cross_entropy(logits, labels, ignore_index=-100, reduction="sum") / total
+        part.backward()
+        loss += part.item()
+    return loss, gradients(model)
+
+
+@pytest.fixture(scope="module")
+def reference(tiny_model_dir, annotation, tmp_path_factory):
+    """Function: family, kind -> what `alone` gives."""
+    known = {}
+
+    def get(family, kind):
+        if (family, kind) not in known:
+            case = Case(tiny_model_dir(family), annotation, tmp_path_factory.mktemp("reference") / "run")
+            known.update({(family, each): alone(tiny_model_dir(family), case.samples(each)) for each in KINDS})
+        return known[family, kind]
+
+    return get
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("checkpointing", [False, True], ids=["kept", "checkpointed"])
+@pytest.mark.parametrize("flatten", [False, True], ids=["padded", "flattened"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_way_of_computing_a_step_gives_the_same_loss_and_gradients(
+        tiny_model_dir, annotation, reference, tmp_path, family, flatten, checkpointing, attention):
+    flags = ("--data_flatten", str(flatten), "--gradient_checkpointing", str(checkpointing),
+             "--attn_implementation", attention)
+    if flatten and family not in PACKING:
+        with pytest.raises(UserError, match="does not fit"):
+            Case(tiny_model_dir(family), annotation, tmp_path / "run", *flags)
+        return
+    case = Case(tiny_model_dir(family), annotation, tmp_path / "run", *flags)
+    for kind in KINDS:
+        loss, expected = reference(family, kind)
+        for batches in (1, 2):
+            found, grads = case.step(kind, batches)
+            assert abs(found - loss) < 1e-5 * max(1, abs(loss)), (kind, batches)
+            assert worst(grads, expected) < 1e-4, (kind, batches)
+
+
+@pytest.mark.parametrize("mode", ["training", "checkpointed training", "evaluation"])
+@pytest.mark.parametrize("family", PACKING)
+def test_a_sample_of_a_flattened_row_does_not_see_the_others(tiny_model_dir, annotation, tmp_path, family, mode):
+    case = Case(tiny_model_dir(family), annotation, tmp_path / "run", "--data_flatten", "True",
+                "--gradient_checkpointing", str(mode == "checkpointed training"))
+    case.model.train(mode != "evaluation")
+    samples = case.samples("text")
+    hidden = []
+    case.model.model.language_model.register_forward_hook(lambda _, __, output: hidden.append(output[0][0]))
+
+    def states(rows):
+        """(tokens, hidden) of the last sample of a row, in the path of a training or evaluation step."""
+        hidden.clear()
+        case.trainer.compute_loss(case.model, case.run.collator(rows))
+        return hidden[0][-len(samples[2]["input_ids"]):]
+
+    together, single = states(samples), states(samples[2:])
+    other = dict(samples[0], input_ids=samples[0]["input_ids"].roll(1))
+    assert (together - single).abs().max() < 1e-5
+    assert torch.equal(states([other, *samples[1:]]), together)
+
+
+@pytest.mark.parametrize("family", PACKING)
+def test_the_validation_loss_of_flattened_batches_is_that_of_padded_ones(tiny_model_dir, annotation, tmp_path, family):
+    losses = []
+    for flatten in ("False", "True"):
+        case = Case(tiny_model_dir(family), annotation, tmp_path / flatten, "--data_flatten", flatten,
+                    "--eval_dataset", str(annotation), "--eval_strategy", "epoch", "--per_device_eval_batch_size", "10")
+        losses.append(case.trainer.evaluate()["eval_loss"])
+    assert losses[0] == pytest.approx(losses[1], abs=1e-5)
+
+
+def flash_attention(query, key, value, attention_mask, query_length, is_causal, position_ids=None, softmax_scale=None,
+                    cu_seq_lens_q=None, **_):
+    """What transformers' flash-attention path computes, without the kernel: (B, L, heads, dim) -> the same shape.
+
+    The borders of the samples come from `cu_seq_lens_q`, else from the padding mask, else from positions that restart.
+    """
+    batch, length = query.shape[:2]
+    if cu_seq_lens_q is not None:
+        borders = [cu_seq_lens_q.tolist()] * batch
+    elif attention_mask is not None:
+        borders = [[0, int(row.sum())] for row in attention_mask]
+    elif position_ids is not None and batch == 1 and (position_ids[0].diff() != 1).any():
+        borders = [[*(position_ids[0] == position_ids.min()).nonzero()[:, 0].tolist(), length]]
+    else:
+        borders = [[0, length]] * batch
+    out = torch.zeros_like(query)
+    for row, marks in enumerate(borders):
+        for start, stop in zip(marks, marks[1:], strict=False):
+            q, k, v = (part[row, start:stop].transpose(0, 1) for part in (query, key, value))
+            k, v = (part.repeat_interleave(len(q) // len(part), dim=0) for part in (k, v))
+            seen = F.scaled_dot_product_attention(q, k, v, is_causal=is_causal, scale=softmax_scale)
+            out[row, start:stop] = seen.transpose(0, 1)
+    return out
+
+
+@pytest.mark.parametrize("flatten", [False, True], ids=["padded", "flattened"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_flash_attention_is_told_the_borders_of_the_samples(
+        tiny_model_dir, annotation, reference, tmp_path, monkeypatch, family, flatten):
+    import transformers.integrations.flash_attention as integration
+
+    if flatten and family not in PACKING:
+        pytest.skip(f"{family} refuses --data_flatten")
+    calls = []
+    monkeypatch.setattr(integration, "_flash_attention_forward",
+                        lambda *args, **kwargs: calls.append(1) or flash_attention(*args, **kwargs))
+    case = Case(tiny_model_dir(family), annotation, tmp_path / "run", "--data_flatten", str(flatten))
+    config = case.model.config
+    for part in (config, config.text_config, config.vision_config):
+        part._attn_implementation = "flash_attention_2"  # past the check for the package, which CPUs cannot have
+    for kind in KINDS:
+        loss, expected = reference(family, kind)
+        for batches in (1, len(case.samples(kind))):
+            found, grads = case.step(kind, batches)
+            assert abs(found - loss) < 1e-5 * max(1, abs(loss)), (kind, batches)
+            assert worst(grads, expected) < 1e-4, (kind, batches)
+    assert calls
+
+
+TRAJECTORY = Path(__file__).with_name("trajectory.json")
+
+
+def trajectory(folder, annotation, output) -> list[float]:
+    """Losses of 30 steps of a full training on the rows of text and images, in the path of the command line."""
+    rows = annotation.with_name("trajectory.jsonl")
+    write_jsonl(rows, ROWS[:6])
+    case = Case(folder, rows, output, "--max_steps", "30", "--per_device_train_batch_size", "3", "--logging_steps", "1",
+                "--save_strategy", "no", "--seed", "3", "--dataloader_num_workers", "0", "--learning_rate", "2e-4")
+    case.run.fit(case.trainer)
+    return [row["loss"] for row in case.trainer.state.log_history if "loss" in row]
+
+
+def test_thirty_steps_follow_the_stored_trajectory(tiny_model_dir, annotation, tmp_path):
+    stored = json.loads(TRAJECTORY.read_text(encoding="utf-8"))
+    losses = trajectory(tiny_model_dir("qwen3_vl"), annotation, tmp_path / "run")
+    assert len(losses) == len(stored) == 30
+    assert losses == pytest.approx(stored, rel=2e-3)
