@@ -62,7 +62,7 @@ def counted(monkeypatch):
 MODEL = torch.nn.Linear(1, 1)
 
 
-@pytest.mark.parametrize("family", ["qwen3_vl", "qwen2_5_vl", "qwen3_5"])
+@pytest.mark.parametrize("family", ["qwen3_vl", "qwen2_5_vl", "qwen3_5", "qwen3_5_moe", "qwen4_exp"])
 def test_a_batch_answers_as_one_by_one(family, tiny_model_dir, media, chosen, tmp_path):
     from overlays.model.load import load_for_inference
 

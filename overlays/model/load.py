@@ -19,14 +19,21 @@ TRAINED_PARTS = "trained_parts.safetensors"  # what was trained in full beside a
 OFFLINE_HINT = "give a local folder (MODEL_PATH or --model_name_or_path) or download it on a machine with network"
 
 
-def attention_implementation(name: str, dtype: torch.dtype) -> str:
-    """`auto` becomes flash_attention_2 where a GPU, the package and a 16-bit type allow it, else sdpa."""
+def model_class_of(config) -> type:
+    """The family's generation class in transformers."""
+    import transformers
+
+    return getattr(transformers, family_of(config).model_class)
+
+
+def attention_implementation(name: str, dtype: torch.dtype, config) -> str:
+    """`auto` becomes flash_attention_2 where the model, a GPU, the package and a 16-bit type allow it, else sdpa."""
     if name != "auto":
         return name
     from transformers.utils import is_flash_attn_2_available
 
     usable = torch.cuda.is_available() and dtype in (torch.bfloat16, torch.float16) and is_flash_attn_2_available()
-    return "flash_attention_2" if usable else "sdpa"
+    return "flash_attention_2" if usable and model_class_of(config)._supports_flash_attn else "sdpa"
 
 
 def adapter_base(checkpoint: str | Path) -> str | None:
@@ -115,15 +122,13 @@ def load_processor(name: str | Path, cache_dir: str | None = None):
 
 def load_base(name: str | Path, dtype: torch.dtype, attn: str = "auto", cache_dir: str | None = None):
     """A generation model with its weights in `dtype`, the overlay's forward and the additions stored with it."""
-    import transformers
-
     config = load_config(name, cache_dir)
-    model_class = getattr(transformers, family_of(config).model_class)
     name = locate(name)
     model = _from_hub(
         name,
-        lambda **options: model_class.from_pretrained(
-            name, dtype=dtype, attn_implementation=attention_implementation(attn, dtype), cache_dir=cache_dir, **options
+        lambda **options: model_class_of(config).from_pretrained(
+            name, dtype=dtype, attn_implementation=attention_implementation(attn, dtype, config), cache_dir=cache_dir,
+            **options
         ),
     )
     forward.install(model)

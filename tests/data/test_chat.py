@@ -13,8 +13,8 @@ from overlays.data import chat
 from overlays.data.media import Media, open_media
 from overlays.errors import UserError
 from overlays.model.load import load_processor
+from overlays.model.parts import FAMILIES
 
-FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5")
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
 
 # As Qwen3.5 does: answers are stripped, an earlier turn's reasoning is left out, the last one's always shown.
