@@ -10,6 +10,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from overlays.data import chat
 from overlays.errors import UserError
 from overlays.model import additions, forward, heads
 from overlays.model.parts import family_of, plain_name
@@ -188,13 +189,20 @@ def load_model(checkpoint: str | Path, base_model: str | None = None, attn: str 
         return _from_hub(checkpoint, lambda **_: PeftModel.from_pretrained(model, checkpoint))
 
 
-def load_for_inference(checkpoint: str | Path, base_model: str | None = None, attn_implementation: str = "auto"):
+def load_for_inference(checkpoint: str | Path, base_model: str | None = None, attn_implementation: str = "auto",
+                       thinking: str = "auto"):
     """Model in eval mode, on the GPU in bf16 where there is one, else fp32 on the CPU; and its processor.
 
+    Args:
+        thinking: "on" or "off" asks with or without room for reasoning, "auto" in the checkpoint's own form.
+
     Raises:
-        UserError: checkpoint, base model or processor is missing, damaged or of an unsupported family.
+        UserError: checkpoint, base model or processor is missing, damaged or of an unsupported family, or the chat
+            template has no block of reasoning that `thinking` could choose.
     """
+    processor = load_processor(checkpoint)
+    chat.set_thinking(processor, thinking)
     cuda = torch.cuda.is_available()
     model = load_model(checkpoint, base_model, attn_implementation, torch.bfloat16 if cuda else torch.float32)
     model = model.to(f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if cuda else "cpu").eval()
-    return model, load_processor(checkpoint)
+    return model, processor
