@@ -27,7 +27,8 @@ THINKING = """\
 {%- for m in messages -%}
 {%- set words = namespace(all='') -%}
 {%- for part in m.content -%}
-{%- set words.all = words.all + (part.text if part.type == 'text' else '<|vision_start|><|image_pad|><|vision_end|>') -%}
+{%- if part.type == 'text' -%}{%- set words.all = words.all + part.text -%}
+{%- else -%}{%- set words.all = words.all + '<|vision_start|><|image_pad|><|vision_end|>' -%}{%- endif -%}
 {%- endfor -%}
 {%- set words = words.all | trim -%}
 {%- if m.role == 'assistant' -%}
