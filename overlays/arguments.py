@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import torch
 import transformers
@@ -67,6 +68,8 @@ class DataArguments:
     samples_per_file: int = field(default=1, metadata={"help": "samples an epoch takes of each training record: "
                                                        "itself, above 1 also crops, flips and turns of its images"})
     no_augment: bool = field(default=False, metadata={"help": "repeat records unchanged"})
+    thinking: Literal["auto", "on", "off"] = field(default="auto", metadata={
+        "help": "prompts of the checkpoint leave room for reasoning or not; auto: as most training answers"})
 
 
 @dataclass

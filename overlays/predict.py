@@ -250,7 +250,7 @@ def predict(model, processor, records: Sequence[dict], media_root: str | Path, b
         raise UserError(f"batch size and answer length must be at least 1, not {batch_size} and {max_new_tokens}")
     out_path.parent.mkdir(parents=True, exist_ok=True)
     partial = out_path.with_name(out_path.name + ".partial")
-    keys, job = _keys(chosen, media_root), f"{identity} {max_new_tokens}"
+    keys, job = _keys(chosen, media_root), f"{identity} {max_new_tokens} thinking {chat.thinking_of(processor)}"
     done = read_kept(partial, job)
     missing = [i for i, key in enumerate(keys) if key not in done]
     kept = len(chosen) - len(missing)
@@ -285,6 +285,8 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--max_new_tokens", type=int, default=128)
     parser.add_argument("--limit", type=int, help="only the first N records")
     parser.add_argument("--attn_implementation", default="auto")
+    parser.add_argument("--thinking", default="auto", choices=["auto", "on", "off"],
+                        help="ask with room for reasoning before the answer, or without; auto: the checkpoint's form")
     flags = parser.parse_args(words)
 
     from overlays.model.load import load_for_inference
@@ -295,7 +297,7 @@ def main(words: Sequence[str] | None = None) -> None:
     if checkpoint is None or Path(checkpoint).is_dir():
         checkpoint = find_checkpoint(checkpoint, registry.ROOT / "outputs")
     print(f"checkpoint {checkpoint}, {len(chosen)} records of {flags.dataset_use}")
-    model, processor = load_for_inference(checkpoint, flags.base_model, flags.attn_implementation)
+    model, processor = load_for_inference(checkpoint, flags.base_model, flags.attn_implementation, flags.thinking)
     predict(model, processor, chosen, media_root, flags.batch_size, flags.max_new_tokens, flags.output,
             checkpoint_identity(checkpoint, flags.base_model), note=print)
     print(f"wrote {flags.output}")

@@ -213,11 +213,11 @@ def build_model(mae: MaeArguments, count: int, training: TrainingArguments) -> M
 
     A base model that comes with a decoder of the same size goes on with it.
     """
-    dtype = _stored_type(load.load_config(mae.model_name_or_path, training.cache_dir))
+    config = load.load_config(mae.model_name_or_path, training.cache_dir)
     attention = load.attention_implementation(
-        mae.attn_implementation, torch.bfloat16 if training.bf16 else torch.float32
+        mae.attn_implementation, torch.bfloat16 if training.bf16 else torch.float32, config
     )
-    base = load.load_base(mae.model_name_or_path, dtype, attention, training.cache_dir)
+    base = load.load_base(mae.model_name_or_path, _stored_type(config), attention, training.cache_dir)
     projection = channels.read_projection(mae.channel_projection) if mae.channel_projection else None
     channels.widen(base, count, mae.channel_init, projection)
     model = MaskedAutoencoder(

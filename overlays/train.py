@@ -13,7 +13,7 @@ import torch
 import transformers
 
 from overlays import arguments, registry, runs, upstream
-from overlays.data import augment, rasters
+from overlays.data import augment, chat, rasters
 from overlays.data.collate import FlattenedCollator, PaddedCollator
 from overlays.data.dataset import SupervisedDataset
 from overlays.data.media import MediaOptions, apply_resolution
@@ -134,6 +134,13 @@ def build_data(data, training, processor, config, max_depth_m: float | None = No
     repeats = augment.Repeats(data.samples_per_file, not data.no_augment, training.seed)
     collator = (FlattenedCollator if data.data_flatten else PaddedCollator)(processor)
     return build(data.dataset_use, repeats), build(data.eval_dataset) if data.eval_dataset else None, collator
+
+
+def fit_thinking(processor, data, train_set: SupervisedDataset) -> None:
+    """Choose the form of the prompts that the run's checkpoints will have, and say which."""
+    sentence = chat.fit_thinking(processor, data.thinking, map(train_set.record, range(len(train_set))))
+    if sentence:
+        print_once(sentence)
 
 
 def _data_rows(names: str) -> list[dict]:
@@ -288,6 +295,7 @@ def prepare(model_args, data, training, engine: upstream.Engine) -> Run:
         train_set, eval_set, collator = build_data(data, training, processor, config, max_depth_m)
         if unfitted:
             rasters.fit_processor(processor, train_set)
+    fit_thinking(processor, data, train_set)
     added = widened | wanted_additions(model_args, training, train_set)
     for samples in filter(None, (train_set, eval_set)):
         samples.target_names = tuple(added.get("regression", {}).get("names", ()))

@@ -197,6 +197,7 @@ def prepare(model_args, data, training) -> PreferenceRun:
     with training.main_process_first(desc="reading data"):
         train_set = build(data.dataset_use)
         eval_set = build(data.eval_dataset) if data.eval_dataset else None
+    train.fit_thinking(processor, data, train_set)
     engine = upstream.choose("native")
     return PreferenceRun(model_args, data, training, engine, config, rates, {}, own, resume, processor, train_set,
                          eval_set, None)

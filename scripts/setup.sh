@@ -1,28 +1,32 @@
 #!/usr/bin/env bash
 # Makes .venv with everything in requirements.txt, once; prints the interpreter to use as its last line.
 # An active environment, or a python3, that already has the packages is used as it is.
-# Usage: scripts/setup.sh [--gpu] [--upstream]
+# Usage: scripts/setup.sh [--gpu] [--upstream] [--floor]
 #   --gpu        the optional packages of requirements-gpu.txt too
+#   --floor      .venv-floor instead, with the oldest versions that requirements.txt allows
 #   --upstream   the submodule Qwen3-VL too (or look at the checkout that QWEN3VL_UPSTREAM names)
 set -euo pipefail
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
-venv="$root/.venv"
-stamp="$venv/installed"         # what the environment was made from; written last
-unfinished="$venv/installing"   # there while packages are being put in: what a killed run leaves is not to be trusted
 say() { echo "$@" >&2; }
 fail() { say "error: $*"; exit 2; }
 whole() { [[ ! -e "$unfinished" && -f "$stamp" && "$(< "$stamp")" == "$(cksum < "$root/requirements.txt")" ]]; }
 has_packages() { command -v "$1" > /dev/null && "$1" "$root/scripts/_bootstrap.py" 2> /dev/null; }
 
 quietly=(--quiet --disable-pip-version-check)
-gpu=0 upstream=0
+gpu=0 upstream=0 floor=0
 for word in "$@"; do
     case "$word" in
         --gpu) gpu=1 ;;
         --upstream) upstream=1 ;;
-        *) fail "unknown option $word; scripts/setup.sh knows --gpu and --upstream" ;;
+        --floor) floor=1 ;;
+        *) fail "unknown option $word; scripts/setup.sh knows --gpu, --upstream and --floor" ;;
     esac
 done
+
+venv="$root/.venv" resolution=highest
+if [[ $floor = 1 ]]; then venv="$root/.venv-floor" resolution=lowest-direct; fi
+stamp="$venv/installed"         # what the environment was made from; written last
+unfinished="$venv/installing"   # there while packages are being put in: what a killed run leaves is not to be trusted
 
 if [[ $upstream = 1 ]]; then
     tree="${QWEN3VL_UPSTREAM:-$root/Qwen3-VL}" entry="qwen-vl-finetune/qwenvl/train/train_qwen.py"
@@ -38,6 +42,10 @@ fi
 
 ready_python() {  # an interpreter that needs nothing more
     local python
+    if [[ $floor = 1 ]]; then
+        whole && echo "$venv/bin/python"
+        return
+    fi
     for python in ${VIRTUAL_ENV:+"$VIRTUAL_ENV/bin/python"} ${CONDA_PREFIX:+"$CONDA_PREFIX/bin/python"}; do
         if [[ "$python" != "$venv/bin/python" ]] && has_packages "$python"; then echo "$python"; return; fi
     done
@@ -66,7 +74,8 @@ install_fast() {  # the same wheels by uv, in a third of pip's time; uv does not
         [[ "$pair" != find-links:* ]] || value="${value// /,}"
         [[ -z "$value" || -n "$(printenv "${pair#*:}")" ]] || settings+=("${pair#*:}=$value")
     done
-    env "${settings[@]}" "$venv/bin/uv" pip install --quiet --python "$venv/bin/python" -r "$root/requirements.txt" >&2
+    env "${settings[@]}" "$venv/bin/uv" pip install --quiet --resolution "$resolution" --python "$venv/bin/python" \
+        -r "$root/requirements.txt" >&2
 }
 
 install() {
@@ -87,8 +96,8 @@ install() {
     touch "$unfinished"
     # Byte code is left to the first import: most of these files are never imported.
     install_fast \
-        || "$venv/bin/python" -m pip install "${quietly[@]}" --no-compile -r "$root/requirements.txt" >&2 \
-        || fail "the packages could not be installed: see pip's message above, mend it and run ./scripts/setup.sh again"
+        || { [[ $floor = 0 ]] && "$venv/bin/python" -m pip install "${quietly[@]}" --no-compile -r "$root/requirements.txt" >&2; } \
+        || fail "the packages could not be installed: see the message above, fix it and run ./scripts/setup.sh again"
     cksum < "$root/requirements.txt" > "$stamp"
     rm "$unfinished"
     say "ready: $venv"

@@ -62,7 +62,7 @@ def counted(monkeypatch):
 MODEL = torch.nn.Linear(1, 1)
 
 
-@pytest.mark.parametrize("family", ["qwen3_vl", "qwen2_5_vl", "qwen3_5"])
+@pytest.mark.parametrize("family", ["qwen3_vl", "qwen2_5_vl", "qwen3_5", "qwen3_5_moe"])
 def test_a_batch_answers_as_one_by_one(family, tiny_model_dir, media, chosen, tmp_path):
     from overlays.model.load import load_for_inference
 
@@ -207,3 +207,53 @@ def test_the_command_line_writes_the_file(tiny_model_dir, media, chosen, tmp_pat
                  str(tmp_path / "p.jsonl"), "--limit", "2", "--max_new_tokens", "4", "--batch_size", "2"])
     rows = [json.loads(line) for line in (tmp_path / "p.jsonl").read_text(encoding="utf-8").splitlines()]
     assert [row["id"] for row in rows] == ["r0", "r1"] and "wrote" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("reasoned", [True, False])
+def test_a_checkpoint_is_asked_in_the_form_that_it_was_trained_in(tiny_model_dir, tmp_path, capsys, monkeypatch,
+                                                                  reasoned):
+    """Trained, merged, predicted by the commands; what the model is asked does not depend on the reference answer."""
+    import importlib.util
+    from pathlib import Path
+
+    from overlays import arguments, train
+    from overlays.upstream import choose
+
+    answer = "<think>\nit is white\n</think>\n\nalunite" if reasoned else "alunite"
+    rows = [record(i, [], f"What is {i}?", answer) for i in range(4)]
+    write_jsonl(tmp_path / "train.jsonl", rows)
+    groups = arguments.parse([
+        "--model_name_or_path", str(tiny_model_dir("qwen3_5_moe")), "--dataset_use", str(tmp_path / "train.jsonl"),
+        "--output_dir", str(tmp_path / "run"), "--report_to", "none", "--max_steps", "1", "--lora_enable", "True",
+        "--dataloader_num_workers", "0"])
+    train.native(train.prepare(*groups, choose("native")))
+    assert f"thinking {'on: 4' if reasoned else 'off: 0'} of 4 training records" in capsys.readouterr().out
+    scripts = Path(module.__file__).resolve().parents[1] / "scripts"
+    monkeypatch.syspath_prepend(scripts)
+    spec = importlib.util.spec_from_file_location("merge_lora", scripts / "merge_lora.py")
+    merge_lora = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(merge_lora)
+    merge_lora.merge(tmp_path / "run", tmp_path / "merged", None, "auto")
+
+    asked = []
+    own = module.answer_batch
+    monkeypatch.setattr(module, "answer_batch", lambda model, processor, batch, length: asked.extend(
+        processor.tokenizer.batch_decode(batch["input_ids"])) or own(model, processor, batch, length))
+    opened, closed = "assistant\n<think>\n", "assistant\n<think>\n\n</think>\n\n"
+    expected = {"auto": opened if reasoned else closed, "on": opened, "off": closed}
+    for folder, thinking, reference in (("run", "auto", "alunite"), ("merged", "auto", answer),
+                                        ("merged", "auto", "alunite"), ("merged", "on", ""), ("merged", "off", "")):
+        write_jsonl(tmp_path / "ask.jsonl", [record(0, [], "What is 0?", reference)])
+        asked.clear()
+        module.main(["--checkpoint", str(tmp_path / folder), "--dataset_use", str(tmp_path / "ask.jsonl"),
+                     "--output", str(tmp_path / "p.jsonl"), "--max_new_tokens", "1", "--thinking", thinking])
+        assert len(asked) == 1 and asked[0].endswith(expected[thinking])
+
+
+def test_a_form_that_the_template_lacks_is_refused_before_weights_are_loaded(tiny_model_dir, media, chosen, tmp_path,
+                                                                            monkeypatch):
+    write_jsonl(media / "form.jsonl", chosen)
+    monkeypatch.setattr("overlays.model.load.load_model", lambda *_: pytest.fail("weights are loaded"))
+    with pytest.raises(UserError, match="--thinking off: the chat template of this model has no block of reasoning"):
+        module.main(["--checkpoint", str(tiny_model_dir("qwen3_vl")), "--dataset_use", str(media / "form.jsonl"),
+                     "--output", str(tmp_path / "p.jsonl"), "--thinking", "off"])

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from overlays import runs
 from overlays.files import write_jsonl
 from overlays.model import load
+from overlays.model.parts import FAMILIES
 
 ROOT = Path(__file__).resolve().parents[1]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "",
@@ -174,7 +175,8 @@ def test_another_kind_of_training_leaves_nothing_of_the_first_in_its_folder(tiny
     assert not names & {load.TRAINED_PARTS, "adapter_model.safetensors", "adapter_config.json"}
 
 
-@pytest.mark.parametrize("family", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl_moe", "qwen3_5"])
+# Qwen4-Exp takes two minutes; tests/model covers its gradients, and every tiny model is saved and loaded.
+@pytest.mark.parametrize("family", [name for name in FAMILIES if name not in ("qwen3_vl", "qwen4_exp")])
 def test_every_family_trains_in_full_and_loads_again(tiny_model_dir, records, tmp_path, family):
     train(tiny_model_dir(family), records, tmp_path / "run", "--tune_mm_llm", "True", "--tune_mm_mlp", "True",
           "--tune_mm_vision", "True", "--max_steps", "2")

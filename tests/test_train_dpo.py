@@ -15,6 +15,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from overlays import arguments, train_dpo
+from overlays.data import chat
 from overlays.data.chat import IGNORE
 from overlays.data.media import MediaOptions
 from overlays.data.preferences import PreferenceCollator, PreferenceDataset, check_pair, choose_pairs, last_answers
@@ -134,6 +135,22 @@ def test_pairs_that_say_nothing_are_named(tmp_path, tiny_model_dir):
         train_dpo.prepare(*arguments.parse([
             "--model_name_or_path", str(tiny_model_dir("qwen3_vl")), "--dataset_use", str(tmp_path / "bad.jsonl"),
             "--lora_enable", "True", "--output_dir", str(tmp_path / "run"), "--report_to", "none"], classes=CLASSES))
+
+
+def test_a_pair_of_which_one_side_reasons_is_refused(tmp_path, tiny_model_dir):
+    """The template opens a block of reasoning before the one answer and closes it before the other."""
+    pair = {"id": "a", "conversations": [{"from": "human", "value": "?"}], "chosen": "<think>so</think>1"}
+    write_jsonl(tmp_path / "bad.jsonl", [{**pair, "rejected": "2"}])
+    write_jsonl(tmp_path / "good.jsonl", [{**pair, "rejected": "<think>or</think>2"}])
+
+    def prepare(name):
+        return train_dpo.prepare(*arguments.parse([
+            "--model_name_or_path", str(tiny_model_dir("qwen3_5")), "--dataset_use", str(tmp_path / name),
+            "--lora_enable", "True", "--output_dir", str(tmp_path / "run"), "--report_to", "none"], classes=CLASSES))
+
+    with pytest.raises(UserError, match=r"\(id a\): one of chosen and rejected has reasoning"):
+        prepare("bad.jsonl")
+    assert chat.thinking_of(prepare("good.jsonl").processor) is True
 
 
 def test_an_adapter_is_trained_on_against_a_frozen_copy_of_itself(adapter, pairs, tmp_path):

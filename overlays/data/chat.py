@@ -10,7 +10,7 @@ every answer, and what differs is the answer. Whatever the words are, they canno
 
 import re
 from bisect import bisect_left, bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -95,19 +95,18 @@ def encode(record: Mapping, processor, media_root: str | Path, reader: Reader | 
 def encode_prompt(record: Mapping, processor, media_root: str | Path, reader: Reader | str = "pyav") -> dict:
     """A sample for generation: everything up to the last human turn, and what the template puts before an answer.
 
-    The ids are those that `encode` has before the last answer's first label. Same keys, without labels.
+    The ids are those that `encode` has before the last answer's first label, where that answer has the checkpoint's
+    form (see `thinking_of`). A reference answer in the record is not read. Same keys, without labels.
 
     Raises:
         UserError: as `encode`, and where there is no human turn.
     """
     media = open_media(record, media_root, processor, reader)
     messages = to_messages(record, media)
-    last = max((i for i, message in enumerate(messages) if message["role"] == "user"), default=None)
+    last = max((i for i, message in enumerate(messages) if message["role"] in ("user", "tool")), default=None)
     if last is None:
         raise UserError("there is no human turn to answer")
-    # With an answer at hand the template tells whether it opens with a block of reasoning; its words are not used.
-    answer = messages[last + 1 : last + 2] or [{"role": "assistant", "content": [{"type": "text", "text": "-"}]}]
-    rendered = render(messages[: last + 1] + answer, processor)
+    rendered = render([*messages[: last + 1], _any_answer(thinking_of(processor))], processor)
     start = rendered.answers[-1][0]
     prompt = Rendered(rendered.text[:start], [], [item for item in rendered.typed if item[0] < start])
     sample = _tokenize(prompt, media, processor)
@@ -127,6 +126,115 @@ def prompt_text(record: Mapping, processor) -> str:
 
 def _unopened(record: Mapping) -> Media:
     return Media(records.media_names(record, "image"), records.media_names(record, "video"))
+
+
+# ---- reasoning before the answer
+
+# Stands before a checkpoint's chat template: the form of its prompts, for templates with that switch also the default.
+_FORM = "{{%- set enable_thinking = enable_thinking | default({}) -%}}\n"
+_FORMS = {True: _FORM.format("true"), False: _FORM.format("false")}
+_QUESTION = {"role": "user", "content": [{"type": "text", "text": "?"}]}
+
+
+def thinking_of(processor) -> bool | None:
+    """The form of a checkpoint's prompts: whether they leave the model room to reason before it answers.
+
+    That is what `set_thinking` stored with the checkpoint, else what its template's own generation prompt does. None
+    where the template writes the same before an answer with and without reasoning: there is one form only.
+    """
+    return _thinking(_template(processor), processor)
+
+
+def set_thinking(processor, thinking: str) -> None:
+    """Choose the form of a checkpoint's prompts; `save_pretrained` of the processor stores it in the chat template.
+
+    Args:
+        thinking: "on", "off", or "auto" for the form that the checkpoint has.
+
+    Raises:
+        UserError: on or off, and the template has one form only.
+    """
+    if thinking == "auto":
+        return
+    if thinking_of(processor) is None:
+        raise UserError(f"--thinking {thinking}: the chat template of this model has no block of reasoning; "
+                        "use --thinking auto")
+    template = _FORMS[thinking == "on"] + _without_form(_template(processor))
+    whole = processor.chat_template
+    processor.chat_template = {**whole, "default": template} if isinstance(whole, dict) else template
+
+
+def fit_thinking(processor, thinking: str, training: Iterable[Mapping]) -> str:
+    """Choose the form of the prompts that a training run's checkpoints will have.
+
+    Args:
+        thinking: "on", "off", or "auto" for the form of more than half of the training records' last answers.
+        training: the training records.
+
+    Returns:
+        A sentence for the user; "" where the template has one form only.
+
+    Raises:
+        UserError: on or off, and the template has one form only or no last answer has that form.
+    """
+    if thinking_of(processor) is None:
+        set_thinking(processor, thinking)
+        return ""
+    answers = [reasons(record) for record in training]
+    count = {"on": sum(answers), "off": len(answers) - sum(answers)}
+    if thinking != "auto" and not count[thinking]:
+        kind = "with" if thinking == "on" else "without"
+        raise UserError(f"--thinking {thinking}: none of the {len(answers)} training records has a last answer {kind} "
+                        "reasoning between <think> and </think>, so no prompt would be as in training; "
+                        "use --thinking auto")
+    chosen = ("on" if count["on"] > count["off"] else "off") if thinking == "auto" else thinking
+    set_thinking(processor, chosen)
+    sentence = f"thinking {chosen}: {count['on']} of {len(answers)} training records have reasoning in the last answer"
+    if all(count.values()):
+        sentence += "; the others are asked in a form that they were not trained in (--thinking on or off chooses)"
+    template = _template(processor)
+    if _own_prompt(template, processor) != _opening(template, processor, chosen == "on"):
+        sentence += "; the template has no switch for that: other programs than this one will ask in another form"
+    return sentence
+
+
+def reasons(record: Mapping) -> bool:
+    """Whether the last answer of a record has words of reasoning before </think>."""
+    answers = [message for message in to_messages(record, _unopened(record)) if message["role"] == "assistant"]
+    words = "".join(part.get("text", "") for part in answers[-1]["content"]) if answers else ""
+    thought, closed, _ = words.partition("</think>")
+    return bool(closed and thought.rpartition("<think>")[2].strip())
+
+
+def _any_answer(thinking: bool | None) -> dict:
+    words = "<think>\n-\n</think>\n\n-" if thinking else "-"
+    return {"role": "assistant", "content": [{"type": "text", "text": words}]}
+
+
+def _without_form(template: str) -> str:
+    for form in _FORMS.values():
+        template = template.removeprefix(form)
+    return template
+
+
+@lru_cache(maxsize=16)
+def _thinking(template: str, processor) -> bool | None:
+    if _opening(template, processor, True) == _opening(template, processor, False):
+        return None
+    stored = next((form for form, line in _FORMS.items() if template.startswith(line)), None)
+    return _own_prompt(template, processor) == _opening(template, processor, True) if stored is None else stored
+
+
+@lru_cache(maxsize=16)
+def _opening(template: str, processor, thinking: bool) -> str:
+    """What training shows before the words of an answer with or without reasoning."""
+    rendered = render([_QUESTION, _any_answer(thinking)], processor)
+    return rendered.text[: rendered.answers[0][0]]
+
+
+def _own_prompt(template: str, processor) -> str:
+    """The template's own generation prompt."""
+    return _apply([_QUESTION], processor, add_generation_prompt=True)
 
 
 # ---- text
@@ -166,9 +274,9 @@ def _media_tokens(processor) -> tuple[str, ...]:
     return tuple(name for name in names if name)
 
 
-def _apply(messages: Sequence[dict], processor) -> str:
+def _apply(messages: Sequence[dict], processor, **options) -> str:
     try:
-        return processor.apply_chat_template(messages, tokenize=False)
+        return processor.apply_chat_template(messages, tokenize=False, **options)
     except Exception as error:  # jinja's errors, raise_exception() of a template
         if type(error).__module__.startswith("jinja2"):
             raise UserError(f"the chat template refuses this conversation: {error}") from None
@@ -200,9 +308,8 @@ _PROBE = "\ue001"
 @lru_cache(maxsize=16)
 def _probe(template: str, processor) -> tuple[str, str]:
     """What the template writes before and behind the answer of a conversation without media."""
-    question = {"role": "user", "content": [{"type": "text", "text": "?"}]}
     answer = {"role": "assistant", "content": [{"type": "text", "text": _PROBE}]}
-    before, _, behind = _apply([question, answer], processor).rpartition(_PROBE)
+    before, _, behind = _apply([_QUESTION, answer], processor).rpartition(_PROBE)
     return before, behind
 
 

@@ -1,7 +1,7 @@
 """Two changes to how a loaded model runs, none to what it computes.
 
 One vision call a batch: images and videos go through the tower together, and a text-only batch sends a dummy image
-whose output is multiplied by 0, so that every rank of a sharded run takes part in every collective.
+of whose output nothing is used, so that every rank of a sharded run takes part in every collective.
 Logits at supervised positions only: the head is applied where a label is, and the loss is the same.
 """
 
@@ -94,10 +94,10 @@ class OneVisionCall(Extension):
         features = self.get_image_features(patches, torch.cat(grids), return_dict=True, **extra)
 
         if input_ids is not None and self._is_dummy(input_ids, pixel_values_videos, image_grid_thw):
-            nothing = sum(part.sum() for part in features.pooler_output)
-            nothing = nothing + sum(part.sum() for level in _levels(features) for part in level)
-            embeds = self.get_input_embeddings()(input_ids)
-            return super().forward(inputs_embeds=embeds + 0.0 * nothing.to(embeds.dtype), **kwargs)
+            # No row of the features is used, yet the backward pass goes through the tower. The ids stay an argument:
+            # Qwen4-Exp looks up n-grams of them and would have to guess them from embeddings.
+            return super().forward(input_ids=input_ids, mm_encoder_outputs={"image": _rows(features, slice(0))},
+                                   **kwargs)
 
         images = 0 if pixel_values is None else len(image_grid_thw)
         outputs = {}
@@ -125,6 +125,14 @@ def _part(features, items: slice):
     values = {"pooler_output": features.pooler_output[items]}
     if _levels(features):
         values["deepstack_features"] = [level[items] for level in _levels(features)]
+    return type(features)(**values)
+
+
+def _rows(features, rows: slice):
+    """The vision output with some rows of all its images together."""
+    values = {"pooler_output": (torch.cat(features.pooler_output)[rows],)}
+    if _levels(features):
+        values["deepstack_features"] = [(torch.cat(level)[rows],) for level in _levels(features)]
     return type(features)(**values)
 
 

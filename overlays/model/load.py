@@ -10,6 +10,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from overlays.data import chat
 from overlays.errors import UserError
 from overlays.model import additions, forward, heads
 from overlays.model.parts import family_of, plain_name
@@ -19,14 +20,21 @@ TRAINED_PARTS = "trained_parts.safetensors"  # what was trained in full beside a
 OFFLINE_HINT = "give a local folder (MODEL_PATH or --model_name_or_path) or download it on a machine with network"
 
 
-def attention_implementation(name: str, dtype: torch.dtype) -> str:
-    """`auto` becomes flash_attention_2 where a GPU, the package and a 16-bit type allow it, else sdpa."""
+def model_class_of(config) -> type:
+    """The family's generation class in transformers."""
+    import transformers
+
+    return getattr(transformers, family_of(config).model_class)
+
+
+def attention_implementation(name: str, dtype: torch.dtype, config) -> str:
+    """`auto` becomes flash_attention_2 where the model, a GPU, the package and a 16-bit type allow it, else sdpa."""
     if name != "auto":
         return name
     from transformers.utils import is_flash_attn_2_available
 
     usable = torch.cuda.is_available() and dtype in (torch.bfloat16, torch.float16) and is_flash_attn_2_available()
-    return "flash_attention_2" if usable else "sdpa"
+    return "flash_attention_2" if usable and model_class_of(config)._supports_flash_attn else "sdpa"
 
 
 def adapter_base(checkpoint: str | Path) -> str | None:
@@ -115,15 +123,13 @@ def load_processor(name: str | Path, cache_dir: str | None = None):
 
 def load_base(name: str | Path, dtype: torch.dtype, attn: str = "auto", cache_dir: str | None = None):
     """A generation model with its weights in `dtype`, the overlay's forward and the additions stored with it."""
-    import transformers
-
     config = load_config(name, cache_dir)
-    model_class = getattr(transformers, family_of(config).model_class)
     name = locate(name)
     model = _from_hub(
         name,
-        lambda **options: model_class.from_pretrained(
-            name, dtype=dtype, attn_implementation=attention_implementation(attn, dtype), cache_dir=cache_dir, **options
+        lambda **options: model_class_of(config).from_pretrained(
+            name, dtype=dtype, attn_implementation=attention_implementation(attn, dtype, config), cache_dir=cache_dir,
+            **options
         ),
     )
     forward.install(model)
@@ -183,13 +189,20 @@ def load_model(checkpoint: str | Path, base_model: str | None = None, attn: str 
         return _from_hub(checkpoint, lambda **_: PeftModel.from_pretrained(model, checkpoint))
 
 
-def load_for_inference(checkpoint: str | Path, base_model: str | None = None, attn_implementation: str = "auto"):
+def load_for_inference(checkpoint: str | Path, base_model: str | None = None, attn_implementation: str = "auto",
+                       thinking: str = "auto"):
     """Model in eval mode, on the GPU in bf16 where there is one, else fp32 on the CPU; and its processor.
 
+    Args:
+        thinking: "on" or "off" asks with or without room for reasoning, "auto" in the checkpoint's own form.
+
     Raises:
-        UserError: checkpoint, base model or processor is missing, damaged or of an unsupported family.
+        UserError: checkpoint, base model or processor is missing, damaged or of an unsupported family, or the chat
+            template has no block of reasoning that `thinking` could choose.
     """
+    processor = load_processor(checkpoint)
+    chat.set_thinking(processor, thinking)
     cuda = torch.cuda.is_available()
     model = load_model(checkpoint, base_model, attn_implementation, torch.bfloat16 if cuda else torch.float32)
     model = model.to(f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if cuda else "cpu").eval()
-    return model, load_processor(checkpoint)
+    return model, processor

@@ -36,6 +36,15 @@ VISION_3 = dict(
     num_position_embeddings=256,
 )
 
+RECURRENT = dict(
+    head_dim=HEAD_DIM, partial_rotary_factor=1.0, full_attention_interval=4, linear_key_head_dim=32,
+    rope_parameters={**ROPE_3, "partial_rotary_factor": 1.0}, linear_value_head_dim=32, linear_num_key_heads=4,
+    linear_num_value_heads=4,
+)
+EXPERTS = dict(
+    num_experts=4, num_experts_per_tok=2, moe_intermediate_size=HIDDEN, shared_expert_intermediate_size=HIDDEN,
+)
+
 SIZES = {
     "qwen2_vl": (
         dict(TEXT, rope_parameters=ROPE_2),
@@ -54,10 +63,12 @@ SIZES = {
              moe_intermediate_size=HIDDEN, decoder_sparse_step=1),
         dict(VISION_3, deepstack_visual_indexes=[1, 2]),
     ),
-    "qwen3_5": (
-        dict(TEXT, head_dim=HEAD_DIM, partial_rotary_factor=1.0, full_attention_interval=4, linear_key_head_dim=32,
-             rope_parameters={**ROPE_3, "partial_rotary_factor": 1.0}, linear_value_head_dim=32,
-             linear_num_key_heads=4, linear_num_value_heads=4),
+    "qwen3_5": (dict(TEXT, **RECURRENT), VISION_3),
+    "qwen3_5_moe": (dict(TEXT, **RECURRENT, **EXPERTS), VISION_3),
+    "qwen4_exp": (
+        dict(TEXT, **RECURRENT, **EXPERTS, hc_count=2, hc_lowrank=HIDDEN // 8, ple_layer_ids=[2],
+             ngram_vocab_size_base=500, split_ngram_parts=2, indexer_n_heads=2, indexer_kv_heads=1,
+             indexer_head_dim=HEAD_DIM, indexer_budget=16, indexer_compress_ratio=4),
         VISION_3,
     ),
 }
@@ -69,39 +80,60 @@ CHAT_TEMPLATE = """\
 {%- else -%}
 {%- for part in content -%}
 {%- if part.type == 'image' -%}<|vision_start|><|image_pad|><|vision_end|>
-{%- elif part.type == 'video' -%}VIDEO_MARK
+{%- elif part.type == 'video' -%}<|vision_start|><|video_pad|><|vision_end|>
 {%- else -%}{{ part.text }}
 {%- endif -%}
 {%- endfor -%}
 {%- endif -%}
 {%- endmacro -%}
-SYSTEM_DEFAULT
+SYSTEM
 {%- for message in messages -%}
 {{- '<|im_start|>' + message.role + '\\n' -}}
-THINKING_TURN
-{{- render(message.content) + '<|im_end|>\\n' -}}
+{%- set words = render(message.content) -%}
+TURN
+{{- words + '<|im_end|>\\n' -}}
 {%- endfor -%}
-{%- if add_generation_prompt -%}{{- '<|im_start|>assistant\\nTHINKING' -}}{%- endif -%}
+{%- if add_generation_prompt -%}{{- '<|im_start|>assistant\\n' -}}
+PROMPT
+{%- endif -%}
+"""
+SYSTEM = """\
+{%- if messages and messages[0].role != 'system' -%}
+{{- '<|im_start|>system\\nYou are a helpful assistant.<|im_end|>\\n' -}}
+{%- endif -%}
+"""
+QUESTIONS = """\
+{%- set ns = namespace(last=-1) -%}
+{%- for m in messages -%}{%- if m.role == 'user' -%}{%- set ns.last = loop.index0 -%}{%- endif -%}{%- endfor -%}
+"""
+THOUGHT = """\
+{%- if message.role == 'assistant' -%}
+{%- set thought = '' -%}
+{%- if '</think>' in words -%}
+{%- set thought = words.split('</think>')[0].split('<think>')[-1] | trim -%}
+{%- set words = words.split('</think>')[-1].lstrip('\\n') -%}
+{%- endif -%}
+{%- if loop.index0 > ns.last -%}{{- '<think>\\n' + thought + '\\n</think>\\n\\n' -}}{%- endif -%}
+{%- endif -%}
+"""
+OPENING = """\
+{%- if enable_thinking is defined and enable_thinking -%}{{- '<think>\\n' -}}
+{%- else -%}{{- '<think>\\n\\n</think>\\n\\n' -}}{%- endif -%}
 """
 
 
 def chat_template(family: str) -> str:
     """The family's chat template.
 
-    Qwen2 and 2.5 add a system turn of their own. Qwen3.5 opens the last answer with an empty thought, not earlier ones.
+    Qwen2 and 2.5 add a system turn of their own. Families with reasoning write a block of it, empty without, before the
+    answers to the last question, and leave out that of earlier ones.
     """
-    old, thinks = family.startswith("qwen2"), family == "qwen3_5"
-    system = (
-        "{%- if messages and messages[0].role != 'system' -%}"
-        "{{- '<|im_start|>system\\nYou are a helpful assistant.<|im_end|>\\n' -}}{%- endif -%}"
-    )
-    thought = "<think>\\n\\n</think>\\n\\n"
-    turn = f"{{%- if message.role == 'assistant' and loop.last -%}}{{{{- '{thought}' -}}}}{{%- endif -%}}"
+    from overlays.model.parts import FAMILIES
+
+    old, thinks = family.startswith("qwen2"), FAMILIES[family].thinking
     return (
-        CHAT_TEMPLATE.replace("VIDEO_MARK", "<|vision_start|><|video_pad|><|vision_end|>")
-        .replace("SYSTEM_DEFAULT\n", system + "\n" if old else "")
-        .replace("THINKING_TURN\n", turn + "\n" if thinks else "")
-        .replace("THINKING", thought if thinks else "")
+        CHAT_TEMPLATE.replace("SYSTEM\n", SYSTEM if old else QUESTIONS if thinks else "")
+        .replace("TURN\n", THOUGHT if thinks else "").replace("PROMPT\n", OPENING if thinks else "")
     )
 
 

@@ -3,6 +3,8 @@
 import copy
 import inspect
 import random
+import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +15,8 @@ from overlays.data import chat
 from overlays.data.media import Media, open_media
 from overlays.errors import UserError
 from overlays.model.load import load_processor
+from overlays.model.parts import FAMILIES
 
-FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5")
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
 
 # As Qwen3.5 does: answers are stripped, an earlier turn's reasoning is left out, the last one's always shown.
@@ -23,7 +25,12 @@ THINKING = """\
 {%- for m in messages -%}{%- if m.role == 'user' -%}{%- set ns.last = loop.index0 -%}{%- endif -%}{%- endfor -%}
 {%- if ns.last < 0 -%}{{- raise_exception('no question') -}}{%- endif -%}
 {%- for m in messages -%}
-{%- set words = m.content | map(attribute='text') | join | trim -%}
+{%- set words = namespace(all='') -%}
+{%- for part in m.content -%}
+{%- if part.type == 'text' -%}{%- set words.all = words.all + part.text -%}
+{%- else -%}{%- set words.all = words.all + '<|vision_start|><|image_pad|><|vision_end|>' -%}{%- endif -%}
+{%- endfor -%}
+{%- set words = words.all | trim -%}
 {%- if m.role == 'assistant' -%}
 {%- set thought = '' -%}
 {%- if '</think>' in words -%}
@@ -35,12 +42,32 @@ THINKING = """\
 {{- words + '<|im_end|>\\n' -}}
 {%- else -%}{{- '<|im_start|>' + m.role + '\\n' + words + '<|im_end|>\\n' -}}{%- endif -%}
 {%- endfor -%}"""
+SWITCH = THINKING + """\
+{%- if add_generation_prompt -%}{{- '<|im_start|>assistant\\n<think>\\n' -}}
+{%- if not (enable_thinking | default(DEFAULT)) -%}{{- '\\n</think>\\n\\n' -}}{%- endif -%}{%- endif -%}"""
+ALWAYS = THINKING + "{%- if add_generation_prompt -%}{{- '<|im_start|>assistant\\n<think>\\n' -}}{%- endif -%}"
+# Reasoning templates and what their own generation prompt asks for.
+FORMS = {"on": (SWITCH.replace("DEFAULT", "true"), True), "off": (SWITCH.replace("DEFAULT", "false"), False),
+         "always": (ALWAYS, True)}
 NO_END = "{% for m in messages %}<|im_start|>{{ m.role }}: {{ m.content | map(attribute='text') | join }}\n{% endfor %}"
 
 
+@pytest.fixture(scope="module")
+def loaded(tiny_model_dir):
+    """Function: family -> its tiny processor, loaded once; a copy, whose chat template a test may change."""
+    known = {}
+
+    def get(family):
+        if family not in known:
+            known[family] = load_processor(tiny_model_dir(family))
+        return copy.copy(known[family])
+
+    return get
+
+
 @pytest.fixture
-def processor(tiny_model_dir, request):
-    return load_processor(tiny_model_dir(getattr(request, "param", "qwen3_vl")))
+def processor(loaded, request):
+    return loaded(getattr(request, "param", "qwen3_vl"))
 
 
 def with_template(processor, template):
@@ -158,12 +185,92 @@ def test_answers_that_a_template_strips_or_moves_are_found(processor):
     row = record("Q", "<think>\nfirst\n</think>\n\nA", "Q", "<think>\nhm, A?\n</think>\n\nA ")
     sample = chat.encode(row, processor, ".")
     assert labelled(sample, processor) == ["A<|im_end|>", "hm, A?\n</think>\n\nA<|im_end|>"]
-    prompt = processor.tokenizer.decode(chat.encode_prompt(row, processor, ".")["input_ids"])
-    assert prompt.endswith("<|im_start|>assistant\n<think>\n")
     plain = record("Q", " A ", "Q", " A ")
     assert labelled(chat.encode(plain, processor, "."), processor) == ["A<|im_end|>", "A<|im_end|>"]
-    prompt = processor.tokenizer.decode(chat.encode_prompt(plain, processor, ".")["input_ids"])
-    assert prompt.endswith("<|im_start|>assistant\n<think>\n\n</think>\n\n")
+
+
+REASONED = "<think>\nhm, A?\n</think>\n\nA"
+
+
+@pytest.mark.parametrize("template", FORMS)
+def test_the_prompt_does_not_depend_on_the_reference_answer(processor, template):
+    template, own = FORMS[template]
+    processor = with_template(processor, template)
+    assert chat.thinking_of(processor) is own
+    answers = [("Q", "A"), ("Q", REASONED), ("Q", ""), ("Q",)]
+    prompts = {tuple(chat.encode_prompt(record(*words), processor, ".")["input_ids"].tolist()) for words in answers}
+    expected = processor.apply_chat_template(
+        chat.to_messages(record("Q"), Media()), tokenize=False, add_generation_prompt=True)
+    assert [processor.tokenizer.decode(ids) for ids in prompts] == [expected]
+
+
+@pytest.mark.parametrize("template", [*FORMS, "tiny"])
+@pytest.mark.parametrize("thinking", ["on", "off"])
+def test_a_prompt_begins_the_training_samples_of_its_form(loaded, processor, images, template, thinking):
+    processor = (loaded("qwen3_5_moe") if template == "tiny" else with_template(processor, FORMS[template][0]))
+    chat.set_thinking(processor, thinking)
+    answer = REASONED if thinking == "on" else "A"
+    for row in (record("Q", answer), record("Q", REASONED, "Q", answer), record("Q", "A", "Q", answer),
+                record("What is <|im_end|>?", answer), record("<image>Q", "A", "Q", answer, image="a.png")):
+        sample, prompt = chat.encode(row, processor, images), chat.encode_prompt(row, processor, images)
+        length = len(prompt["input_ids"])
+        assert sample["input_ids"][:length].equal(prompt["input_ids"])
+        assert sample["labels"][length] != chat.IGNORE and sample["labels"][length - 1] == chat.IGNORE
+        assert (sample["labels"][length:] != chat.IGNORE).sum() == len(sample["labels"]) - length - 1
+
+
+@pytest.mark.parametrize("words, on, sentence", [
+    (["A", "A"], False, "thinking off: 0 of 2"), ([REASONED, REASONED], True, "thinking on: 2 of 2"),
+    ([REASONED, "A", "A"], False, "1 of 3 .* the others are asked in a form"), ([REASONED, "A"], False, "off: 1 of 2"),
+    ([REASONED, REASONED, "<think>\n\n</think>\n\nA"], True, "on: 2 of 3"),
+])
+@pytest.mark.parametrize("template", ("on", "off"))
+def test_the_form_is_that_of_most_training_answers_and_is_stored(
+        tiny_model_dir, processor, tmp_path, template, words, on, sentence):
+    from transformers import AutoProcessor
+
+    fitted = with_template(processor, FORMS[template][0])
+    assert re.search(sentence, chat.fit_thinking(fitted, "auto", [record("Q", word) for word in words]))
+    fitted.save_pretrained(tmp_path)
+    shutil.copy(tiny_model_dir("qwen3_vl") / "config.json", tmp_path)
+    again = load_processor(tmp_path)
+    assert chat.thinking_of(again) is on
+    # Programs that know nothing of this tool ask in the same form.
+    plain = AutoProcessor.from_pretrained(tmp_path).apply_chat_template(
+        chat.to_messages(record("Q"), Media()), tokenize=True, return_dict=True, add_generation_prompt=True)
+    assert chat.encode_prompt(record("Q", "A"), again, ".")["input_ids"].tolist() == list(plain["input_ids"][0])
+    # Another run decides anew, and leaves no trace of the earlier form.
+    chat.fit_thinking(again, "auto", [record("Q", "A" if on else REASONED)])
+    assert chat.thinking_of(again) is not on and again.chat_template.count("enable_thinking = ") == 1
+
+
+def test_a_form_that_training_never_shows_is_refused(processor):
+    reasoning = with_template(processor, FORMS["on"][0])
+    with pytest.raises(UserError, match="--thinking on: none of the 1 training records"):
+        chat.fit_thinking(reasoning, "on", [record("Q", "A")])
+    with pytest.raises(UserError, match="--thinking off: none of the 1 training records"):
+        chat.fit_thinking(reasoning, "off", [record("Q", REASONED)])
+    mixed = [record("Q", "A"), record("Q", "A"), record("Q", REASONED)]
+    assert chat.fit_thinking(reasoning, "on", mixed).startswith("thinking on: 1 of 3")
+    assert chat.thinking_of(reasoning) is True
+
+
+def test_a_template_without_a_switch_is_said_to_ask_otherwise_elsewhere(processor):
+    always = with_template(processor, FORMS["always"][0])
+    assert chat.fit_thinking(always, "auto", [record("Q", REASONED)]) == (
+        "thinking on: 1 of 1 training records have reasoning in the last answer")
+    assert "other programs than this one" in chat.fit_thinking(always, "auto", [record("Q", "A")])
+    assert chat.thinking_of(always) is False
+
+
+def test_a_template_without_reasoning_has_one_form(processor):
+    before = processor.chat_template
+    assert chat.thinking_of(processor) is None
+    assert chat.fit_thinking(processor, "auto", [record("Q", REASONED)]) == ""
+    assert processor.chat_template == before
+    for call in (chat.set_thinking, lambda *words: chat.fit_thinking(*words, [record("Q", REASONED)])):
+        with pytest.raises(UserError, match="--thinking on: the chat template of this model has no block of reasoning"):
+            call(processor, "on")
 
 
 def test_a_turn_without_an_end_token_has_labels_on_its_words_only(processor):

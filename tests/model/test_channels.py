@@ -48,7 +48,7 @@ def test_projected_the_n_channel_model_sees_what_the_rgb_model_sees_of_the_proje
     shown = np.array(image.image_mean)[:, None, None] + np.array(image.image_std)[:, None, None] * np.einsum(
         "cn,nhw->chw", matrix, normalised)
     # In double, so that models are compared and not their rounding; the expert kernels know only single.
-    precise = torch.float32 if family == "qwen3_vl_moe" else torch.float64
+    precise = torch.float32 if hasattr(rgb.config.text_config, "num_experts") else torch.float64
     expected = logits(rgb.to(precise), processor, *rasters.patches(255 * shown, processor))
 
     model = channels.widen(load.load_base(tiny_model_dir(family), torch.float32), N, "project", torch.tensor(matrix))

@@ -97,6 +97,25 @@ def test_positions_equal_the_models_own_and_travel_to_workers(tiny_model_dir):
     assert torch.equal(positions(ids, types, grid), expected)
 
 
+@pytest.mark.parametrize("family", parts.FAMILIES)
+def test_auto_attention_is_one_that_the_family_has(tiny_model_dir, family, monkeypatch):
+    """On a GPU with flash-attn installed, which this machine need not have."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr("transformers.utils.is_flash_attn_2_available", lambda: True)
+    config = load.load_config(tiny_model_dir(family))
+    expected = "sdpa" if family == "qwen4_exp" else "flash_attention_2"
+    assert load.attention_implementation("auto", torch.bfloat16, config) == expected
+    assert load.attention_implementation("auto", torch.float32, config) == "sdpa"
+
+
+@pytest.mark.parametrize("family", parts.FAMILIES)
+def test_a_familys_facts_are_those_of_its_processor_and_template(tiny_model_dir, family):
+    processor, row = load.load_processor(tiny_model_dir(family)), parts.FAMILIES[family]
+    image = processor.image_processor
+    assert row.patch_factor == image.patch_size * image.merge_size
+    assert row.thinking == ("<think>" in processor.chat_template)
+
+
 def test_an_unknown_family_is_named():
     with pytest.raises(UserError, match="'llama' is not supported"):
         parts.family_of(SimpleNamespace(model_type="llama"))

@@ -13,6 +13,7 @@ from PIL import Image
 from overlays.errors import UserError
 from overlays.files import sha256
 from overlays.model import tiny
+from overlays.model.parts import FAMILIES as FAMILY_ROWS
 
 ROOT = Path(__file__).resolve().parents[2]
 FAMILIES = sorted(tiny.SIZES)
@@ -132,7 +133,7 @@ def test_the_chat_template_is_qwens(loaded):
     ]
     old = model.config.model_type.startswith("qwen2")
     system = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n" if old else ""
-    thought = "<think>\n\n</think>\n\n" if model.config.model_type == "qwen3_5" else ""
+    thought = "<think>\n\n</think>\n\n" if FAMILY_ROWS[model.config.model_type].thinking else ""
     expected = (
         f"{system}<|im_start|>user\n<|vision_start|><|image_pad|><|vision_end|>What?<|im_end|>\n"
         "<|im_start|>assistant\nThis.<|im_end|>\n<|im_start|>user\nAnd?<|im_end|>\n"

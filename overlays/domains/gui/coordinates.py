@@ -1,6 +1,6 @@
 """Two conventions for a point on a screen: the 0-1000 grid, and pixels of the image as the model sees it.
 
-Qwen2-VL and Qwen3-VL speak of the grid, Qwen2.5-VL of pixels of the resized image. Everything is scored on the grid.
+Which one a model family uses stands in its row of `model.parts.FAMILIES`. Everything is scored on the grid.
 """
 
 from collections.abc import Iterable
@@ -10,25 +10,28 @@ from overlays.errors import UserError
 
 GRID = 1000
 RELATIVE, ABSOLUTE = "relative", "absolute"
-CONVENTIONS = {"qwen2_vl": RELATIVE, "qwen2_5_vl": ABSOLUTE, "qwen3_vl": RELATIVE, "qwen3_vl_moe": RELATIVE,
-               "qwen3_5": RELATIVE}
-FACTORS = {"qwen2_vl": 28, "qwen2_5_vl": 28}  # pixels of a merged patch; 32 in the other families
+
+
+def _row(family: str):
+    from overlays.model.parts import FAMILIES
+
+    if family not in FAMILIES:
+        raise UserError(f"model family {family!r} is unknown; known are {', '.join(FAMILIES)}")
+    return FAMILIES[family]
 
 
 def convention_of(family: str) -> str:
     """How a model family names points. Raises UserError where the family is unknown."""
-    if family not in CONVENTIONS:
-        raise UserError(f"model family {family!r} is unknown; known are {', '.join(CONVENTIONS)}")
-    return CONVENTIONS[family]
+    return ABSOLUTE if _row(family).absolute_points else RELATIVE
 
 
 def resized(size: tuple[int, int], family: str, min_pixels: int, max_pixels: int) -> tuple[int, int]:
     """(width, height) of the image that the model sees of a screenshot of `size` (width, height).
 
     Raises:
-        UserError: the family's processor takes no image of that shape.
+        UserError: the family is unknown, or its processor takes no image of that shape.
     """
-    return _resized(size, FACTORS.get(family, 32), min_pixels, max_pixels)
+    return _resized(size, _row(family).patch_factor, min_pixels, max_pixels)
 
 
 def _resized(size: tuple[int, int], factor: int, min_pixels: int, max_pixels: int) -> tuple[int, int]:

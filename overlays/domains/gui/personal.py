@@ -228,6 +228,7 @@ def _train(model, processor, job: Job, media_root: Path, folder: Path, settings:
     from transformers import PrinterCallback
 
     from overlays import arguments, registry
+    from overlays.data import chat
     from overlays.data.collate import PaddedCollator
     from overlays.data.dataset import SupervisedDataset
     from overlays.data.media import MediaOptions
@@ -256,6 +257,7 @@ def _train(model, processor, job: Job, media_root: Path, folder: Path, settings:
         [registry.Dataset(f"user_{job.user}", annotation, media_root, 1.0)], processor,
         parts.position_function(model.config), MediaOptions(), seed=settings.seed,
     )
+    chat.fit_thinking(processor, "auto", job.train)
     trainer = Trainer(model=model, args=training, processing_class=processor, callbacks=[FiniteLoss()], rates=rates,
                       train_dataset=dataset, data_collator=PaddedCollator(processor))
     trainer.remove_callback(PrinterCallback)

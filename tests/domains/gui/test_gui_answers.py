@@ -5,6 +5,7 @@ import pytest
 from overlays.domains.gui import coordinates
 from overlays.domains.gui.answers import answer, parse_point, question
 from overlays.errors import UserError
+from overlays.model.parts import FAMILIES
 
 
 @pytest.mark.parametrize(
@@ -57,7 +58,7 @@ def test_an_answer_reads_back():
     assert "absolute" in question("tap it", "absolute")
 
 
-@pytest.mark.parametrize("family", coordinates.CONVENTIONS)
+@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("size", [(1080, 2400), (1024, 768), (2560, 1440)])
 def test_points_survive_the_resize_within_one_grid_unit(family, size):
     seen = None
@@ -69,6 +70,11 @@ def test_points_survive_the_resize_within_one_grid_unit(family, size):
         assert max(abs(a - b) for a, b in zip(grid, back, strict=True)) <= 1
 
 
+def test_points_are_pixels_in_one_family_and_on_the_grid_in_every_other():
+    absolute = [name for name in FAMILIES if coordinates.convention_of(name) == coordinates.ABSOLUTE]
+    assert absolute == ["qwen2_5_vl"]
+
+
 def test_the_seen_size_is_that_of_the_processor(tiny_model_dir):
     """The convention's resize and the processor's patch grid are the same."""
     import numpy as np
@@ -77,7 +83,7 @@ def test_the_seen_size_is_that_of_the_processor(tiny_model_dir):
     from overlays.data.media import MediaOptions, apply_resolution
     from overlays.model.load import load_processor
 
-    for family in ("qwen2_5_vl", "qwen3_vl"):
+    for family in FAMILIES:
         processor = load_processor(tiny_model_dir(family))
         apply_resolution(processor, MediaOptions(min_pixels=4096, max_pixels=300_000))
         grid = processor.image_processor(Image.fromarray(np.zeros((2400, 1080, 3), np.uint8)))["image_grid_thw"][0]
