@@ -5,6 +5,7 @@ accumulated: the same loss and the same gradients, for every family and every ki
 command line takes. The reference is the plain model of transformers on one sample at a time.
 """
 
+import itertools
 import json
 from pathlib import Path
 
@@ -152,10 +153,18 @@ def reference(tiny_model_dir, annotation, tmp_path_factory):
     return get
 
 
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
-@pytest.mark.parametrize("checkpointing", [False, True], ids=["kept", "checkpointed"])
-@pytest.mark.parametrize("flatten", [False, True], ids=["padded", "flattened"])
-@pytest.mark.parametrize("family", FAMILIES)
+def matrix():
+    """Every family with every way; of all families but one the default run takes two ways, `--slow` the others too."""
+    for family in FAMILIES:
+        for flatten, checkpointing, attention in itertools.product((False, True), (False, True), ("sdpa", "eager")):
+            corner = (checkpointing, attention) == ((True, "eager") if flatten else (False, "sdpa"))
+            name = "-".join((family, "flattened" if flatten else "padded", "checkpointed" if checkpointing else "kept",
+                             attention))
+            marks = () if family == "qwen3_vl" or corner else (pytest.mark.slow,)
+            yield pytest.param(family, flatten, checkpointing, attention, id=name, marks=marks)
+
+
+@pytest.mark.parametrize("family, flatten, checkpointing, attention", matrix())
 def test_every_way_of_computing_a_step_gives_the_same_loss_and_gradients(
         tiny_model_dir, annotation, reference, tmp_path, family, flatten, checkpointing, attention):
     flags = ("--data_flatten", str(flatten), "--gradient_checkpointing", str(checkpointing),
