@@ -260,8 +260,10 @@ def save_whole(mae: MaeArguments, model: MaskedAutoencoder, data: Data, folder: 
     data.processor.save_pretrained(unfinished)
     save_file({name: value.detach().cpu().contiguous() for name, value in model.decoder.state_dict().items()},
               unfinished / DECODER, metadata={"format": "pt"})
+    new = {file.name for file in unfinished.iterdir()}
     for file in sorted(unfinished.iterdir(), key=lambda file: (file.name == "config.json", file.name)):
         os.replace(file, folder / file.name)
+    runs.remove_model(folder, but=new)
     unfinished.rmdir()
 
 
