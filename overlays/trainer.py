@@ -81,7 +81,8 @@ class Trainer(transformers.Trainer):
         if remaining:
             with atomic_path(folder / TRAINED_PARTS) as temporary:
                 save_file(remaining, temporary, metadata={"format": "pt"})
-        card.write(folder, self.model, self._parts_trained(full))
+        if hasattr(self.model, "config"):  # a masked autoencoder's checkpoint is for its own run alone
+            card.write(folder, self.model, self._parts_trained(full))
 
     def _parts_trained(self, beside_adapter: Iterable[str]) -> list[str]:
         """Parts that this folder's model has learned, in the order of parts.PARTS."""
