@@ -21,7 +21,7 @@ from overlays.data import rasters, tiles
 from overlays.data.media import MediaOptions, apply_resolution
 from overlays.errors import UserError, run
 from overlays.files import write_json
-from overlays.model import additions, channels, load, parts, reconstruction
+from overlays.model import additions, channels, load, parts, reconstruction, unloaded
 from overlays.model.mae import MaskedAutoencoder
 from overlays.trainer import print_once
 
@@ -256,11 +256,14 @@ def save_whole(mae: MaeArguments, model: MaskedAutoencoder, data: Data, folder: 
     unfinished = folder / ".final"
     shutil.rmtree(unfinished, ignore_errors=True)
     base.save_pretrained(unfinished)
+    unloaded.carry_over(base, unfinished)
     data.processor.save_pretrained(unfinished)
     save_file({name: value.detach().cpu().contiguous() for name, value in model.decoder.state_dict().items()},
               unfinished / DECODER, metadata={"format": "pt"})
+    new = {file.name for file in unfinished.iterdir()}
     for file in sorted(unfinished.iterdir(), key=lambda file: (file.name == "config.json", file.name)):
         os.replace(file, folder / file.name)
+    runs.remove_model(folder, but=new)
     unfinished.rmdir()
 
 

@@ -89,7 +89,6 @@ def load_model(model_args, training, added: dict[str, dict]):
         model = get_peft_model(model, LoraConfig(
             r=training.lora_r, lora_alpha=training.lora_alpha, lora_dropout=training.lora_dropout,
             target_modules=parts.lora_target_pattern(model.config, wanted), bias="none", task_type="CAUSAL_LM",
-            base_model_name_or_path=model_args.model_name_or_path,
         ))
     return model
 

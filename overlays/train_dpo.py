@@ -115,7 +115,7 @@ class PreferenceRun(train.Run):
             again = start_model(self.model_args, self.training).requires_grad_(False)
         return PreferenceTrainer(
             model=model, ref_model=again, args=self.training, processing_class=self.processor, callbacks=callbacks,
-            rates=self.rates, kept=parts_beside(self.model_args.model_name_or_path),
+            rates=self.rates, kept=load.full_parameter_names(self.model_args.model_name_or_path),
             data_collator=PreferenceCollator(self.processor, sets), train_dataset=tables["train"],
             eval_dataset=tables.get("eval"),
         )
@@ -145,17 +145,6 @@ def start_model(model_args, training):
             model = model.merge_and_unload()
         model.config.use_cache = False
     return model
-
-
-def parts_beside(name: str) -> frozenset[str]:
-    """Plain names of the parameters in a checkpoint's trained_parts.safetensors."""
-    from safetensors import safe_open
-
-    file = Path(load.locate(name)) / load.TRAINED_PARTS
-    if not file.is_file():
-        return frozenset()
-    with safe_open(file, framework="pt") as tensors:
-        return frozenset(tensors.keys())
 
 
 def prepare(model_args, data, training) -> PreferenceRun:

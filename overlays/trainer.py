@@ -3,6 +3,7 @@
 import math
 import os
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -14,7 +15,7 @@ from transformers.trainer_utils import rotate_checkpoints
 from overlays import runs
 from overlays.errors import UserError
 from overlays.files import atomic_path
-from overlays.model import additions, parts
+from overlays.model import adapters, additions, card, parts, unloaded
 from overlays.model.load import TRAINED_PARTS, load_trained_parts
 
 WORDS_LOSS = "loss per supervised token (nats)"
@@ -76,9 +77,19 @@ class Trainer(transformers.Trainer):
         additions.write(self.model, folder)
         beside = added | (self._trained_beside_adapter() if _is_lora(self.model) else set())
         full = {parts.plain_name(name): values[name].detach().cpu().contiguous() for name in beside}
-        if full:
+        remaining = adapters.complete(folder, self.model, full) if _is_lora(self.model) else full
+        if remaining:
             with atomic_path(folder / TRAINED_PARTS) as temporary:
-                save_file(full, temporary, metadata={"format": "pt"})
+                save_file(remaining, temporary, metadata={"format": "pt"})
+        if hasattr(self.model, "config"):  # a masked autoencoder's checkpoint is for its own run alone
+            card.write(folder, self.model, self._parts_trained(full))
+
+    def _parts_trained(self, beside_adapter: Iterable[str]) -> list[str]:
+        """Parts that this folder's model has learned, in the order of parts.PARTS."""
+        family = parts.family_of(self.model.config)
+        found = {part for part, rate in self.rates.items() if rate > 0 and part not in ("adapter", "additions")}
+        found |= {parts.part_of(name, family, self.rates) for name in beside_adapter}
+        return [part for part in parts.PARTS if part in found]
 
     def _trained_beside_adapter(self) -> set[str]:
         """Names of the parameters that are trained in full though the model has an adapter, resting ones included."""
@@ -110,6 +121,8 @@ class Trainer(transformers.Trainer):
         if dist.is_initialized():
             dist.barrier()
         if self.args.should_save:
+            if not _is_lora(self.model):
+                unloaded.carry_over(self.model, unfinished)
             # What makes the folder a checkpoint comes last, when everything it speaks of is there.
             new = {file.name for file in unfinished.iterdir()}
             for file in sorted(unfinished.iterdir(), key=lambda file: (file.name in runs.MODEL_MARKS, file.name)):

@@ -10,13 +10,14 @@ from safetensors.torch import save_file
 from overlays import runs
 from overlays.errors import UserError, run
 from overlays.files import atomic_path
-from overlays.model import additions, load
+from overlays.model import additions, card, load, unloaded
 
 
 def merge(checkpoint: Path, output: Path, base_model: str | None, dtype: str) -> None:
     """Write the merged model and its processor to `output`.
 
-    The sum is taken in fp32. `dtype` "auto" stores what the base model's config names.
+    The sum is taken in fp32. `dtype` "auto" stores what the base model's config names. Tensors of the base that
+    transformers does not load are carried over.
 
     Raises:
         UserError: `checkpoint` is no LoRA folder, or `output` holds files already.
@@ -41,6 +42,8 @@ def merge(checkpoint: Path, output: Path, base_model: str | None, dtype: str) ->
         if added:
             save_file(added, folder / load.TRAINED_PARTS, metadata={"format": "pt"})
         processor.save_pretrained(folder)
+        unloaded.carry_over(model, folder)
+        card.write(folder, model, None)
     print(f"merged {checkpoint} into {output} ({str(stored or torch.float32).removeprefix('torch.')})")
 
 

@@ -1,6 +1,7 @@
 """What a model has beyond plain transformers: attached before training, stored beside a checkpoint, put back at load.
 
-Settings lie in additions.json, weights in trained_parts.safetensors; model.safetensors holds the plain model alone.
+Settings lie in additions.json, weights in trained_parts.safetensors; model.safetensors and adapter_model.safetensors
+hold what plain transformers has a module for.
 A new addition is one row here and a module with `attach(model, **settings)`.
 """
 
@@ -21,16 +22,23 @@ FILE = "additions.json"
 
 @dataclass(frozen=True)
 class Addition:
-    """module: where `attach(model, **settings)` is. prefix: of its parameters' names; "" where it adds none."""
+    """One row of the table below.
+
+    Args:
+        module: where `attach(model, **settings)` is.
+        prefix: of the names of its parameters; "" where it adds none.
+        reshaped: prefix of the parameters of plain transformers whose shape it changes; "" where it changes none.
+    """
 
     module: str
     prefix: str = ""
+    reshaped: str = ""
 
 
 ADDITIONS = {
     "spatial": Addition("overlays.model.spatial", "model.spatial."),
     "regression": Addition("overlays.model.heads", "regression."),
-    "channels": Addition("overlays.model.channels"),  # its weights are the patch embedding's
+    "channels": Addition("overlays.model.channels", reshaped="model.visual.patch_embed."),
 }
 
 
@@ -68,6 +76,12 @@ def settings(model: nn.Module) -> dict[str, dict]:
 def owns(plain_name: str, among: Iterable[str] = ADDITIONS) -> bool:
     """Whether a parameter (its name in the generation class) belongs to an addition, one of those named."""
     prefixes = (ADDITIONS[name].prefix for name in among if name in ADDITIONS)
+    return plain_name.startswith(tuple(prefix for prefix in prefixes if prefix))
+
+
+def reshapes(plain_name: str, among: Iterable[str]) -> bool:
+    """Whether one of the additions named changes the shape of a parameter of plain transformers."""
+    prefixes = (ADDITIONS[name].reshaped for name in among if name in ADDITIONS)
     return plain_name.startswith(tuple(prefix for prefix in prefixes if prefix))
 
 

@@ -1,22 +1,24 @@
 """Checkpoint to model and processor: a full one, a LoRA one (its base is found), a merged one."""
 
-import json
+import logging
 import os
 import socket
+import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 
+from overlays import runs
 from overlays.data import chat
 from overlays.errors import UserError
-from overlays.model import additions, forward, heads
+from overlays.model import adapters, additions, forward, heads, unloaded
+from overlays.model.adapters import adapter_base
 from overlays.model.parts import family_of, plain_name
 
-ROOT = Path(__file__).resolve().parents[2]
-TRAINED_PARTS = "trained_parts.safetensors"  # what was trained in full beside an adapter, and additions to a model
+TRAINED_PARTS = adapters.BESIDE
 OFFLINE_HINT = "give a local folder (MODEL_PATH or --model_name_or_path) or download it on a machine with network"
 
 
@@ -37,29 +39,23 @@ def attention_implementation(name: str, dtype: torch.dtype, config) -> str:
     return "flash_attention_2" if usable and model_class_of(config)._supports_flash_attn else "sdpa"
 
 
-def adapter_base(checkpoint: str | Path) -> str | None:
-    """The base model that a LoRA folder names; None where `checkpoint` is no LoRA folder."""
-    file = Path(checkpoint) / "adapter_config.json"
-    if not file.is_file():
-        return None
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))["base_model_name_or_path"]
-    except (ValueError, KeyError) as error:
-        raise UserError(f"{file} is damaged: {error}") from None
-
-
 def locate(name: str | Path) -> str:
-    """A model's name as `from_pretrained` wants it: relative folders are also looked for below the repository.
+    """A model's name as `from_pretrained` wants it: an absolute path or a hub name.
+
+    Relative folders are also looked for below the repository.
 
     Raises:
-        UserError: the name looks like a folder and there is none.
+        UserError: the name looks like a folder and there is none, or the folder holds no model.
     """
     name = str(name)
-    for candidate in (Path(name), ROOT / name):
-        if candidate.is_dir():
-            if not any((candidate / file).is_file() for file in ("config.json", "adapter_config.json")):
-                raise UserError(f"{candidate} holds no model: there is neither config.json nor adapter_config.json")
-            return str(candidate)
+    folder = adapters.local_folder(name)
+    if folder is not None:
+        if runs.has_model(Path(folder)):
+            return folder
+        whole = runs.checkpoints(Path(folder))
+        if whole:
+            raise UserError(f"{name} is a run without a final model: give its newest checkpoint, {whole[-1]}")
+        raise UserError(f"{name} holds no model: there is neither config.json nor adapter_config.json")
     if name.startswith((".", "/", "~")) or name.count("/") != 1 or name.split("/")[0] in ("data", "outputs"):
         raise UserError(f"there is no model folder {name}; {OFFLINE_HINT}")
     return name
@@ -96,10 +92,17 @@ def _from_hub(name: str, call):
 
 
 def load_config(name: str | Path, cache_dir: str | None = None):
-    """Config of a supported family. Raises UserError where it cannot be had or the family is not supported."""
+    """Config of a supported family.
+
+    Raises:
+        UserError: it cannot be had, the family is not supported, or `name` is an adapter and not a model.
+    """
     from transformers import AutoConfig
 
     name = locate(name)
+    if adapters.read_config(name) is not None:
+        raise UserError(f"{name} is an adapter and not a model: merge it into its base model with `python "
+                        f"scripts/merge_lora.py --checkpoint {name} --output {name}-merged` and give {name}-merged")
     config = _from_hub(name, lambda **options: AutoConfig.from_pretrained(name, cache_dir=cache_dir, **options))
     family_of(config)
     return config
@@ -122,60 +125,111 @@ def load_processor(name: str | Path, cache_dir: str | None = None):
 
 
 def load_base(name: str | Path, dtype: torch.dtype, attn: str = "auto", cache_dir: str | None = None):
-    """A generation model with its weights in `dtype`, the overlay's forward and the additions stored with it."""
+    """A generation model with its weights in `dtype`, the overlay's forward and the additions stored with it.
+
+    Tensors of the base that the model class does not know are named in one line on stderr.
+
+    Raises:
+        UserError: the model cannot be had, or lacks weights that its class has, which would be random numbers.
+    """
     config = load_config(name, cache_dir)
     name = locate(name)
-    model = _from_hub(
-        name,
-        lambda **options: model_class_of(config).from_pretrained(
-            name, dtype=dtype, attn_implementation=attention_implementation(attn, dtype, config), cache_dir=cache_dir,
-            **options
-        ),
-    )
+    model_class = model_class_of(config)
+    with _without_load_report():
+        model, report = _from_hub(
+            name,
+            lambda **options: model_class.from_pretrained(
+                name, dtype=dtype, attn_implementation=attention_implementation(attn, dtype, config),
+                cache_dir=cache_dir, output_loading_info=True, ignore_mismatched_sizes=True, **options
+            ),
+        )
+    _check_weights(name, model_class.__name__, report)
+    unloaded.find(model, name, report["unexpected_keys"], cache_dir)
     forward.install(model)
     additions.attach(model, additions.read(name))
     load_trained_parts(model, name)
     return model
 
 
+@contextmanager
+def _without_load_report() -> Iterator[None]:
+    """Leave out transformers' table of weights that do not fit: `_check_weights` says it in one line."""
+    logger = logging.getLogger("transformers.modeling_utils")
+
+    def keep(record: logging.LogRecord) -> bool:
+        return "LOAD REPORT" not in record.getMessage()
+
+    logger.addFilter(keep)
+    try:
+        yield
+    finally:
+        logger.removeFilter(keep)
+
+
+def _check_weights(name: str, model_class: str, report: dict) -> None:
+    """Compare stored weights with those of the class, from the report of `from_pretrained`."""
+    missing, unknown = sorted(report["missing_keys"]), sorted(report["unexpected_keys"])
+    if missing:
+        raise UserError(f"model {name} lacks {len(missing)} weights of {model_class}, the first is {missing[0]}: copy "
+                        "the whole model, or give the one that belongs to this config.json")
+    if report["mismatched_keys"]:
+        key, stored, wanted = sorted(report["mismatched_keys"])[0]
+        raise UserError(f"model {name} holds {key} with shape {tuple(stored)}, but its config.json makes it "
+                        f"{tuple(wanted)}: give the weights that belong to this config.json")
+    if unknown and os.environ.get("RANK", "0") == "0":
+        print(f"warning: model {name} holds {len(unknown)} tensors that {model_class} does not know and does not use, "
+              f"the first is {unknown[0]}", file=sys.stderr, flush=True)
+
+
 def load_trained_parts(model: torch.nn.Module, checkpoint: str | Path) -> None:
-    """Put back what lies beside an adapter (merger, vision, embeddings) or a model (additions), if there is any.
+    """Copy what was trained in full beside an adapter, and weights of additions, from a checkpoint; there may be none.
 
     Raises:
-        UserError: the file is damaged or lacks what an addition learned, or a stored tensor has no place in this model
+        UserError: a file is damaged or lacks what an addition learned, or a stored tensor has no place in this model
             or another shape there.
     """
-    file = Path(checkpoint) / TRAINED_PARTS
     own = {plain_name(name): parameter for name, parameter in model.named_parameters()}
-    try:
-        stored = load_file(file) if file.is_file() else {}
-    except SafetensorError as error:
-        raise UserError(f"{file} is damaged or cut short: {error}") from None
     there = additions.read(checkpoint)
-    lost = [name for name in own if additions.owns(name, there) and name not in stored]
-    if lost:
-        raise UserError(f"{file} does not hold {lost[0]}, which {additions.FILE} beside it speaks of")
-    for name, value in stored.items():
+    lost = dict.fromkeys(name for name in own if additions.owns(name, there))
+    own |= {plain_name(name): buffer for name, buffer in model.named_buffers()}
+    tied = (adapters.read_config(checkpoint) or {}).get("ensure_weight_tying")
+    for name, value, file in adapters.full_parameters(checkpoint):
+        lost.pop(name, None)
+        if tied and name == "lm_head.weight":  # the embeddings' tensor, in the file for PEFT
+            continue
         if name not in own or own[name].shape != value.shape:
             raise UserError(f"{file} holds {name} {tuple(value.shape)}, which this base model has no place for")
         with torch.no_grad():
             own[name].copy_(value)
+    if lost:
+        raise UserError(f"{Path(checkpoint) / TRAINED_PARTS} does not hold {next(iter(lost))}, which {additions.FILE} "
+                        "beside it speaks of")
+
+
+def full_parameter_names(checkpoint: str | Path) -> frozenset[str]:
+    """Plain names of the parameters that a checkpoint stores in full beside its adapter."""
+    return frozenset(name for name, *_ in adapters.full_parameters(locate(checkpoint)))
 
 
 def load_model(checkpoint: str | Path, base_model: str | None = None, attn: str = "auto",
                dtype: torch.dtype = torch.float32, cache_dir: str | None = None):
     """A model from any of the three kinds of checkpoint; a LoRA one comes as PeftModel on its base.
 
+    Modules that were trained in full are loaded into the base model's own, without PEFT's second copy of them.
+
     Args:
         base_model: overrides the base that the adapter names.
     """
-    base = adapter_base(locate(checkpoint))
-    if base is None:
-        return load_base(checkpoint, dtype, attn, cache_dir)
-    from peft import PeftModel
-
     checkpoint = locate(checkpoint)
-    base = base_model or base
+    stored = adapters.read_config(checkpoint)
+    if stored is None:
+        return load_base(checkpoint, dtype, attn, cache_dir)
+    from peft import PeftConfig, PeftModel
+
+    base = base_model or adapter_base(checkpoint)
+    if base_model is None and os.path.isabs(base) and not os.path.isdir(base):
+        raise UserError(f"{checkpoint} names {base} as its base model, and there is no such folder: give --base_model, "
+                        f"or the right name in {adapters.CONFIG}")
     if adapter_base(locate(base)) is None:
         model = load_base(base, dtype, attn, cache_dir)
     else:  # an adapter on an adapted model, e.g. a user's on the one of all users
@@ -184,9 +238,12 @@ def load_model(checkpoint: str | Path, base_model: str | None = None, attn: str 
         heads.detach(model, additions.read(checkpoint).get("regression"))
     additions.attach(model, additions.read(checkpoint))
     load_trained_parts(model, checkpoint)
+    config = _from_hub(checkpoint, lambda **_: PeftConfig.from_pretrained(checkpoint))
+    if adapters.stores_full_modules(stored):
+        config.modules_to_save, config.ensure_weight_tying = None, False
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*")  # peft asks by the old name
-        return _from_hub(checkpoint, lambda **_: PeftModel.from_pretrained(model, checkpoint))
+        return _from_hub(checkpoint, lambda **_: PeftModel.from_pretrained(model, checkpoint, config=config))
 
 
 def load_for_inference(checkpoint: str | Path, base_model: str | None = None, attn_implementation: str = "auto",

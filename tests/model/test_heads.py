@@ -157,8 +157,9 @@ def fit(tiny_model_dir, annotation, output, *words):
 
 def tower(folder):
     name = "model.visual.blocks.0.attn.qkv.weight"
-    file = folder / ("trained_parts.safetensors" if (folder / "adapter_config.json").is_file() else "model.safetensors")
-    return load_file(file)[name]
+    if (folder / "adapter_config.json").is_file():
+        return load_file(folder / "adapter_model.safetensors")[f"base_model.model.{name}"]
+    return load_file(folder / "model.safetensors")[name]
 
 
 def test_a_frozen_encoder_rests_and_wakes_and_the_best_checkpoint_comes_back(tiny_model_dir, annotation, tmp_path):

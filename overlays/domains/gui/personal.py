@@ -176,7 +176,7 @@ def run(work: Sequence[Job], checkpoint: Path, media_root: Path, output: Path, s
 
     from overlays.data.media import MediaOptions, apply_resolution
     from overlays.domains.gui.score import distances, figures
-    from overlays.model import load, parts
+    from overlays.model import card, load, parts
     from overlays.predict import predict
 
     model, processor = load.load_for_inference(checkpoint)
@@ -205,8 +205,9 @@ def run(work: Sequence[Job], checkpoint: Path, media_root: Path, output: Path, s
         adapted.eval()
         rows = predict(adapted, processor, job.test, media_root, settings.eval_batch_size, settings.max_new_tokens,
                        folder / ROWS, json.dumps(own))
-        adapted.peft_config["default"].base_model_name_or_path = str(checkpoint)
+        adapted.peft_config["default"].base_model_name_or_path = load.locate(checkpoint)
         adapted.save_pretrained(folder, save_embedding_layers=False)
+        card.write(folder, adapted, [])
         processor.save_pretrained(folder)
         model = adapted.unload()
         metrics = figures(distances(rows))

@@ -1,0 +1,132 @@
+"""LoRA folders in PEFT's layout: modules trained in full lie in the adapter's own file, as PEFT's `modules_to_save`.
+
+PEFT trains such a module as a copy beside the original. Here the model's own module is trained and only the folder has
+PEFT's layout, so training holds one copy, and `PeftModel.from_pretrained` on the plain base model loads everything.
+"""
+
+import json
+import os
+from collections.abc import Collection, Iterator
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from overlays.errors import UserError
+from overlays.files import atomic_path, write_json
+from overlays.model import additions
+from overlays.model.parts import plain_name
+
+ROOT = Path(__file__).resolve().parents[2]
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+BESIDE = "trained_parts.safetensors"  # what plain transformers has no module for; in older folders all that is full
+PREFIX = "base_model.model."  # PEFT's, before a name in the plain model
+
+
+def local_folder(name: str | Path, *roots: Path) -> str | None:
+    """Absolute path of the folder `name`, relative to the working folder, the repository or `roots`; None for none."""
+    for candidate in (Path(name), ROOT / name, *(root / name for root in roots)):
+        if candidate.is_dir():
+            return os.path.abspath(candidate)
+    return None
+
+
+def read_config(folder: str | Path) -> dict | None:
+    """adapter_config.json of a folder; None where there is none. Raises UserError where it is damaged."""
+    file = Path(folder) / CONFIG
+    if not file.is_file():
+        return None
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+        config["base_model_name_or_path"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{file} is damaged: {error}") from None
+    return config
+
+
+def adapter_base(folder: str | Path) -> str | None:
+    """Hub name or absolute path of the base model that a LoRA folder names; None where `folder` is not one.
+
+    A relative path is looked up in the working folder, the repository and the LoRA folder.
+    """
+    config = read_config(folder)
+    if config is None:
+        return None
+    base = config["base_model_name_or_path"]
+    if not base:
+        raise UserError(f"{Path(folder) / CONFIG} names no base model: write its hub name or folder there")
+    return local_folder(base, Path(folder)) or base
+
+
+def stores_full_modules(config: dict | None) -> bool:
+    """Whether the adapter file holds modules trained in full, written by `complete` and not by PEFT."""
+    modules = (config or {}).get("modules_to_save") or []
+    return bool(modules) and all(name.startswith("model.") for name in modules)
+
+
+def full_parameters(folder: str | Path) -> Iterator[tuple[str, torch.Tensor, Path]]:
+    """(name in the plain model, value, file) of every weight in a folder that is not the adapter's, one at a time.
+
+    Raises:
+        UserError: a file is damaged.
+    """
+    files = [Path(folder) / BESIDE]
+    if stores_full_modules(read_config(folder)):
+        files.append(Path(folder) / WEIGHTS)
+    for file in filter(Path.is_file, files):
+        try:
+            with safe_open(file, framework="pt") as tensors:
+                for name in tensors.keys():  # noqa: SIM118 (not a mapping)
+                    if ".lora_" not in name:
+                        yield plain_name(name), tensors.get_tensor(name), file
+        except SafetensorError as error:
+            raise UserError(f"{file} is damaged or cut short: {error}") from None
+
+
+def whole_modules(model: nn.Module, names: Collection[str], path: str = "") -> list[str]:
+    """Names of the largest modules all of whose parameters are in `names` (plain names of parameters)."""
+    inside = {plain_name(f"{path}{name}") for name, _ in model.named_parameters()}
+    if inside.isdisjoint(names):
+        return []
+    has_forward = not isinstance(model, (nn.ModuleList, nn.ModuleDict))
+    if path and inside.issubset(names) and has_forward:
+        return [path.removesuffix(".")]
+    return [found for name, child in model.named_children() for found in whole_modules(child, names, f"{path}{name}.")]
+
+
+def complete(folder: str | Path, model: nn.Module, full: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Move what was trained in full into the adapter that PEFT wrote to `folder`; returns what has no place there.
+
+    Args:
+        model: the PeftModel.
+        full: plain name -> value of the parameters that are trained beside the adapter.
+
+    The base model's name becomes a hub name or an absolute path.
+    """
+    folder, base = Path(folder), model.get_base_model()
+    config = read_config(folder)
+    named = config["base_model_name_or_path"]
+    config["base_model_name_or_path"] = named and (local_folder(named) or named)
+    changed = additions.settings(model)
+    plain = {name for name in full if not additions.owns(name) and not additions.reshapes(name, changed)}
+    modules = whole_modules(base, plain)
+    if modules:
+        stored = load_file(folder / WEIGHTS)
+        for module in modules:
+            for key, value in base.get_submodule(module).state_dict().items():
+                name = f"{module}.{key}"
+                stored[PREFIX + name] = full[name] if name in full else value.cpu()
+        embeddings, head = base.get_input_embeddings().weight, base.get_output_embeddings().weight
+        if head is embeddings and any(base.get_submodule(module).weight is head for module in modules
+                                      if hasattr(base.get_submodule(module), "weight")):
+            # PEFT ties the two again at load, and wants both in the file.
+            config["ensure_weight_tying"] = True
+            name = next(name for name, value in base.named_parameters() if value is embeddings)
+            stored[PREFIX + "lm_head.weight"] = stored[PREFIX + name].clone()
+        with atomic_path(folder / WEIGHTS) as temporary:
+            save_file(stored, temporary, metadata={"format": "pt"})
+        config["modules_to_save"] = modules
+    write_json(folder / CONFIG, config)
+    return {name: value for name, value in full.items() if not name.startswith(tuple(f"{m}." for m in modules))}

@@ -1,0 +1,129 @@
+"""Tensors of a base model that transformers does not load, such as Qwen3.5's multi-token prediction (`mtp.*`).
+
+A merged or fully trained model keeps them as they are in the base, for programs that use them (vLLM's speculation).
+"""
+
+import json
+import math
+import os
+import re
+from collections.abc import Collection
+from pathlib import Path
+
+from torch import nn
+
+from overlays.files import atomic_path, write_json
+
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+BLOCK = 1 << 24  # bytes copied at a time
+
+
+def find(model: nn.Module, name: str, unexpected: Collection[str], cache_dir: str | None = None) -> None:
+    """Note on `model` which tensors in the files of the base model `name` it did not load.
+
+    Args:
+        unexpected: names that `from_pretrained` reported; those that the class ignores are found here.
+    """
+    ignored = [re.compile(pattern) for pattern in getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ()]
+    model._unloaded = {}
+    if not ignored and not unexpected:
+        return
+    loaded = model.state_dict().keys()
+    for tensor, file in _tensor_files(name, cache_dir).items():
+        if tensor in unexpected or tensor not in loaded and any(pattern.search(tensor) for pattern in ignored):
+            model._unloaded[tensor] = file
+
+
+def carry_over(model: nn.Module, folder: str | Path) -> None:
+    """Add the tensors that `find` noted to the model saved in `folder`, as one more shard; says so in one line."""
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    tensors, folder = getattr(base, "_unloaded", {}), Path(folder)
+    if not tensors:
+        return
+    gone = {file for file in tensors.values() if not file.is_file()}
+    if gone:
+        print(f"not carried over: {len(tensors)} tensors of the base model that transformers does not load, because "
+              f"{min(gone)} is no longer there", flush=True)
+        return
+    if (folder / SINGLE).is_file():
+        entries, _ = _header(folder / SINGLE)
+        index = {"metadata": {"total_size": sum(_size(entry) for entry in entries.values())},
+                 "weight_map": dict.fromkeys(entries, SINGLE)}
+    else:
+        index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+    shards = sorted(set(index["weight_map"].values()))
+    names = {shard: f"model-{number:05}-of-{len(shards) + 1:05}.safetensors"
+             for number, shard in enumerate([*shards, None], start=1)}
+    added = _copy(tensors, folder / names[None])
+    for shard in shards:
+        os.replace(folder / shard, folder / names[shard])
+    index["metadata"]["total_size"] += added
+    index["weight_map"] = {tensor: names[shard] for tensor, shard in index["weight_map"].items()}
+    index["weight_map"] |= dict.fromkeys(tensors, names[None])
+    write_json(folder / INDEX, index)
+    print(f"carried over {len(tensors)} tensors of the base model that transformers does not load, the first is "
+          f"{min(tensors)}", flush=True)
+
+
+def _tensor_files(name: str, cache_dir: str | None) -> dict[str, Path]:
+    """Tensor name -> safetensors file of a local or cached model; empty where it has other kinds of files."""
+    from transformers.utils import cached_file
+
+    def local(file: str) -> Path | None:
+        path = cached_file(name, file, cache_dir=cache_dir, local_files_only=True,
+                           _raise_exceptions_for_missing_entries=False)
+        return None if path is None else Path(path)
+
+    single = local(SINGLE)
+    if single is not None:
+        return dict.fromkeys(_header(single)[0], single)
+    index = local(INDEX)
+    if index is None:
+        return {}
+    weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+    return {tensor: index.with_name(shard) for tensor, shard in weight_map.items()}
+
+
+def _header(file: Path) -> tuple[dict[str, dict], int]:
+    """({tensor: {"dtype", "shape", "data_offsets"}}, position of the first data byte) of a safetensors file."""
+    with file.open("rb") as stream:
+        size = int.from_bytes(stream.read(8), "little")
+        entries = json.loads(stream.read(size))
+    entries.pop("__metadata__", None)
+    return entries, 8 + size
+
+
+def _size(entry: dict) -> int:
+    start, end = entry["data_offsets"]
+    return end - start
+
+
+def _copy(tensors: dict[str, Path], target: Path) -> int:
+    """Write tensors of other safetensors files to `target`, block by block; returns their bytes."""
+    sources = []  # (bytes of one element, name, entry, file, position in it)
+    for file in sorted(set(tensors.values())):
+        entries, start = _header(file)
+        for name, entry in entries.items():
+            if tensors.get(name) == file:
+                width = _size(entry) / max(1, math.prod(entry["shape"]))
+                sources.append((width, name, entry, file, start + entry["data_offsets"][0]))
+    sources.sort(key=lambda row: (-row[0], row[1]))  # wide types first keeps every tensor aligned
+    header, offset = {"__metadata__": {"format": "pt"}}, 0
+    for _, name, entry, *_ in sources:
+        header[name] = {**entry, "data_offsets": [offset, offset + _size(entry)]}
+        offset += _size(entry)
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    with atomic_path(target) as temporary, temporary.open("wb") as out:
+        out.write(len(text).to_bytes(8, "little") + text)
+        for _, _, entry, file, position in sources:
+            with file.open("rb") as stream:
+                stream.seek(position)
+                left = _size(entry)
+                while left:
+                    block = stream.read(min(BLOCK, left))
+                    if not block:
+                        raise OSError(5, "file ends early", str(file))
+                    out.write(block)
+                    left -= len(block)
+    return offset
