@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 
 from overlays.data import chat, records
+from overlays.data.cache import cache_folder
 from overlays.data.collate import PaddedCollator
 from overlays.data.dataset import SupervisedDataset
 from overlays.files import atomic_path, sha256
@@ -148,8 +149,6 @@ def pair_table(split: str, pairs: PreferenceDataset):
     """
     import datasets
     from datasets.arrow_writer import ArrowWriter
-
-    from overlays.data.dataset import cache_folder
 
     file = cache_folder() / f"pairs-{split}-{pairs.fingerprint()}.arrow"
     if not file.is_file():
