@@ -47,7 +47,7 @@ def resolve(names: str, root: Path = ROOT) -> list[Dataset]:
 def available(root: Path = ROOT) -> list[Dataset]:
     """Data sets that can be used by name right now: those of `known` whose annotation file is there."""
     named = _named(Path(root))
-    return [Dataset(name, *named[name]) for name in known(root) if named[name][0].is_file()]
+    return [Dataset(name, *named[name]) for name in known(root) if named[name][0].exists()]
 
 
 def known(root: Path = ROOT) -> list[str]:

@@ -349,6 +349,17 @@ def _parsed(text: str) -> object:
         return text
 
 
+def _is_shallow(value: object, limit: int = 32) -> bool:
+    """Whether a JSON value has at most `limit` levels, so that what walks through it does not run out of stack."""
+    level = [value]
+    for _ in range(limit):
+        level = [item for outer in level if isinstance(outer, dict | list)
+                 for item in (outer.values() if isinstance(outer, dict) else outer)]
+        if not level:
+            return True
+    return False
+
+
 def _calls(value: object, where: str) -> list[dict]:
     """Tool calls in any spelling as [{"name", "arguments"}]."""
     value = _parsed(value) if isinstance(value, str) else value
@@ -361,8 +372,8 @@ def _calls(value: object, where: str) -> list[dict]:
             raise UserError(f'{where} has a tool call that is not {{"name": ..., "arguments": {{...}}}}')
         arguments = call.get("arguments", call.get("parameters"))
         arguments = _parsed(arguments) if isinstance(arguments, str) and arguments.strip() else arguments or {}
-        if not isinstance(arguments, dict):
-            raise UserError(f"{where}: the arguments of the tool call {name!r} must be a JSON object")
+        if not isinstance(arguments, dict) or not _is_shallow(arguments):
+            raise UserError(f"{where}: the arguments of the tool call {name!r} must be a JSON object of at most 32 levels")
         calls.append({"name": name, "arguments": arguments})
     return calls
 
@@ -370,6 +381,8 @@ def _calls(value: object, where: str) -> list[dict]:
 def _tools(value: object) -> list[dict]:
     """The tools of a row as the list that chat templates take; a bare function is wrapped."""
     value = _parsed(value.strip()) if isinstance(value, str) else value
+    if not _is_shallow(value):
+        raise UserError("tools have more than 32 levels")
     tools = []
     for tool in [] if _empty(value) else value if isinstance(value, list) else [value]:
         tool = _parsed(tool) if isinstance(tool, str) else tool

@@ -42,7 +42,8 @@ TOOLS = """\
 {%- endfor -%}{%- endmacro -%}
 {%- if tools -%}
 {{- '<|im_start|>system\\n' + (words(messages[0].content) + '\\n\\n' if messages[0].role == 'system' else '') -}}
-{{- '<tools>' -}}{%- for tool in tools -%}{{- '\\n' + (tool | tojson) -}}{%- endfor -%}{{- '\\n</tools><|im_end|>\\n' -}}
+{{- '<tools>' -}}
+{%- for tool in tools -%}{{- '\\n' + (tool | tojson) -}}{%- endfor -%}{{- '\\n</tools><|im_end|>\\n' -}}
 {%- elif messages[0].role == 'system' -%}
 {{- '<|im_start|>system\\n' + words(messages[0].content) + '<|im_end|>\\n' -}}
 {%- endif -%}

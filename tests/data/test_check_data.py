@@ -49,6 +49,17 @@ def test_with_a_model_long_samples_are_counted(folder, tiny_model_dir, monkeypat
     assert "1 records above 200" in printed and "row 2: " in printed
 
 
+def test_empty_answers_are_warnings_and_no_defects(folder, monkeypatch, capsys):
+    import check_data
+
+    (folder / "empty.jsonl").write_text(row("x") + "\n" + row("y", answer="") + "\n")
+    monkeypatch.setattr(sys, "argv", ["check_data.py", "--dataset_use", str(folder / "empty.jsonl")])
+    check_data.main()
+    printed = capsys.readouterr().out
+    assert "row 2 (id y): the answer in turn 2 is empty" in printed and "empty answers: 1" in printed
+    assert "2 records, 0 bad" in printed
+
+
 def test_every_bad_row_is_printed_and_the_status_is_2(folder):
     (folder / "bad.jsonl").write_text("\n".join([
         row("x"), "{oops", row("x"), row("y", image="gone.png"), row("z", image="cut.png"), row("w"),
