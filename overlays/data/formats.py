@@ -373,7 +373,8 @@ def _calls(value: object, where: str) -> list[dict]:
         arguments = call.get("arguments", call.get("parameters"))
         arguments = _parsed(arguments) if isinstance(arguments, str) and arguments.strip() else arguments or {}
         if not isinstance(arguments, dict) or not _is_shallow(arguments):
-            raise UserError(f"{where}: the arguments of the tool call {name!r} must be a JSON object of at most 32 levels")
+            raise UserError(f"{where}: the arguments of the tool call {name!r} must be a JSON object of at most 32 "
+                            "levels")
         calls.append({"name": name, "arguments": arguments})
     return calls
 

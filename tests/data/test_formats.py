@@ -117,7 +117,9 @@ def test_calls_that_follow_each_other_are_one_turn():
     ({"videos": [[3]]}, "image must be a path"), ({"image": "data:image/png;base64,%%"}, "not base64"),
     ({"image": "data:image/png"}, "no comma"), ({"image": "data:image/png;base64,"}, "is empty"),
     ({"tools": "{oops"}, "tools must be a list"), ({"tools": [3]}, "tools must be a list"),
-    ({"tools": {"name": 3}}, "tools must be a list"), ({"tools": json.loads("[" * 40 + "]" * 40)}, "32 levels"), ({"chosen": [{"role": "user", "content": "x"}]}, "in words"),
+    ({"tools": {"name": 3}}, "tools must be a list"),
+    ({"tools": json.loads("[" * 40 + "]" * 40)}, "32 levels"),
+    ({"chosen": [{"role": "user", "content": "x"}]}, "in words"),
 ])
 def test_a_key_that_is_not_read_is_named(extra, said):
     with pytest.raises(UserError, match=said):
