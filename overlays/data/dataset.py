@@ -148,7 +148,7 @@ class SupervisedDataset(torch.utils.data.Dataset):
         if entry["problem"]:
             return 0, entry["problem"]
         record = self.record(i)
-        problems = records.check_record(record, source.media_root)
+        problems = records.check_trained(record, source.media_root)
         if problems:
             return 0, "; ".join(problems)
         try:

@@ -292,12 +292,18 @@ def check_record(record: Mapping, media_root: str | Path | None = None) -> list[
     problems += _check_target(record.get("target"))
     if record.get("tools") is not None and SURROGATE.search(json.dumps(record["tools"], ensure_ascii=False)):
         problems.append("tools hold half a character (a lone surrogate)")
+    return problems
+
+
+def check_trained(record: Mapping, media_root: str | Path | None = None) -> list[str]:
+    """`check_record`, and what supervised training would not read: the two answers of a preference pair."""
     turns = record.get("conversations")
     last = turns[-1] if isinstance(turns, list) and turns and isinstance(turns[-1], dict) else {}
-    if ROLES.get(str(last.get("from"))) == "assistant":
-        problems += [f"the key {side!r} is there beside an answer; only preference training reads it"
-                     for side in ("chosen", "rejected") if record.get(side) is not None]
-    return problems
+    answered = ROLES.get(str(last.get("from"))) == "assistant"
+    return check_record(record, media_root) + [
+        f"the key {side!r} is there beside an answer; only preference training reads it"
+        for side in ("chosen", "rejected") if answered and record.get(side) is not None
+    ]
 
 
 def _medium_problem(kind: str, name: object, media_root: str | Path | None) -> str | None:
@@ -415,7 +421,7 @@ def check(path: str | Path, media_root: str | Path | None) -> Iterator[tuple[int
             yield row, None, [record]
             continue
         own = record.get("id")
-        problems = check_record(record, media_root)
+        problems = check_trained(record, media_root)
         if isinstance(own, str | int):
             if own in seen:
                 problems.append(f"its id is that of row {seen[own]}")

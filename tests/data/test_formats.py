@@ -157,6 +157,12 @@ def test_wrong_types_are_one_clause(row, said):
         to_record(row)
 
 
+def test_supervised_training_does_not_ignore_the_answers_of_a_pair():
+    pair = {"conversations": TURNS, "chosen": "A", "rejected": "B"}
+    assert records.check_record(pair) == []  # its question can be predicted on
+    assert [problem[:18] for problem in records.check_trained(pair)] == ["the key 'chosen' i", "the key 'rejected'"]
+
+
 def test_records_and_metadata_stay_as_they_are():
     for record in (
         {"id": 1, "conversations": TURNS, "task": "x", "category": "y", "label": 3, "image_url": None},
