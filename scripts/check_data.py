@@ -68,11 +68,10 @@ def check_source(source: registry.Dataset, args, processor) -> Counts:
     counts = Counts()
 
     def finish(job) -> None:
-        row, record, future = job
+        row, record, own, future = job
         problems, tokens = future.result()
         counts.records += 1
         counts.tasks[str((record or {}).get("task") or "-")] += 1
-        own = (record or {}).get("id")
         for problem in problems:
             tqdm.write(str(records.Defect(source.annotation, row, None if own is None else str(own), problem)))
         counts.bad += bool(problems)
@@ -93,7 +92,8 @@ def check_source(source: registry.Dataset, args, processor) -> Counts:
         waiting = []
         for row, record, defects in records.check(source.annotation, source.media_root):
             job = pool.submit(examine, record, defects, source, args.video_backend, processor)
-            waiting.append((row, record, job))
+            own = record.get("id") if record is not None else defects[0].id
+            waiting.append((row, record, own, job))
             if len(waiting) >= AHEAD:
                 finish(waiting.pop(0))
         for job in waiting:

@@ -260,7 +260,8 @@ def open_table(annotation: Path):
 
     Returns:
         datasets.Dataset with the columns `row` (its number in the file), `json` (the record), `problem` (why the row
-        holds no record; "" where it does) and `empty_answers` (how many answers of the record have no words).
+        holds no record, `json` then having no more than its id; "" where it does) and `empty_answers` (how many answers
+        of the record have no words).
 
     Raises:
         UserError: the file holds no rows.
@@ -279,7 +280,9 @@ def open_table(annotation: Path):
             count = 0
             for row, record in records.scan(annotation):
                 problem = record.problem if isinstance(record, records.Defect) else ""
-                text = "{}" if problem else to_json(record)
+                if problem:
+                    record = {} if record.id is None else {"id": record.id}
+                text = to_json(record)
                 empty = 0 if problem else len(records.empty_answers(record))
                 writer.write({"row": row, "json": text, "problem": problem, "empty_answers": empty})
                 count += 1

@@ -87,7 +87,7 @@ class PreferenceDataset(SupervisedDataset):
     def inspect(self, i: int) -> tuple[int, str]:
         """(tokens of the longer side, "") of pair `i`, or (0, what is wrong with it)."""
         raw = super().record(i)
-        problems = check_pair(raw) if raw else []
+        problems = check_pair(raw) if raw.keys() - {"id"} else []
         if problems:
             return 0, "; ".join(problems)
         tokens, problem = super().inspect(i)

@@ -169,6 +169,14 @@ def test_a_dataset_travels_to_another_process(media, tiny):
     assert again[0]["position_ids"].equal(data[0]["position_ids"])
 
 
+def test_a_key_that_is_not_read_stops_training_with_its_place(media, tiny):
+    rows = [row(0), {**row(1), "audio": "a.wav"}]
+    with pytest.raises(UserError, match=r"set.jsonl, row 2 \(id r1\): the key 'audio' is not read"):
+        build(media, rows, tiny)
+    data = build(media, rows, tiny, on_bad_sample="skip")
+    assert [d["id"] for d in data.report["dropped"]] == ["r1"]
+
+
 def test_empty_answers_are_counted_and_said(media, tiny, capsys, monkeypatch):
     rows = [row(0), row(1, answer=" \n"), row(2, answer=""), row(3, answer="long " * 500)]
     data = build(media, rows, tiny, model_max_length=200)
