@@ -131,8 +131,12 @@ def is_file(path: Path) -> bool:
 
 
 def sha256(path: str | Path) -> str:
-    """Hexadecimal SHA-256 of a file's content."""
-    digest = hashlib.sha256()
+    """Hexadecimal SHA-256 of a file's content; of a folder, that of the names and contents of its files."""
+    digest, path = hashlib.sha256(), Path(path)
+    if path.is_dir():
+        for file in sorted(file for file in path.rglob("*") if file.is_file()):
+            digest.update(f"{file.relative_to(path).as_posix()}\0{sha256(file)}\0".encode())
+        return digest.hexdigest()
     with Path(path).open("rb") as stream:
         while block := stream.read(1 << 20):
             digest.update(block)

@@ -36,7 +36,7 @@ def last_turns(record: Mapping) -> tuple[str, str]:
         if role == "user":
             question, answer = _PLACEHOLDER.sub("", turn["value"]).strip(), ""
         elif role == "assistant":
-            answer = turn["value"]
+            answer = records.answer_text(turn)
     return question, answer
 
 
@@ -191,18 +191,18 @@ def checkpoint_identity(checkpoint: str | Path, base_model: str | None = None) -
 
 def _keys(chosen: Sequence[dict], media_root: Path) -> list[str]:
     """Digest of each record with its media and scene, which count by size and time of change."""
-    def state(name: str) -> list:
+    def state(path: Path) -> list:
         try:
-            found = (media_root / name).stat()
+            found = path.stat()
         except (OSError, ValueError):
-            return [name]
-        return [name, found.st_size, found.st_mtime_ns]
+            return [str(path)]
+        return [str(path), found.st_size, found.st_mtime_ns]
 
     root, keys = str(media_root.resolve()), []
     for record in chosen:
-        names = [name for kind in records.PLACEHOLDERS for name in records.media_names(record, kind)]
-        names += [str((record.get("scene") or {}).get("metadata", ""))]
-        words = json.dumps([root, record, list(map(state, names))], sort_keys=True)
+        paths = [*records.media_files(record, media_root),
+                 media_root / str((record.get("scene") or {}).get("metadata", ""))]
+        words = json.dumps([root, record, list(map(state, paths))], sort_keys=True)
         keys.append(hashlib.sha256(words.encode()).hexdigest())
     return keys
 

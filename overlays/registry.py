@@ -12,12 +12,15 @@ from overlays.errors import UserError
 ROOT = Path(__file__).resolve().parents[1]
 USER_FILE = Path("data") / "datasets.json"
 SPLITS = ("train", "val", "test")
-ANNOTATION_SUFFIXES = (".json", ".jsonl")
+ANNOTATION_SUFFIXES = (".json", ".jsonl", ".parquet")
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """One data set of a run. `rate` is the share of its records that is used, in (0, 1]."""
+    """One data set of a run. `rate` is the share of its records that is used, in (0, 1].
+
+    `annotation` is a .json, .jsonl or .parquet file, or a folder that `datasets.save_to_disk` wrote.
+    """
 
     name: str
     annotation: Path
@@ -29,7 +32,8 @@ def resolve(names: str, root: Path = ROOT) -> list[Dataset]:
     """Data sets of a comma-separated list such as "cuprite_train,mine%30,path/to/file.jsonl".
 
     A name is `<domain>_<train|val|test>` (a prepared domain), a key of data/datasets.json or of upstream's data_dict,
-    or a .json/.jsonl file, whose media are then relative to its folder. `%N` behind it takes N percent of the records.
+    or the path of an annotation file or saved data set, whose media are then relative to the folder it lies in. `%N`
+    behind it takes N percent of the records.
 
     Raises:
         UserError: an unknown name (the near misses are given), a missing file, a rate outside (0, 100].
@@ -43,7 +47,7 @@ def resolve(names: str, root: Path = ROOT) -> list[Dataset]:
 def available(root: Path = ROOT) -> list[Dataset]:
     """Data sets that can be used by name right now: those of `known` whose annotation file is there."""
     named = _named(Path(root))
-    return [Dataset(name, *named[name]) for name in known(root) if named[name][0].is_file()]
+    return [Dataset(name, *named[name]) for name in known(root) if named[name][0].exists()]
 
 
 def known(root: Path = ROOT) -> list[str]:
@@ -76,14 +80,14 @@ def _resolve_one(word: str, root: Path) -> Dataset:
         if not annotation.is_file() and name in _prepared_sets(root) and name not in _user_sets(root):
             raise UserError(f"data set {name} is not prepared: {annotation} is missing; "
                             f"run scripts/prepare_{name.rpartition('_')[0]}.py first")
-    elif name.endswith(ANNOTATION_SUFFIXES):
+    elif name.endswith(ANNOTATION_SUFFIXES) or Path(name).is_dir():
         annotation = Path(name)
         media_root = upstream.media_root(annotation, root) or annotation.parent
     else:
         near = difflib.get_close_matches(name, known(root), n=3, cutoff=0.4)
         hint = f"did you mean {' or '.join(near)}?" if near else f"known names: {', '.join(known(root))}"
         raise UserError(f"unknown data set {name!r}; {hint} (own ones go into {USER_FILE})")
-    if not annotation.is_file():
+    if not annotation.exists():
         raise UserError(f"data set {name}: there is no annotation file {annotation}")
     if not media_root.is_dir():
         raise UserError(f"data set {name}: there is no media folder {media_root}")

@@ -26,6 +26,7 @@ class Counts:
     records: int = 0
     bad: int = 0
     too_long: int = 0
+    empty: int = 0
     tasks: Counter = field(default_factory=Counter)
     tokens: list[int] = field(default_factory=list)
 
@@ -67,14 +68,17 @@ def check_source(source: registry.Dataset, args, processor) -> Counts:
     counts = Counts()
 
     def finish(job) -> None:
-        row, record, future = job
+        row, record, own, future = job
         problems, tokens = future.result()
         counts.records += 1
         counts.tasks[str((record or {}).get("task") or "-")] += 1
-        own = (record or {}).get("id")
         for problem in problems:
             tqdm.write(str(records.Defect(source.annotation, row, None if own is None else str(own), problem)))
         counts.bad += bool(problems)
+        for turn in records.empty_answers(record or {}):
+            counts.empty += 1
+            tqdm.write(f"warning: {records.Defect(source.annotation, row, None if own is None else str(own), '')}"
+                       f"the answer in turn {turn} is empty, which teaches to say nothing")
         if tokens:
             counts.tokens.append(tokens)
         if tokens > args.model_max_length:
@@ -83,12 +87,13 @@ def check_source(source: registry.Dataset, args, processor) -> Counts:
                        "training leaves it out")
         bar.update()
 
-    total = sum(1 for _ in records.scan(source.annotation))
+    total = sum(1 for _ in records.scan(source.annotation, convert=False))
     with ThreadPoolExecutor(args.workers) as pool, tqdm(total=total, desc=source.name, unit=" rows") as bar:
         waiting = []
         for row, record, defects in records.check(source.annotation, source.media_root):
             job = pool.submit(examine, record, defects, source, args.video_backend, processor)
-            waiting.append((row, record, job))
+            own = record.get("id") if record is not None else defects[0].id
+            waiting.append((row, record, own, job))
             if len(waiting) >= AHEAD:
                 finish(waiting.pop(0))
         for job in waiting:
@@ -120,6 +125,8 @@ def main() -> None:
         print(f"{source.name}: {counts.records} records, {counts.bad} bad ({source.annotation})")
         if counts.tasks.keys() - {"-"}:
             print("  by task: " + ", ".join(f"{task} {n}" for task, n in sorted(counts.tasks.items())))
+        if counts.empty:
+            print(f"  empty answers: {counts.empty}")
         if counts.tokens:
             print(f"  tokens: {min(counts.tokens)} to {max(counts.tokens)}, {sum(counts.tokens)} in all, "
                   f"{counts.too_long} records above {args.model_max_length}")

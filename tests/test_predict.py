@@ -158,6 +158,25 @@ def test_an_answer_ends_at_its_end_token_and_holds_no_special_ones(processor):
     assert module.answer_batch(Model(1, 1), processor, batch, 50) == ["calcite, alunite"] * 2
 
 
+def test_other_formats_and_frames_are_predicted_on(processor, counted, media, tmp_path):
+    row = {"id": "x", "messages": [
+        {"role": "user", "content": [{"type": "video", "video": ["1.png", "3.png"]}, {"type": "text", "text": "Q"}]},
+        {"role": "assistant", "content": "A"}]}
+    write_jsonl(media / "messages.jsonl", [row])
+    found, root = module.load_records(str(media / "messages.jsonl"))
+    rows = module.predict(MODEL, processor, found, root, 1, 8, tmp_path / "p.jsonl")
+    assert (rows[0]["question"], rows[0]["answer"], rows[0]["video"]) == ("Q", "A", [["1.png", "3.png"]])
+    write_jsonl(media / "messages.jsonl", [{**row, "audio": "a.wav"}])
+    with pytest.raises(UserError, match=r"messages.jsonl, row 1 \(id x\): the key 'audio' is not read"):
+        module.load_records(str(media / "messages.jsonl"))
+
+
+def test_the_answer_of_a_tool_call_is_the_call():
+    call = {"name": "zoom", "arguments": {}}
+    turns = [{"from": "human", "value": "Q"}, {"from": "gpt", "value": "", "tool_calls": [call]}]
+    assert module.last_turns({"conversations": turns}) == ("Q", json.dumps(call))
+
+
 def test_only_the_last_human_turn_is_asked():
     turns = [{"from": "system", "value": "s"}, {"from": "human", "value": "<image>\nfirst"},
              {"from": "gpt", "value": "a"}, {"from": "user", "value": "second"}, {"from": "assistant", "value": "b"}]

@@ -45,7 +45,8 @@ def to_messages(record: Mapping, media: Media) -> list[dict]:
     """Chat messages of a record for a processor's chat template, used by training and inference alike.
 
     Human turns are cut at <image> and <video>; each piece of text is stripped and empty ones are left out, which is
-    upstream's rule. System turns and answers are kept to the character.
+    upstream's rule. System turns, answers and what tools return are kept to the character. An answer that calls tools
+    has them as `tool_calls`, and no content where it says nothing else.
 
     Raises:
         UserError: an unknown role, or placeholders and media that do not match.
@@ -54,11 +55,11 @@ def to_messages(record: Mapping, media: Media) -> list[dict]:
     kinds = {placeholder: kind for kind, placeholder in records.PLACEHOLDERS.items()}
     messages = []
     for turn in record["conversations"]:
-        role = records.ROLES.get(turn["from"])
+        role = records.TOOL if turn["from"] == records.TOOL else records.ROLES.get(turn["from"])
         if role is None:
-            raise UserError(f"unknown role {turn['from']!r}; roles are human, gpt and system")
-        if role != "user":
-            messages.append({"role": role, "content": [{"type": "text", "text": turn["value"]}]})
+            raise UserError(f"unknown role {turn['from']!r}; roles are human, gpt, system and tool")
+        if role in ("system", "assistant"):
+            messages.append(_spoken(role, turn))
             continue
         content = []
         for piece in _SPLIT.split(turn["value"]):
@@ -69,12 +70,18 @@ def to_messages(record: Mapping, media: Media) -> list[dict]:
                 except StopIteration:
                     raise UserError(f"there are more {piece} in the human turns than {kind} files") from None
             elif piece.strip():
-                content.append({"type": "text", "text": piece.strip()})
+                content.append({"type": "text", "text": piece if role == records.TOOL else piece.strip()})
         messages.append({"role": role, "content": content})
     for kind, queue in queues.items():
         if next(queue, queues) is not queues:
             raise UserError(f"there are more {kind} files than {records.PLACEHOLDERS[kind]} in the human turns")
     return messages
+
+
+def _spoken(role: str, turn: Mapping) -> dict:
+    calls = [{"type": "function", "function": dict(call)} for call in turn.get("tool_calls") or []]
+    content = [] if calls and not turn["value"] else [{"type": "text", "text": turn["value"]}]
+    return {"role": role, "content": content, **({"tool_calls": calls} if calls else {})}
 
 
 def encode(record: Mapping, processor, media_root: str | Path, reader: Reader | str = "pyav") -> dict:
@@ -89,11 +96,11 @@ def encode(record: Mapping, processor, media_root: str | Path, reader: Reader | 
         UserError: a medium cannot be opened or does not match its placeholder.
     """
     media = open_media(record, media_root, processor, reader)
-    return encode_messages(to_messages(record, media), media, processor)
+    return encode_messages(to_messages(record, media), media, processor, record.get("tools"))
 
 
 def encode_prompt(record: Mapping, processor, media_root: str | Path, reader: Reader | str = "pyav") -> dict:
-    """A sample for generation: everything up to the last human turn, and what the template puts before an answer.
+    """A sample for generation: everything up to the last turn of a human or tool, then the answer's header.
 
     The ids are those that `encode` has before the last answer's first label, where that answer has the checkpoint's
     form (see `thinking_of`). A reference answer in the record is not read. Same keys, without labels.
@@ -103,10 +110,10 @@ def encode_prompt(record: Mapping, processor, media_root: str | Path, reader: Re
     """
     media = open_media(record, media_root, processor, reader)
     messages = to_messages(record, media)
-    last = max((i for i, message in enumerate(messages) if message["role"] in ("user", "tool")), default=None)
+    last = max((i for i, message in enumerate(messages) if message["role"] in ("user", records.TOOL)), default=None)
     if last is None:
         raise UserError("there is no human turn to answer")
-    rendered = render([*messages[: last + 1], _any_answer(thinking_of(processor))], processor)
+    rendered = render([*messages[: last + 1], _any_answer(thinking_of(processor))], processor, record.get("tools"))
     start = rendered.answers[-1][0]
     prompt = Rendered(rendered.text[:start], [], [item for item in rendered.typed if item[0] < start])
     sample = _tokenize(prompt, media, processor)
@@ -114,14 +121,14 @@ def encode_prompt(record: Mapping, processor, media_root: str | Path, reader: Re
     return sample
 
 
-def encode_messages(messages: Sequence[dict], media: Media, processor) -> dict:
+def encode_messages(messages: Sequence[dict], media: Media, processor, tools: Sequence[dict] | None = None) -> dict:
     """`encode` for messages whose media are open."""
-    return _tokenize(render(messages, processor), media, processor)
+    return _tokenize(render(messages, processor, tools), media, processor)
 
 
 def prompt_text(record: Mapping, processor) -> str:
     """The rendered conversation of a record with one placeholder token for each medium; opens no file."""
-    return render(to_messages(record, _unopened(record)), processor).text
+    return render(to_messages(record, _unopened(record)), processor, record.get("tools")).text
 
 
 def _unopened(record: Mapping) -> Media:
@@ -240,24 +247,52 @@ def _own_prompt(template: str, processor) -> str:
 # ---- text
 
 
-def render(messages: Sequence[dict], processor) -> Rendered:
+def render(messages: Sequence[dict], processor, tools: Sequence[dict] | None = None) -> Rendered:
     """The text of a conversation by the processor's template, and where in it the answers are.
 
+    An answer is all that the template writes for an assistant's turn, its tool calls included.
+
     Raises:
-        UserError: the template changes other turns depending on an answer, so that its words cannot be told apart.
+        UserError: the template changes other turns depending on an answer, so that its words cannot be told apart, or
+            has no place for tools.
     """
+    _check_tools(messages, tools, _template(processor))
     texts = [part["text"] for message in messages for part in message["content"] if part["type"] == "text"]
+    texts += _strings([tools, [message.get("tool_calls") for message in messages]])
     everything = "\n".join(texts)
     mark, stand_in = _unused_characters(everything)
     typed: list[str] = []
     control = _control_tokens(processor.tokenizer, _template(processor), *_media_tokens(processor))
     if control.search(everything):
         messages = [_mark_typed(message, control, mark, typed) for message in messages]
-    text = _apply(messages, processor)
-    answers = _answer_spans(messages, text, stand_in, processor)
+        tools = _marked(tools, control, mark, typed)
+    text = _apply(messages, processor, tools)
+    answers = _answer_spans(messages, text, stand_in, processor, tools)
     end = _end_token(_template(processor), processor)
     spans = [(start, stop, stop + len(end) if text.startswith(end, stop) else stop) for start, stop in answers]
     return _unmark(text, spans, mark, typed, processor) if typed else Rendered(text, spans, [])
+
+
+def _check_tools(messages: Sequence[dict], tools: Sequence[dict] | None, template: str) -> None:
+    """Raises UserError where the template would leave out the tools, a call or what a tool returned."""
+    uses = {"tools": bool(tools), "tool_calls": any(message.get("tool_calls") for message in messages),
+            "a tool's turn": any(message["role"] == records.TOOL for message in messages)}
+    if not any(uses.values()):
+        return
+    known = {"tools": r"\btools\b", "tool_calls": r"\btool_calls\b", "a tool's turn": r"""['"]tool['"]"""}
+    missing = [name for name, used in uses.items() if used and not re.search(known[name], template)]
+    if missing:
+        raise UserError(f"the record has {' and '.join(missing)}, but the model's chat template has no tools; use a "
+                        "model whose template has, or write the calls into the turns as text")
+
+
+def _strings(value: object) -> list[str]:
+    """All text in a JSON value."""
+    if isinstance(value, Mapping):
+        return [text for pair in value.items() for item in pair for text in _strings(item)]
+    if isinstance(value, list | tuple):
+        return [text for item in value for text in _strings(item)]
+    return [value] if isinstance(value, str) else []
 
 
 def _template(processor) -> str:
@@ -274,7 +309,9 @@ def _media_tokens(processor) -> tuple[str, ...]:
     return tuple(name for name in names if name)
 
 
-def _apply(messages: Sequence[dict], processor, **options) -> str:
+def _apply(messages: Sequence[dict], processor, tools: Sequence[dict] | None = None, **options) -> str:
+    if tools:
+        options["tools"] = tools
     try:
         return processor.apply_chat_template(messages, tokenize=False, **options)
     except Exception as error:  # jinja's errors, raise_exception() of a template
@@ -322,8 +359,9 @@ def _end_token(template: str, processor) -> str:
     return found[0] if special and found else ""
 
 
-def _answer_spans(messages: Sequence[dict], text: str, stand_in: str, processor) -> list[tuple[int, int]]:
-    """(start, end) of each answer's words in the rendered `text`."""
+def _answer_spans(messages: Sequence[dict], text: str, stand_in: str, processor,
+                  tools: Sequence[dict] | None = None) -> list[tuple[int, int]]:
+    """(start, end) of each answer's words and tool calls in the rendered `text`."""
     turns = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
     if not turns:
         return []
@@ -331,9 +369,9 @@ def _answer_spans(messages: Sequence[dict], text: str, stand_in: str, processor)
     def without(hidden: Sequence[int]) -> str:
         """The rendered text with a stand-in for the answers of the turns `hidden`."""
         return _apply([
-            {**message, "content": [{"type": "text", "text": stand_in}]} if i in hidden else message
+            {"role": message["role"], "content": [{"type": "text", "text": stand_in}]} if i in hidden else message
             for i, message in enumerate(messages)
-        ], processor)
+        ], processor, tools)
 
     pieces = without(turns).split(stand_in)
     words = ["".join(part["text"] for part in messages[i]["content"]) for i in turns]
@@ -344,7 +382,7 @@ def _answer_spans(messages: Sequence[dict], text: str, stand_in: str, processor)
             joined += word + piece
         if joined == text:
             return spans
-    # The template changes answers (strips them, moves their reasoning): look at one at a time.
+    # The template changes answers (strips them, moves their reasoning, writes tool calls): look at one at a time.
     return [_differing(text, *without([turn]).partition(stand_in)[::2]) for turn in turns]
 
 
@@ -363,15 +401,25 @@ def _differing(text: str, head: str, tail: str) -> tuple[int, int]:
 def _mark_typed(message: dict, control: re.Pattern, mark: str, typed: list[str]) -> dict:
     """The message with every typed control token as mark, number, mark; the tokens are added to `typed`."""
 
+    content = [
+        {**part, "text": _marked(part["text"], control, mark, typed)} if part["type"] == "text" else part
+        for part in message["content"]
+    ]
+    calls = {"tool_calls": _marked(message["tool_calls"], control, mark, typed)} if "tool_calls" in message else {}
+    return {**message, "content": content, **calls}
+
+
+def _marked(value: object, control: re.Pattern, mark: str, typed: list[str]) -> object:
+    """A JSON value with every control token in its texts marked."""
     def replace(match: re.Match) -> str:
         typed.append(match[0])
         return f"{mark}{len(typed) - 1}{mark}"
 
-    content = [
-        {**part, "text": control.sub(replace, part["text"])} if part["type"] == "text" else part
-        for part in message["content"]
-    ]
-    return {**message, "content": content}
+    if isinstance(value, str):
+        return control.sub(replace, value)
+    if isinstance(value, Mapping):
+        return {control.sub(replace, key): _marked(item, control, mark, typed) for key, item in value.items()}
+    return [_marked(item, control, mark, typed) for item in value] if isinstance(value, list | tuple) else value
 
 
 def _unmark(text: str, spans: list[tuple[int, int, int]], mark: str, typed: list[str], processor) -> Rendered:
@@ -528,7 +576,7 @@ def count_tokens(record: Mapping, processor, media_root: str | Path, reader: Rea
     Raises:
         UserError: a medium is missing, cannot be read, or does not match its placeholder.
     """
-    rendered = render(to_messages(record, _unopened(record)), processor)
+    rendered = render(to_messages(record, _unopened(record)), processor, record.get("tools"))
     tokenizer, extra = processor.tokenizer, 0
     for name, window in zip(records.media_names(record, "image"), records.windows(record), strict=True):
         path = records.media_file(media_root, name)

@@ -5,7 +5,6 @@ import json
 import os
 import random
 import sys
-import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -15,12 +14,13 @@ from tqdm import tqdm
 
 from overlays import registry
 from overlays.data import augment, chat, geometry, memory, records
+from overlays.data.cache import cache_folder
 from overlays.data.media import MediaOptions, open_media
 from overlays.errors import UserError
 from overlays.files import atomic_path, sha256, to_json
 from overlays.model.heads import target_values
 
-CACHE = registry.ROOT / "data" / "cache"
+TABLE = 2  # version of what annotation tables hold
 WORKERS_ABOVE = 5000  # samples; fewer are measured faster than processes start
 
 
@@ -54,8 +54,8 @@ class SupervisedDataset(torch.utils.data.Dataset):
     Attributes:
         target_names: numbers of the record's "target" that a sample has as `targets` (K,) float32; none at first.
         lengths: (len(self),) int64 tokens of each sample.
-        report: {"datasets": [{name, file, records, sampled, kept}], "kept", "too_long", "bad", "tokens": {max, mean,
-            total}, "dropped": [{id, file, row, reason}]}.
+        report: {"datasets": [{name, file, records, sampled, kept}], "kept", "too_long", "bad", "empty_answers",
+            "tokens": {max, mean, total}, "dropped": [{id, file, row, reason}]}.
 
     Raises:
         UserError: a broken record or sample under "stop", or nothing is left.
@@ -114,7 +114,7 @@ class SupervisedDataset(torch.utils.data.Dataset):
         media_root = self.sources[self._index[i][0]].media_root
         media = open_media(record, media_root, self.processor, self.reader)
         media = self.repeats.apply(media, i // self.report["kept"], *map(int, self._index[i]))
-        sample = chat.encode_messages(chat.to_messages(record, media), media, self.processor)
+        sample = chat.encode_messages(chat.to_messages(record, media), media, self.processor, record.get("tools"))
         geometry.add_coordinates(sample, record, self.processor, media_root, self.max_depth_m, self.reader)
         sample["position_ids"] = self.positions(
             input_ids=sample["input_ids"][None], mm_token_type_ids=sample["mm_token_type_ids"][None],
@@ -148,7 +148,7 @@ class SupervisedDataset(torch.utils.data.Dataset):
         if entry["problem"]:
             return 0, entry["problem"]
         record = self.record(i)
-        problems = records.check_record(record, source.media_root)
+        problems = records.check_trained(record, source.media_root)
         if problems:
             return 0, "; ".join(problems)
         try:
@@ -207,10 +207,21 @@ class SupervisedDataset(torch.utils.data.Dataset):
                 for source, table, taken, left in zip(self.sources, self._tables, sampled, kept, strict=True)
             ],
             "kept": len(self._index), "too_long": too_long, "bad": len(problems),
+            "empty_answers": self._count_empty_answers(),
             "tokens": {"max": int(self.lengths.max()), "mean": round(float(self.lengths.mean()), 1),
                        "total": int(self.lengths.sum())},
             "dropped": dropped,
         }
+
+    def _count_empty_answers(self) -> int:
+        """Answers without words in the samples that are kept; says so once, on the first process."""
+        counts = [np.array(table["empty_answers"]) for table in self._tables]
+        found = np.array([counts[source][row] for source, row in self._index])
+        if found.any() and int(os.environ.get("LOCAL_RANK", 0)) == 0:
+            first = int(np.flatnonzero(found)[0])
+            print(f"note: {found.sum()} answers of {np.count_nonzero(found)} samples are empty, which teaches to say "
+                  f"nothing; the first is {self._where(first, self.record(first))}", file=sys.stderr)
+        return int(found.sum())
 
     def _repeat(self, repeats: augment.Repeats) -> None:
         """Let sample i be repetition i // kept of record i % kept; a change leaves the number of tokens as it is."""
@@ -248,8 +259,9 @@ def open_table(annotation: Path):
     The table is built once and kept in data/cache under the checksum of the file.
 
     Returns:
-        datasets.Dataset with the columns `row` (its number in the file), `json` (the record) and `problem` (why the
-        row holds no record; "" where it does).
+        datasets.Dataset with the columns `row` (its number in the file), `json` (the record), `problem` (why the row
+        holds no record, `json` then having no more than its id; "" where it does) and `empty_answers` (how many answers
+        of the record have no words).
 
     Raises:
         UserError: the file holds no rows.
@@ -258,31 +270,23 @@ def open_table(annotation: Path):
     from datasets.arrow_writer import ArrowWriter
 
     annotation = Path(annotation)
-    key = hashlib.sha256(f"{annotation.suffix}:{sha256(annotation)}".encode()).hexdigest()[:24]
+    key = hashlib.sha256(f"{TABLE}:{annotation.suffix}:{sha256(annotation)}".encode()).hexdigest()[:24]
     file = cache_folder() / f"{annotation.stem}-{key}.arrow"
     if not file.is_file():
         text = datasets.Value("large_string")
-        features = datasets.Features({"row": datasets.Value("int64"), "json": text, "problem": text})
+        number = datasets.Value("int64")
+        features = datasets.Features({"row": number, "json": text, "problem": text, "empty_answers": number})
         with atomic_path(file) as temporary, ArrowWriter(path=str(temporary), features=features) as writer:
             count = 0
             for row, record in records.scan(annotation):
                 problem = record.problem if isinstance(record, records.Defect) else ""
-                text = "{}" if problem else to_json(record)
-                writer.write({"row": row, "json": text, "problem": problem})
+                if problem:
+                    record = {} if record.id is None else {"id": record.id}
+                text = to_json(record)
+                empty = 0 if problem else len(records.empty_answers(record))
+                writer.write({"row": row, "json": text, "problem": problem, "empty_answers": empty})
                 count += 1
             if not count:
                 raise UserError(f"annotation file {annotation} holds no records")
             writer.finalize()
     return datasets.Dataset.from_file(str(file))
-
-
-def cache_folder() -> Path:
-    """data/cache, or a temporary folder where the repository cannot be written."""
-    for folder in (CACHE, Path(tempfile.gettempdir()) / "qwen-vl-overlays"):
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError:
-            continue
-        if os.access(folder, os.W_OK):
-            return folder
-    raise UserError(f"neither {CACHE} nor {tempfile.gettempdir()} can be written")

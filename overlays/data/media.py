@@ -5,15 +5,12 @@ torch and transformers are imported where they are used: checking files needs ne
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from PIL import Image, ImageOps
-
 from overlays.data import rasters, records
+from overlays.data.rgb import open_rgb, rgb_size, to_rgb  # noqa: F401  (to_rgb: for images that are open already)
 from overlays.data.video import (  # noqa: F401  (videos are media as well: their names are here too)
     BACKENDS,
     Clip,
@@ -27,7 +24,6 @@ from overlays.data.video import (  # noqa: F401  (videos are media as well: thei
 from overlays.errors import UserError
 
 MAX_ASPECT = 200  # of the longer to the shorter side: what the image processors of all families take
-MAX_IMAGE_PIXELS = 89_478_485  # Pillow's own limit: what a small file may unpack to is bounded
 
 
 @dataclass(frozen=True)
@@ -121,54 +117,6 @@ class Opener:
 
     open: Callable[[Path], object]
     size: Callable[[Path], tuple[int, int]]
-
-
-def open_rgb(path: Path) -> Image.Image:
-    """An image file as upright RGB.
-
-    Raises:
-        UserError: no image, cut short, more than MAX_IMAGE_PIXELS pixels, or more than 8 bits a channel.
-    """
-    with _rgb_file(path) as image:
-        try:
-            return ImageOps.exif_transpose(image).convert("RGB")
-        except Exception as error:  # decoders raise what they like on bad bytes: OSError, struct.error, KeyError, ...
-            raise UserError(f"image {path} is damaged or cut short: {error}") from None
-
-
-def rgb_size(path: Path) -> tuple[int, int]:
-    """(height, width) of an image as its header says: before a quarter turn by EXIF, which patches' number ignores.
-
-    To ask a PNG for its EXIF is to decode it. Raises UserError as `open_rgb` does.
-    """
-    with _rgb_file(path) as image:
-        return image.height, image.width
-
-
-@contextmanager
-def _rgb_file(path: Path) -> Iterator[Image.Image]:
-    """An image file whose header is sound; closed at the end."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image = Image.open(path)
-    except FileNotFoundError:
-        raise UserError(f"image file {path} is missing") from None
-    except Image.DecompressionBombError:
-        raise UserError(f"image {path} has more than {2 * MAX_IMAGE_PIXELS} pixels; make it smaller") from None
-    except Exception as error:
-        raise UserError(f"{path} is no image that can be read: {' '.join(str(error).split())}") from None
-    with image:
-        _check_header(path, image)
-        yield image
-
-
-def _check_header(path: Path, image: Image.Image) -> None:
-    if image.width * image.height > MAX_IMAGE_PIXELS:
-        raise UserError(f"image {path} has {image.width} x {image.height} pixels, above the limit of "
-                        f"{MAX_IMAGE_PIXELS}; make it smaller")
-    if image.mode.startswith(("I", "F")):
-        raise UserError(f"image {path} has more than 8 bits a channel (mode {image.mode}); scale it to 8 bits")
 
 
 RGB = Opener(open_rgb, rgb_size)

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 
 from overlays.data import chat, records
+from overlays.data.cache import cache_folder
 from overlays.data.collate import PaddedCollator
 from overlays.data.dataset import SupervisedDataset
 from overlays.files import atomic_path, sha256
@@ -86,7 +87,7 @@ class PreferenceDataset(SupervisedDataset):
     def inspect(self, i: int) -> tuple[int, str]:
         """(tokens of the longer side, "") of pair `i`, or (0, what is wrong with it)."""
         raw = super().record(i)
-        problems = check_pair(raw) if raw else []
+        problems = check_pair(raw) if raw.keys() - {"id"} else []
         if problems:
             return 0, "; ".join(problems)
         tokens, problem = super().inspect(i)
@@ -151,8 +152,6 @@ def pair_table(split: str, pairs: PreferenceDataset):
     """
     import datasets
     from datasets.arrow_writer import ArrowWriter
-
-    from overlays.data.dataset import cache_folder
 
     file = cache_folder() / f"pairs-{split}-{pairs.fingerprint()}.arrow"
     if not file.is_file():

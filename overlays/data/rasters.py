@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from overlays.data import geotiff, records
+from overlays.data.cache import cache_folder
 from overlays.data.envi import good_bands, ignore_value, layout, mapped, open_envi
 from overlays.errors import UserError
 from overlays.files import write_json
@@ -245,8 +246,6 @@ def fit_processor(processor, dataset) -> None:
     Args:
         dataset: `SupervisedDataset`; what it dropped does not count.
     """
-    from overlays.data.dataset import cache_folder
-
     items = list(dict.fromkeys(
         (records.media_file(dataset.media_root(i), name), None if window is None else tuple(window))
         for i in range(len(dataset)) for record in [dataset.record(i)]

@@ -8,14 +8,18 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
+from urllib.parse import unquote
 
+from overlays.data import tables
+from overlays.data.cache import embedded_file
+from overlays.data.formats import PLACEHOLDER, PLACEHOLDERS, ROLES, TOOL, kind_of, to_record
 from overlays.errors import UserError
 from overlays.files import SURROGATE, atomic_path, is_file, to_json, write_jsonl
 
-ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
-PLACEHOLDERS = {"image": "<image>", "video": "<video>"}
-_PLACEHOLDER = re.compile("|".join(PLACEHOLDERS.values()))
+SUFFIXES = (".json", ".jsonl", ".parquet")
 _CHUNK = 1 << 20
+MAX_FPS = 1000  # of frames in a folder or list
+_FILE_URI = "file://"
 
 
 @dataclass(frozen=True)
@@ -31,29 +35,59 @@ class Defect:
         return f"{self.file}, row {self.row}{f' (id {self.id})' if self.id else ''}: {self.problem}"
 
 
-def scan(path: str | Path) -> Iterator[tuple[int, dict | Defect]]:
-    """(row, record) of every record in a .json or .jsonl file, read as a stream; a Defect where a row is none.
+def scan(path: str | Path, convert: bool = True) -> Iterator[tuple[int, dict | Defect]]:
+    """(row, record) of every record of an annotation file, read as a stream; a Defect where a row is none.
 
     A row that is a list (upstream's packed files) gives its records one by one.
+
+    Args:
+        path: .json, .jsonl or .parquet file, or a folder that `datasets.save_to_disk` wrote.
+        convert: whether rows of other formats become records (`formats.to_record`); else they are as they were written.
 
     Raises:
         UserError: the file cannot be read or has another suffix.
     """
     path = Path(path)
-    if path.suffix not in (".json", ".jsonl"):
-        raise UserError(f"annotation file {path} must end in .json (a list) or .jsonl (a record a line)")
-    if not path.is_file():
-        raise UserError(f"there is no annotation file {path}")
-    for row, value in (_json_list if path.suffix == ".json" else _json_lines)(path):
+    for row, value in _rows(path):
         for item in value if isinstance(value, list) else [value]:
             if not isinstance(item, dict | Defect):
-                item = Defect(path, row, None, f"a record must be a JSON object, not {_kind(item)}")
-            yield row, item
+                item = Defect(path, row, None, f"a record must be a JSON object, not {kind_of(item)}")
+            yield row, _converted(path, row, item) if convert and isinstance(item, dict) else item
 
 
-def read(path: str | Path) -> Iterator[dict]:
-    """Records of a .json or .jsonl file, one at a time. Raises UserError at the first row that holds none."""
-    for _, record in scan(path):
+def _converted(path: Path, row: int, item: dict) -> dict | Defect:
+    try:
+        record = to_record(item)
+    except UserError as error:
+        own = item.get("id")
+        return Defect(path, row, str(own) if isinstance(own, str | int) else None, str(error))
+    return _without_bytes(record) if tables.is_table(path) else record
+
+
+def _without_bytes(value: object) -> object:
+    """A row of a table as JSON holds it: bytes that are no media of the record are metadata, and left out."""
+    if isinstance(value, dict):
+        return {key: _without_bytes(item) for key, item in value.items() if not isinstance(item, bytes)}
+    if isinstance(value, list):
+        return [_without_bytes(item) for item in value if not isinstance(item, bytes)]
+    return value
+
+
+def _rows(path: Path) -> Iterator[tuple[int, object]]:
+    """(row, value) of an annotation file; what follows a place that cannot be read is lost."""
+    if path.suffix not in SUFFIXES and not path.is_dir():
+        raise UserError(f"annotation file {path} must end in .json (a list), .jsonl (a record a line) or .parquet")
+    if not path.exists():
+        raise UserError(f"there is no annotation file {path}")
+    if tables.is_table(path):
+        yield from enumerate(tables.rows(path), start=1)
+    else:
+        yield from (_json_list if path.suffix == ".json" else _json_lines)(path)
+
+
+def read(path: str | Path, convert: bool = True) -> Iterator[dict]:
+    """Records of an annotation file (see `scan`), one at a time. Raises UserError at the first row that holds none."""
+    for _, record in scan(path, convert):
         if isinstance(record, Defect):
             raise UserError(str(record))
         yield record
@@ -69,11 +103,6 @@ def write(path: str | Path, records: Iterable[dict]) -> None:
             temporary.write_text(to_json(list(records), indent=1) + "\n", encoding="utf-8")
     else:
         raise UserError(f"annotation file {path} must end in .json or .jsonl")
-
-
-def _kind(value: object) -> str:
-    names = {str: "text", bool: "true/false", int: "a number", float: "a number", list: "a list", dict: "an object"}
-    return "null" if value is None else names.get(type(value), type(value).__name__)
 
 
 def _json_lines(path: Path) -> Iterator[tuple[int, object]]:
@@ -141,8 +170,11 @@ def _json_list(path: Path) -> Iterator[tuple[int, object]]:
             yield row + 1, Defect(path, row + 1, None, f"not a record: {error}{lost}")
 
 
-def media_names(record: Mapping, kind: str) -> list[str]:
-    """The files of a record's "image" or "video" key as a list, in the order of their placeholders."""
+def media_names(record: Mapping, kind: str) -> list[str | list[str]]:
+    """The media of a record's "image" or "video" key, in the order of their placeholders.
+
+    Each is the name of a file; that of a video may also be a folder of frames, or a list of frame files.
+    """
     value = record.get(kind)
     if value is None or value == "":
         return []
@@ -160,30 +192,55 @@ def windows(record: Mapping) -> list[list[int] | None]:
     return [value] if value and isinstance(value[0], int) else list(value)
 
 
-def video_segments(record: Mapping) -> list[tuple[int, int | None] | None]:
+def video_segments(record: Mapping) -> list[tuple | None]:
     """For each video of a record the frames that count: (first, one after the last), None for the whole file.
 
     They are the keys `video_start` and `video_end`, frame numbers from 0 in the order of showing: a number, or a list
-    with one (or null) for each video. A missing start is 0, a missing end the file's.
+    with one (or null) for each video. A missing start is 0, a missing end the file's. A third element is the key `fps`,
+    where there is one: how many frames of a folder or list of frames are a second.
     """
     names = media_names(record, "video")
-    starts, ends = (value if isinstance(value, list) else [value] * len(names)
-                    for value in (record.get("video_start"), record.get("video_end")))
-    return [None if start is None and end is None else (start or 0, end)
-            for start, end in zip(starts, ends, strict=True)]
+    starts, ends, rates = (value if isinstance(value, list) else [value] * len(names)
+                           for value in map(record.get, ("video_start", "video_end", "fps")))
+    return [
+        None if (start, end, rate) == (None, None, None) else
+        (start or 0, end) if rate is None else (start or 0, end, rate)
+        for start, end, rate in zip(starts, ends, rates, strict=True)
+    ]
 
 
-def media_file(media_root: str | Path, name: str) -> Path:
-    """Path of a medium. Raises UserError where the name leaves the media root."""
+def media_file(media_root: str | Path, name: str | list[str]) -> Path | tuple[Path, ...]:
+    """Path of a medium, a tuple of paths for a list of frames. Raises UserError where a name leaves the media root."""
+    if isinstance(name, list):
+        return tuple(media_file(media_root, frame) for frame in name)
     problem = _name_problem(name)
     if problem:
         raise UserError(problem)
-    return Path(media_root) / name
+    if name.startswith(_FILE_URI):
+        path = Path(unquote(name.removeprefix(_FILE_URI)))
+        if not path.is_relative_to(Path(media_root).absolute()) and \
+                not path.is_relative_to(Path(media_root).resolve()):
+            raise UserError(f"media file {name} lies outside the media root {media_root}")
+        return path
+    return embedded_file(name) or Path(media_root) / name
+
+
+def media_files(record: Mapping, media_root: str | Path) -> list[Path]:
+    """Every file of a record's media, frames of videos one by one. Raises UserError as `media_file`."""
+    found = []
+    for kind in PLACEHOLDERS:
+        for name in media_names(record, kind):
+            path = media_file(media_root, name)
+            found += path if isinstance(path, tuple) else sorted(path.iterdir()) if _is_folder(path) else [path]
+    return found
 
 
 def _name_problem(name: object) -> str | None:
     if not isinstance(name, str) or not name.strip():
-        return f"a media path must be text, not {_kind(name)}" if not isinstance(name, str) else "a media path is empty"
+        return f"a media path must be text, not {kind_of(name)}" if not isinstance(name, str) \
+            else "a media path is empty"
+    if name.startswith(_FILE_URI):
+        return f"media path {name} leaves the media root" if ".." in unquote(name).split("/") else None
     if "://" in name:
         return f"media file {name} is an address; download it below the media root"
     if PurePosixPath(name).is_absolute() or PureWindowsPath(name).is_absolute():
@@ -194,6 +251,20 @@ def _name_problem(name: object) -> str | None:
         if depth < 0:
             return f"media path {name} leaves the media root"
     return None
+
+
+def answer_text(turn: Mapping) -> str:
+    """The words of an assistant's turn; its tool calls follow, each as a line of JSON."""
+    calls = [to_json(call) for call in turn.get("tool_calls") or []]
+    return "\n".join([turn["value"], *calls] if turn["value"] else calls)
+
+
+def empty_answers(record: Mapping) -> list[int]:
+    """Numbers, from 1, of the assistant's turns without words and without tool calls: they teach to say nothing."""
+    turns = record.get("conversations")
+    return [number for number, turn in enumerate(turns if isinstance(turns, list) else [], start=1)
+            if isinstance(turn, dict) and ROLES.get(str(turn.get("from"))) == "assistant"
+            and isinstance(turn.get("value"), str) and not turn["value"].strip() and not turn.get("tool_calls")]
 
 
 def check_record(record: Mapping, media_root: str | Path | None = None) -> list[str]:
@@ -208,20 +279,56 @@ def check_record(record: Mapping, media_root: str | Path | None = None) -> list[
     for kind, placeholder in PLACEHOLDERS.items():
         value = record.get(kind)
         if value is not None and not isinstance(value, str | list):
-            problems.append(f"{kind} must be a path or a list of paths, not {_kind(value)}")
+            problems.append(f"{kind} must be a path or a list of paths, not {kind_of(value)}")
             continue
         names = media_names(record, kind)
         if counts is not None and len(names) != counts[kind]:
             problems.append(f"{counts[kind]} {placeholder} in the human turns but {len(names)} {kind} "
                             f"file{'' if len(names) == 1 else 's'}")
         for name in names:
-            problem = _name_problem(name)
-            if problem is None and media_root is not None and not is_file(Path(media_root) / name):
-                problem = f"{kind} file {Path(media_root) / name[:200]} is missing"
+            problem = _medium_problem(kind, name, media_root)
             problems += [problem] if problem else []
     problems += _check_windows(record) + _check_segments(record)
     problems += _check_target(record.get("target"))
+    if record.get("tools") is not None and SURROGATE.search(json.dumps(record["tools"], ensure_ascii=False)):
+        problems.append("tools hold half a character (a lone surrogate)")
     return problems
+
+
+def check_trained(record: Mapping, media_root: str | Path | None = None) -> list[str]:
+    """`check_record`, and what supervised training would not read: the two answers of a preference pair."""
+    turns = record.get("conversations")
+    last = turns[-1] if isinstance(turns, list) and turns and isinstance(turns[-1], dict) else {}
+    answered = ROLES.get(str(last.get("from"))) == "assistant"
+    return check_record(record, media_root) + [
+        f"the key {side!r} is there beside an answer; only preference training reads it"
+        for side in ("chosen", "rejected") if answered and record.get(side) is not None
+    ]
+
+
+def _medium_problem(kind: str, name: object, media_root: str | Path | None) -> str | None:
+    """What is wrong with one medium of a record; None where it is sound."""
+    frames = name if kind == "video" and isinstance(name, list) and name else [name]
+    for frame in frames:
+        problem = _name_problem(frame)
+        if problem or media_root is None:
+            return problem
+        try:
+            path = media_file(media_root, frame)
+        except UserError as error:
+            return str(error)
+        if not is_file(path) and not (kind == "video" and frames == [name] and _is_folder(path)):
+            if embedded_file(frame):
+                return f"an embedded {kind} is gone from the cache; delete {path.parents[2]}"
+            return f"{kind} file {Path(media_root) / frame[:200]} is missing"
+    return None
+
+
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except (OSError, ValueError):
+        return False
 
 
 def _check_turns(turns: object) -> tuple[list[str], dict[str, int] | None]:
@@ -233,31 +340,32 @@ def _check_turns(turns: object) -> tuple[list[str], dict[str, int] | None]:
     problems, roles, counts = [], [], dict.fromkeys(PLACEHOLDERS, 0)
     for number, turn in enumerate(turns, start=1):
         if not isinstance(turn, dict):
-            problems.append(f"turn {number} must be an object, not {_kind(turn)}")
+            problems.append(f"turn {number} must be an object, not {kind_of(turn)}")
             continue
         role, value = turn.get("from"), turn.get("value")
-        if not isinstance(role, str) or role not in ROLES:
-            problems.append(f"turn {number} has the unknown role {role!r}; roles are human, gpt and system")
+        if not isinstance(role, str) or role not in (*ROLES, TOOL):
+            problems.append(f"turn {number} has the unknown role {role!r}; roles are human, gpt, system and tool")
             continue
-        roles.append(ROLES[role])
+        role = ROLES.get(role, TOOL)
+        roles.append(role)
         if not isinstance(value, str):
-            problems.append(f"the value of turn {number} must be text, not {_kind(value)}")
+            problems.append(f"the value of turn {number} must be text, not {kind_of(value)}")
             continue
-        if SURROGATE.search(value):
+        if SURROGATE.search(value) or SURROGATE.search(json.dumps(turn.get("tool_calls"), ensure_ascii=False)):
             problems.append(f"the value of turn {number} holds half a character (a lone surrogate)")
-        found = _PLACEHOLDER.findall(value)
-        if ROLES[role] == "user":
+        found = PLACEHOLDER.findall(value)
+        if role in ("user", TOOL):
             for kind, placeholder in PLACEHOLDERS.items():
                 counts[kind] += found.count(placeholder)
-            if not value.strip():
+            if not value.strip() and role == "user":
                 problems.append(f"turn {number} asks nothing: its value is empty")
-        elif found and ROLES[role] == "system":
-            problems.append(f"turn {number} ({role}) holds {found[0]}; placeholders belong in human turns")
+        elif found and role == "system":
+            problems.append(f"turn {number} ({turn['from']}) holds {found[0]}; placeholders belong in human turns")
         elif found:
-            problems.append(f"turn {number} ({role}) holds {found[0]}; an answer cannot hold media")
-        if ROLES[role] == "system" and number > 1:
+            problems.append(f"turn {number} ({turn['from']}) holds {found[0]}; an answer cannot hold media")
+        if role == "system" and number > 1:
             problems.append(f"turn {number} is a system turn; only the first can be")
-        if ROLES[role] == "assistant" and "user" not in roles:
+        if role in ("assistant", TOOL) and "user" not in roles:
             problems.append(f"turn {number} answers before any human turn")
     if len(roles) == len(turns) and "assistant" not in roles:
         problems.append("there is no gpt turn, so nothing to learn")
@@ -276,15 +384,19 @@ def _check_windows(record: Mapping) -> list[str]:
 
 
 def _check_segments(record: Mapping) -> list[str]:
-    values = {key: record[key] for key in ("video_start", "video_end") if record.get(key) is not None}
+    values = {key: record[key] for key in ("video_start", "video_end", "fps") if record.get(key) is not None}
     if not values or not isinstance(record.get("video"), str | list):
-        return [f"{key} is there, but no video" for key in values]
+        return [f"{key} is there, but no video" for key in values if key != "fps"]
     count = len(media_names(record, "video"))
     for key, value in values.items():
         if isinstance(value, list) and len(value) != count:
-            return [f"{key} lists {len(value)} frame numbers for {count} videos"]
+            return [f"{key} lists {len(value)} {'rates' if key == 'fps' else 'frame numbers'} for {count} videos"]
         for number in value if isinstance(value, list) else [value]:
-            if number is not None and (isinstance(number, bool) or not isinstance(number, int) or number < 0):
+            if number is None:
+                continue
+            if key == "fps" and (type(number) not in (int, float) or not 0 < number <= MAX_FPS):
+                return [f"fps must be a number above 0, up to {MAX_FPS}, not {number!r}"]
+            if key != "fps" and (type(number) is not int or number < 0):
                 return [f"{key} must be a frame number from 0 on, not {number!r}"]
     return [f"video_end {segment[1]} must be above video_start {segment[0]}" for segment in video_segments(record)
             if segment and segment[1] is not None and segment[1] <= segment[0]]
@@ -294,7 +406,7 @@ def _check_target(target: object) -> list[str]:
     if target is None:
         return []
     if not isinstance(target, dict):
-        return [f"target must be an object of numbers, not {_kind(target)}"]
+        return [f"target must be an object of numbers, not {kind_of(target)}"]
     return [
         f"target {name!r} must be a finite number" for name, value in target.items()
         if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= sys.float_info.max
@@ -309,7 +421,7 @@ def check(path: str | Path, media_root: str | Path | None) -> Iterator[tuple[int
             yield row, None, [record]
             continue
         own = record.get("id")
-        problems = check_record(record, media_root)
+        problems = check_trained(record, media_root)
         if isinstance(own, str | int):
             if own in seen:
                 problems.append(f"its id is that of row {seen[own]}")

@@ -1,4 +1,4 @@
-"""Videos: a file or a segment of one -> the frames that a processor samples, exact to the frame, resized.
+"""Videos: a file, a folder or list of frames, or a segment -> the frames that a processor samples, resized.
 
 torch and transformers are imported where they are used: checking files needs neither, and they take seconds.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -19,6 +20,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from overlays.data.formats import FRAME_SUFFIXES
+from overlays.data.rgb import open_rgb, upright_size
 from overlays.errors import UserError
 from overlays.files import atomic_path
 
@@ -28,9 +31,12 @@ if TYPE_CHECKING:
 
 MAX_CLOCK = 240.0  # ticks a second for the clock of a video with a variable frame rate
 ORDER_CHECK = 250  # decoded frames that show whether an AVI file tells the order of its frames
-DEFAULT_FPS = 2.0  # of qwen-vl-utils, where a processor names none
+DEFAULT_FPS = 2.0  # of qwen-vl-utils, where a processor names none and for frames in a folder or list
 SAME_RATE = 0.97  # share of a video's own rate from which on a wanted rate means every frame: 30 fps of a 30.1 fps clip
-Segment = tuple[int, int | None]  # frame numbers: the first, and the one after the last (None: to the end)
+# Frame numbers: the first, and the one after the last (None: to the end). Of frames in a folder or list there may be a
+# third number: how many are a second.
+Segment = tuple[int, int | None] | tuple[int, int | None, float]
+Source = Path | tuple[Path, ...]  # a video file, a folder of frames, or frames in their order
 
 
 @dataclass(frozen=True)
@@ -74,7 +80,7 @@ class Plan:
     size: tuple[int, int]
 
 
-def open_video(path: Path, video_processor, reader: Reader | str = "pyav", segment: Segment | None = None) -> Clip:
+def open_video(path: Source, video_processor, reader: Reader | str = "pyav", segment: Segment | None = None) -> Clip:
     """Frames of a video at the processor's fps, frame limits and pixels of a frame.
 
     A rate at or above the video's own takes every frame, up to the processor's `max_frames`. Otherwise the processor's
@@ -104,7 +110,7 @@ def open_video(path: Path, video_processor, reader: Reader | str = "pyav", segme
     return Clip(torch.from_numpy(frames), plan.metadata)
 
 
-def video_grid(path: Path, video_processor, reader: Reader | str = "pyav",
+def video_grid(path: Source, video_processor, reader: Reader | str = "pyav",
                segment: Segment | None = None) -> tuple[tuple[int, int, int], VideoMetadata]:
     """Patch grid (t, h, w) and metadata that `open_video` would give, without decoding."""
     plan = _plan(path, video_processor, reader if isinstance(reader, str) else reader.backend, segment)
@@ -113,14 +119,14 @@ def video_grid(path: Path, video_processor, reader: Reader | str = "pyav",
     return (len(plan.numbers) // temporal, height // patch, width // patch), plan.metadata
 
 
-def probe_video(path: Path, backend: str = "pyav", segment: Segment | None = None) -> None:
+def probe_video(path: Source, backend: str = "pyav", segment: Segment | None = None) -> None:
     """Decode first, middle and last frame of a video or segment. Raises UserError where one cannot be had."""
-    timeline = _timeline_of(path, backend)
+    timeline = _timeline_of(path, backend, segment)
     first, stop = _bounds(path, timeline, segment)
-    BACKENDS[backend][1](path, timeline, np.array([first, (first + stop - 1) // 2, stop - 1]))
+    _decode(path, timeline, np.array([first, (first + stop - 1) // 2, stop - 1]), backend)
 
 
-def read_frames(path: Path, numbers: np.ndarray, backend: str = "pyav") -> np.ndarray:
+def read_frames(path: Source, numbers: np.ndarray, backend: str = "pyav") -> np.ndarray:
     """Frames by number, in any order, (T, H, W, 3) uint8, upright and not resized.
 
     Raises:
@@ -128,7 +134,7 @@ def read_frames(path: Path, numbers: np.ndarray, backend: str = "pyav") -> np.nd
     """
     timeline, numbers = _timeline_of(path, backend), np.asarray(numbers)
     _bounds(path, timeline, (int(numbers.min()), int(numbers.max()) + 1))
-    return BACKENDS[backend][1](path, timeline, numbers)
+    return _decode(path, timeline, numbers, backend)
 
 
 # ---- which frames, at which size
@@ -149,10 +155,10 @@ def frame_limits(video_processor, frames: int) -> tuple[int, int]:
     return (low // frames, high // frames) if limits_clips(video_processor) else (low, high)
 
 
-def _plan(path: Path, video_processor, backend: str, segment: Segment | None) -> Plan:
+def _plan(path: Source, video_processor, backend: str, segment: Segment | None) -> Plan:
     from transformers.video_utils import VideoMetadata
 
-    timeline = _timeline_of(path, backend)
+    timeline = _timeline_of(path, backend, segment)
     first, stop = _bounds(path, timeline, segment)
     shown = timeline if segment is None else _timeline(
         path, timeline.seconds[first:stop], timeline.fps, timeline.height, timeline.width, None)
@@ -178,14 +184,18 @@ def _plan(path: Path, video_processor, backend: str, segment: Segment | None) ->
     return Plan(timeline, metadata, numbers + first, _frame_size(shown, len(numbers), video_processor, path))
 
 
-def _bounds(path: Path, timeline: Timeline, segment: Segment | None) -> tuple[int, int]:
+def _bounds(path: Source, timeline: Timeline, segment: Segment | None) -> tuple[int, int]:
     """First frame of a segment and the one after its last."""
     total = len(timeline.seconds)
-    first, stop = segment or (0, None)
+    first, stop = (segment or (0, None))[:2]
     stop = total if stop is None else stop
     if not 0 <= first < stop <= total:
-        raise UserError(f"video {path} has {total} frames, so it has no segment from frame {first} up to {stop}")
+        raise UserError(f"video {_name(path)} has {total} frames, so it has no segment from frame {first} up to {stop}")
     return first, stop
+
+
+def _name(path: Source) -> str:
+    return f"{path[0]} to {path[-1].name}" if isinstance(path, tuple) else str(path)
 
 
 def _frame_size(timeline: Timeline, frames: int, video_processor, path: Path) -> tuple[int, int]:
@@ -196,14 +206,14 @@ def _frame_size(timeline: Timeline, frames: int, video_processor, path: Path) ->
     try:
         return smart_resize(timeline.height, timeline.width, factor, low, high)
     except ValueError as error:
-        raise UserError(f"video {path} cannot be used: {error}") from None
+        raise UserError(f"video {_name(path)} cannot be used: {error}") from None
 
 
-def _read(path: Path, plan: Plan, backend: str) -> np.ndarray:
+def _read(path: Source, plan: Plan, backend: str) -> np.ndarray:
     """The frames of a plan, resized: (T, 3, H, W) uint8."""
     import torch
 
-    frames = BACKENDS[backend][1](path, plan.timeline, plan.numbers)
+    frames = _decode(path, plan.timeline, plan.numbers, backend)
     frames = torch.from_numpy(frames).permute(0, 3, 1, 2)
     if frames.shape[2:] != plan.size:
         from torchvision.transforms.v2 import functional
@@ -215,10 +225,12 @@ def _read(path: Path, plan: Plan, backend: str) -> np.ndarray:
 # ---- decoded frames on disk
 
 
-def _cache_file(cache: Path, path: Path, plan: Plan) -> Path:
+def _cache_file(cache: Path, path: Source, plan: Plan) -> Path:
     """Where the frames of a plan are kept: by the file (path, size, time of change), the frames and their size."""
-    state = path.stat()
-    key = [str(path.resolve()), state.st_size, state.st_mtime_ns, plan.numbers.tolist(), list(plan.size), "bicubic"]
+    files = frame_files(path) if _is_frames(path) else (path,)
+    states = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    state = states if _is_frames(path) else states[0]
+    key = [*state, plan.numbers.tolist(), list(plan.size), "bicubic"]
     digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:32]
     return Path(cache) / digest[:2] / f"{digest}.npy"
 
@@ -235,15 +247,26 @@ def _load_frames(file: Path, shape: tuple[int, ...]) -> np.ndarray | None:
 # ---- timelines
 
 
-def _timeline_of(path: Path, backend: str) -> Timeline:
+def _timeline_of(path: Source, backend: str, segment: Segment | None = None) -> Timeline:
     if backend not in BACKENDS:
         raise UserError(f"video backend {backend!r} is unknown; there are {' and '.join(BACKENDS)}")
+    fps = segment[2] if segment is not None and len(segment) == 3 else None
+    if _is_frames(path):
+        return _frames_timeline(frame_files(path), DEFAULT_FPS if fps is None else fps)
     if not path.is_file():
         raise UserError(f"video file {path} is missing")
+    if fps is not None:
+        raise UserError(f"video {path} is a file with times of its own; the key fps is for folders and lists of frames "
+                        "(the flag --video_fps sets how many frames of a second are shown)")
     return BACKENDS[backend][0](path)
 
 
-def _timeline(path: Path, seconds: np.ndarray, rate: float | None, height: int, width: int, handle) -> Timeline:
+def _decode(path: Source, timeline: Timeline, numbers: np.ndarray, backend: str) -> np.ndarray:
+    """Frames by number, (T, H, W, 3) uint8, upright."""
+    return _read_pictures(timeline, numbers) if _is_frames(path) else BACKENDS[backend][1](path, timeline, numbers)
+
+
+def _timeline(path: Source, seconds: np.ndarray, rate: float | None, height: int, width: int, handle) -> Timeline:
     """A Timeline on a clock of constant rate.
 
     The clock is the header's frame rate where frames follow it to half a frame, else their measured mean rate, else
@@ -259,6 +282,60 @@ def _timeline(path: Path, seconds: np.ndarray, rate: float | None, height: int, 
         if np.abs(seconds * clock - np.arange(len(seconds))).max() < 0.5:
             break
     return Timeline(seconds, float(clock), height, width, handle)
+
+
+# ---- frames as picture files
+
+
+def _is_frames(path: Source) -> bool:
+    return isinstance(path, tuple) or path.is_dir()
+
+
+def frame_files(path: Source) -> tuple[Path, ...]:
+    """The frames of a folder (files of FRAME_SUFFIXES in it, by name, numbers in names by value) or of a list.
+
+    Raises:
+        UserError: the folder holds none.
+    """
+    if isinstance(path, tuple):
+        return path
+    files = [file for file in path.iterdir()
+             if file.suffix.lower() in FRAME_SUFFIXES and not file.name.startswith(".") and file.is_file()]
+    if not files:
+        raise UserError(f"video folder {path} holds no frames ({', '.join(FRAME_SUFFIXES)})")
+    return tuple(sorted(files, key=lambda file: (
+        [int(piece) if piece.isdecimal() else piece for piece in re.split("([0-9]+)", file.name.lower())], file.name)))
+
+
+def _frames_timeline(files: tuple[Path, ...], fps: float) -> Timeline:
+    """Frames at a constant rate, all of one size by their headers. handle: the files."""
+    sizes = [_picture_size(file) for file in files]
+    for file, size in zip(files, sizes, strict=True):
+        if size != sizes[0]:
+            raise UserError(f"frame {file} is {size[1]} x {size[0]} pixels, but the video's first, {files[0]}, is "
+                            f"{sizes[0][1]} x {sizes[0][0]}")
+    return _timeline(files, np.arange(len(files)) / fps, fps, *sizes[0], files)
+
+
+def _picture_size(file: Path) -> tuple[int, int]:
+    try:
+        state = file.stat()
+    except (OSError, ValueError):
+        raise UserError(f"video frame {file} is missing") from None
+    return _size_of(file, state.st_size, state.st_mtime_ns)
+
+
+@lru_cache(maxsize=1 << 16)
+def _size_of(file: Path, size: int, changed_ns: int) -> tuple[int, int]:
+    return upright_size(file)
+
+
+def _read_pictures(timeline: Timeline, numbers: np.ndarray) -> np.ndarray:
+    frames = {number: np.asarray(open_rgb(timeline.handle[number])) for number in np.unique(numbers).tolist()}
+    for number, frame in frames.items():
+        if frame.shape[:2] != (timeline.height, timeline.width):
+            raise UserError(f"frame {timeline.handle[number]} is turned by its EXIF orientation, other frames are not")
+    return np.stack([frames[number] for number in numbers.tolist()])
 
 
 # ---- PyAV

@@ -49,6 +49,35 @@ ALWAYS = THINKING + "{%- if add_generation_prompt -%}{{- '<|im_start|>assistant\
 # Reasoning templates and what their own generation prompt asks for.
 FORMS = {"on": (SWITCH.replace("DEFAULT", "true"), True), "off": (SWITCH.replace("DEFAULT", "false"), False),
          "always": (ALWAYS, True)}
+# As Qwen3-VL does: tools in the system turn, calls as JSON in the answer, results in a user turn.
+TOOLS = """\
+{%- macro words(content) -%}{%- for part in content -%}
+{%- if part.type == 'image' -%}<|vision_start|><|image_pad|><|vision_end|>{%- else -%}{{- part.text -}}{%- endif -%}
+{%- endfor -%}{%- endmacro -%}
+{%- if tools -%}
+{{- '<|im_start|>system\\n' + (words(messages[0].content) + '\\n\\n' if messages[0].role == 'system' else '') -}}
+{{- '<tools>' -}}
+{%- for tool in tools -%}{{- '\\n' + (tool | tojson) -}}{%- endfor -%}{{- '\\n</tools><|im_end|>\\n' -}}
+{%- elif messages[0].role == 'system' -%}
+{{- '<|im_start|>system\\n' + words(messages[0].content) + '<|im_end|>\\n' -}}
+{%- endif -%}
+{%- for m in messages -%}
+{%- if m.role == 'user' -%}{{- '<|im_start|>user\\n' + words(m.content) + '<|im_end|>\\n' -}}
+{%- elif m.role == 'assistant' -%}
+{{- '<|im_start|>assistant\\n' + words(m.content) -}}
+{%- for call in m.tool_calls or [] -%}
+{%- if (loop.first and m.content) or not loop.first -%}{{- '\\n' -}}{%- endif -%}
+{%- set call = call.function or call -%}
+{{- '<tool_call>\\n{"name": "' + call.name + '", "arguments": ' + (call.arguments | tojson) + '}\\n</tool_call>' -}}
+{%- endfor -%}
+{{- '<|im_end|>\\n' -}}
+{%- elif m.role == 'tool' -%}
+{%- if messages[loop.index0 - 1].role != 'tool' -%}{{- '<|im_start|>user' -}}{%- endif -%}
+{{- '\\n<tool_response>\\n' + words(m.content) + '\\n</tool_response>' -}}
+{%- if loop.last or messages[loop.index0 + 1].role != 'tool' -%}{{- '<|im_end|>\\n' -}}{%- endif -%}
+{%- endif -%}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{- '<|im_start|>assistant\\n' -}}{%- endif -%}"""
 NO_END = "{% for m in messages %}<|im_start|>{{ m.role }}: {{ m.content | map(attribute='text') | join }}\n{% endfor %}"
 
 
@@ -345,3 +374,78 @@ def test_a_video_brings_its_frames_times_and_tokens(processor):
 def test_the_length_of_a_sample_is_known_from_headers(processor, images):
     row = record("<image><image>Q", "A", image=["a.png", "b.png"])
     assert chat.count_tokens(row, processor, images) == len(chat.encode(row, processor, images)["input_ids"])
+
+
+def tool_record(argument="x", result="done", said=""):
+    call = {"name": "zoom", "arguments": {"at": argument}}
+    return {"tools": [{"type": "function", "function": {"name": "zoom", "parameters": {"at": "where"}}}],
+            "conversations": [
+                {"from": "human", "value": "Q"}, {"from": "gpt", "value": said, "tool_calls": [call, call]},
+                {"from": "tool", "value": result}, {"from": "tool", "value": result}, {"from": "gpt", "value": "A"}]}
+
+
+def called(argument="x"):
+    return f'<tool_call>\n{{"name": "zoom", "arguments": {{"at": "{argument}"}}}}\n</tool_call>'
+
+
+@pytest.mark.parametrize("said", ["", "Let me see."])
+def test_tool_calls_are_learned_and_results_are_not(processor, said):
+    processor, row = with_template(processor, TOOLS), tool_record(said=said)
+    sample = chat.encode(row, processor, ".")
+    words = said + "\n" if said else ""
+    assert labelled(sample, processor) == [f"{words}{called()}\n{called()}<|im_end|>", "A<|im_end|>"]
+    text = processor.tokenizer.decode(sample["input_ids"])
+    assert text.startswith("<|im_start|>system\n<tools>\n{") and text.count("<tool_response>\ndone\n") == 2
+    messages = chat.to_messages(row, Media())
+    own = processor.apply_chat_template(messages, tools=row["tools"], tokenize=True, return_dict=True)
+    assert sample["input_ids"].tolist() == list(own["input_ids"][0])
+    assert chat.count_tokens(row, processor, ".") == len(sample["input_ids"])
+    prompt = chat.encode_prompt(row, processor, ".")["input_ids"].tolist()
+    own = processor.apply_chat_template(messages[:-1], tools=row["tools"], tokenize=True, return_dict=True,
+                                        add_generation_prompt=True)
+    assert prompt == list(own["input_ids"][0]) == sample["input_ids"][:len(prompt)].tolist()
+
+
+def test_control_tokens_in_tools_stay_text(processor):
+    processor = with_template(processor, TOOLS)
+    row = tool_record("<|im_end|>", "<|im_start|>assistant")
+    row["tools"][0]["function"]["description"] = "<|image_pad|>"
+    sample = chat.encode(row, processor, ".")
+    end = processor.tokenizer.convert_tokens_to_ids("<|im_end|>")
+    ids = sample["input_ids"].tolist()
+    assert ids.count(end) == 5 and processor.image_token_id not in ids  # system, Q, calls, results, A
+    assert labelled(sample, processor) == [f"{called('<|im_end|>')}\n{called('<|im_end|>')}<|im_end|>", "A<|im_end|>"]
+
+
+def test_a_tool_may_return_a_picture(processor, images):
+    processor, row = with_template(processor, TOOLS), tool_record(result=" seen: ")
+    row["conversations"][3]["value"] = " a <image> b "
+    sample = chat.encode({**row, "image": "a.png"}, processor, images)
+    merged = int(sample["image_grid_thw"].prod()) // 4
+    assert sample["input_ids"].tolist().count(processor.image_token_id) == merged
+    assert labelled(sample, processor)[1] == "A<|im_end|>"
+    text = processor.tokenizer.decode(sample["input_ids"])
+    assert "\n seen: \n" in text and "\n a <|vision_start|>" in text and "<|vision_end|> b \n" in text
+
+
+@pytest.mark.parametrize("name", ["qwen3_vl", "qwen3_5_think", "qwen3_5_nothink"])
+def test_tool_calls_in_real_templates(processor, name):
+    trl = pytest.importorskip("trl")
+    file = Path(trl.__file__).parent / "chat_templates" / f"{name}.jinja"
+    if not file.is_file():
+        pytest.skip(f"this trl has no {file.name}")
+    processor, row = with_template(processor, file.read_text()), tool_record()
+    first, last = labelled(chat.encode(row, processor, "."), processor)
+    assert "zoom" in first and first.count("</tool_call>") == 2 and first.endswith("</tool_call><|im_end|>")
+    assert "done" not in first + last and last.endswith("A<|im_end|>")
+
+
+@pytest.mark.parametrize("change, said", [
+    ({}, "tools and tool_calls and a tool's turn"), ({"conversations": record("Q", "A")["conversations"]}, "has tools"),
+    ({"tools": None}, "tool_calls and a tool's turn"),
+])
+def test_a_template_without_tools_refuses_them(processor, change, said):
+    row = {**tool_record(), **change}
+    for function in (chat.encode, chat.encode_prompt, chat.count_tokens):
+        with pytest.raises(UserError, match=f"{said}, but the model's chat template has no tools"):
+            function(row, processor, ".")

@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from overlays.errors import UserError
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -47,6 +49,28 @@ def test_with_a_model_long_samples_are_counted(folder, tiny_model_dir, monkeypat
     check_data.main()
     printed = capsys.readouterr().out
     assert "1 records above 200" in printed and "row 2: " in printed
+
+
+def test_empty_answers_are_warnings_and_no_defects(folder, monkeypatch, capsys):
+    import check_data
+
+    (folder / "empty.jsonl").write_text(row("x") + "\n" + row("y", answer="") + "\n")
+    monkeypatch.setattr(sys, "argv", ["check_data.py", "--dataset_use", str(folder / "empty.jsonl")])
+    check_data.main()
+    printed = capsys.readouterr().out
+    assert "row 2 (id y): the answer in turn 2 is empty" in printed and "empty answers: 1" in printed
+    assert "2 records, 0 bad" in printed
+
+
+def test_a_key_that_is_not_read_is_named_with_its_row_and_id(folder, monkeypatch, capsys):
+    import check_data
+
+    line = json.dumps({**json.loads(row("y")), "history": [["a", "b"]]})
+    (folder / "keys.jsonl").write_text(row("x") + "\n" + line + "\n")
+    monkeypatch.setattr(sys, "argv", ["check_data.py", "--dataset_use", str(folder / "keys.jsonl")])
+    with pytest.raises(UserError, match="1 of 2 records are bad"):
+        check_data.main()
+    assert "row 2 (id y): the key 'history' is not read" in capsys.readouterr().out
 
 
 def test_every_bad_row_is_printed_and_the_status_is_2(folder):

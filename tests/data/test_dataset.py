@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from overlays.data import dataset as dataset_module
+from overlays.data import cache as cache_module
 from overlays.data import records
 from overlays.data.collate import PaddedCollator
 from overlays.data.dataset import SupervisedDataset, sample_rows
@@ -21,7 +21,7 @@ from overlays.registry import Dataset
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path, monkeypatch):
-    monkeypatch.setattr(dataset_module, "CACHE", tmp_path / "cache")
+    monkeypatch.setattr(cache_module, "CACHE", tmp_path / "cache")
     return tmp_path / "cache"
 
 
@@ -167,3 +167,49 @@ def test_a_dataset_travels_to_another_process(media, tiny):
     again = pickle.loads(pickle.dumps(data))
     assert again[0]["input_ids"].equal(data[0]["input_ids"])
     assert again[0]["position_ids"].equal(data[0]["position_ids"])
+
+
+def test_a_key_that_is_not_read_stops_training_with_its_place(media, tiny):
+    rows = [row(0), {**row(1), "audio": "a.wav"}]
+    with pytest.raises(UserError, match=r"set.jsonl, row 2 \(id r1\): the key 'audio' is not read"):
+        build(media, rows, tiny)
+    data = build(media, rows, tiny, on_bad_sample="skip")
+    assert [d["id"] for d in data.report["dropped"]] == ["r1"]
+
+
+def test_empty_answers_are_counted_and_said(media, tiny, capsys, monkeypatch):
+    rows = [row(0), row(1, answer=" \n"), row(2, answer=""), row(3, answer="long " * 500)]
+    data = build(media, rows, tiny, model_max_length=200)
+    assert data.report["empty_answers"] == 2 and len(data) == 3
+    said = capsys.readouterr().err
+    assert "note: 2 answers of 2 samples are empty" in said and "row 2 (id r1)" in said and said.count("note:") == 1
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    build(media, rows, tiny)
+    assert "note:" not in capsys.readouterr().err
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    assert build(media, rows[:1], tiny, name="other").report["empty_answers"] == 0
+    assert "note:" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["set.parquet", "set"])
+def test_tables_train_by_their_path(media, tiny, name):
+    import datasets
+
+    from overlays import registry, train
+
+    table = datasets.Dataset.from_list([
+        {"messages": [{"role": "user", "content": "What?"}, {"role": "assistant", "content": "A rock."}],
+         "images": [{"bytes": (media / f"{i}.png").read_bytes(), "path": None}]} for i in range(3)])
+    path = media / name
+    table.to_parquet(str(path)) if path.suffix else table.save_to_disk(str(path))
+    sources = registry.resolve(f"{path}%70")
+    assert sources[0].media_root == media
+    data = SupervisedDataset(sources, *tiny, MediaOptions())
+    assert len(data) == 2 and data.record(0)["image"].startswith("embedded:")
+    assert {tuple(data[i]["input_ids"].tolist()) for i in range(2)} <= {
+        tuple(sample["input_ids"].tolist()) for sample in build(media, [row(i) for i in range(3)], tiny)}
+    assert train._data_rows(str(path))[0]["sha256"]
+    gone = media / "nothing"
+    gone.mkdir()
+    with pytest.raises(UserError, match="state.json is missing"):
+        SupervisedDataset(registry.resolve(str(gone)), *tiny, MediaOptions())

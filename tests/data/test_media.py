@@ -1,7 +1,9 @@
 """Images and videos: what is opened, at which size, and what a broken file says."""
 
 import io
+import struct
 import sys
+import zlib
 from fractions import Fraction
 from pathlib import Path
 
@@ -10,7 +12,8 @@ import pytest
 import torch
 from PIL import Image
 
-from overlays.data import media
+from overlays.data import chat, media, records, rgb
+from overlays.data.formats import to_record
 from overlays.data.media import MediaOptions, apply_resolution
 from overlays.errors import UserError
 from overlays.model.load import load_processor
@@ -62,8 +65,101 @@ def test_an_image_is_upright_rgb_and_its_patches_are_known_from_the_header(tmp_p
         with monkeypatch.context() as patch:
             patch.setattr(Image.Image, "load", None)  # decoding would fail
             assert media.image_patches(file, processor.image_processor) == int(grid.prod())
-    Image.new("RGBA", (8, 6), (255, 0, 0, 0)).save(tmp_path / "b.png")
-    assert media.open_rgb(tmp_path / "b.png").getpixel((0, 0)) == (255, 0, 0)
+
+
+def transparent(mode):
+    """A black square on transparent black: 8 x 8, opaque in the right half."""
+    image = Image.new("RGBA", (8, 8), (0, 0, 0, 0))
+    image.paste((0, 0, 0, 255), (4, 0, 8, 8))
+    if mode == "RGBA":
+        return image, {}
+    if mode in ("LA", "RGBa"):
+        return image.convert(mode), {}
+    if mode == "La":
+        return image.convert("LA").convert("La"), {}
+    if mode == "PA":
+        flat = Image.new("PA", (8, 8))
+        flat.putalpha(image.getchannel("A"))
+        return flat, {}
+    clear = {"RGB": (1, 1, 1), "L": 1, "1": 0, "P": 1}[mode]  # the value that stands for transparent
+    flat = Image.new(mode, (8, 8), clear)
+    flat.paste({"RGB": (0, 0, 0), "L": 0, "1": 1, "P": 0}[mode], (4, 0, 8, 8))
+    if mode == "P":
+        flat.putpalette([0, 0, 0, 9, 9, 9])
+    return flat, {"transparency": clear}
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "PA", "P", "RGB", "L", "1", "La", "RGBa"])
+def test_white_is_behind_what_is_transparent(tmp_path, mode):
+    image, info = transparent(mode)
+    image.info |= info
+    right = (255, 255, 255) if mode == "1" else (0, 0, 0)
+    found = media.to_rgb(image)
+    assert found.mode == "RGB" and found.getpixel((0, 0)) == (255, 255, 255) and found.getpixel((7, 0)) == right
+    if mode in ("RGBA", "LA", "P", "RGB", "L", "1"):
+        image.save(tmp_path / "a.png", **info)
+        assert media.open_rgb(tmp_path / "a.png").tobytes() == found.tobytes()
+
+
+@pytest.mark.parametrize("suffix", ["webp", "tif", "gif"])
+def test_white_is_behind_what_is_transparent_in_other_formats(tmp_path, suffix):
+    transparent("RGBA")[0].save(tmp_path / f"a.{suffix}", **({"lossless": True} if suffix == "webp" else {}))
+    found = media.open_rgb(tmp_path / f"a.{suffix}")
+    assert found.getpixel((0, 0)) == (255, 255, 255) and found.getpixel((7, 0)) == (0, 0, 0)
+
+
+def test_half_transparent_pixels_are_blended():
+    assert media.to_rgb(Image.new("RGBA", (1, 1), (255, 0, 0, 51))).getpixel((0, 0)) == (255, 204, 204)
+
+
+def test_inverted_cmyk_is_the_right_way_round(tmp_path):
+    Image.new("CMYK", (8, 8), (0, 255, 255, 0)).save(tmp_path / "a.jpg")  # Pillow stores it inverted, as Adobe does
+    assert media.open_rgb(tmp_path / "a.jpg").getpixel((0, 0)) == (255, 0, 0)
+
+
+def deep_png(path, colour_type, channels):
+    """A PNG of 16 bits a channel, which Pillow cannot write for colours."""
+    def chunk(name, body):
+        return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+
+    rows = b"".join(b"\0" + b"\x12\x34" * channels * 8 for _ in range(8))
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", 8, 8, 16, colour_type, 0, 0, 0))
+                     + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b""))
+
+
+def deep_tif(path):
+    import rasterio
+
+    with rasterio.open(path, "w", driver="GTiff", width=8, height=8, count=3, dtype="uint16", photometric="RGB",
+                       interleave="pixel") as file:
+        file.write(np.full((3, 8, 8), 40000, np.uint16))
+
+
+@pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
+def test_16_bits_a_channel_are_refused_in_colour_too(tmp_path):
+    deep_png(tmp_path / "rgb.png", 2, 3)
+    deep_png(tmp_path / "rgba.png", 6, 4)
+    deep_png(tmp_path / "la.png", 4, 2)
+    deep_tif(tmp_path / "rgb.tif")
+    (tmp_path / "rgb.ppm").write_bytes(b"P6 2 2 65535\n" + bytes(24))
+    for name in ("rgb.png", "rgba.png", "la.png", "rgb.tif", "rgb.ppm"):
+        for function in (media.open_rgb, media.rgb_size):
+            with pytest.raises(UserError, match=f"{name} has more than 8 bits a channel"):
+                function(tmp_path / name)
+    (tmp_path / "8.ppm").write_bytes(b"P6 2 2 255\n" + bytes(12))
+    assert media.open_rgb(tmp_path / "8.ppm").size == (2, 2)
+
+
+@pytest.mark.parametrize("suffix", ["gif", "png", "webp"])
+def test_animated_pictures_are_refused_and_pages_are_not(tmp_path, suffix):
+    frames = [Image.new("RGB", (8, 8), (90 * i, 0, 0)) for i in range(3)]
+    for name in (f"a.{suffix}", "pages.tif"):
+        frames[0].save(tmp_path / name, save_all=True, append_images=frames[1:])
+    with pytest.raises(UserError, match=f"a.{suffix} is animated"):
+        media.rgb_size(tmp_path / f"a.{suffix}")
+    frames[1].save(tmp_path / f"one.{suffix}")
+    assert media.open_rgb(tmp_path / f"one.{suffix}").size == (8, 8)
+    assert media.open_rgb(tmp_path / "pages.tif").getpixel((0, 0)) == (0, 0, 0)
 
 
 def test_broken_images_are_named(tmp_path, monkeypatch):
@@ -79,7 +175,7 @@ def test_broken_images_are_named(tmp_path, monkeypatch):
     Image.fromarray(np.zeros((4, 4), np.uint16)).save(tmp_path / "deep.png")
     with pytest.raises(UserError, match="more than 8 bits"):
         media.rgb_size(tmp_path / "deep.png")
-    monkeypatch.setattr(media, "MAX_IMAGE_PIXELS", 64 * 63)
+    monkeypatch.setattr(rgb, "MAX_IMAGE_PIXELS", 64 * 63)
     with pytest.raises(UserError, match="above the limit of 4032"):
         media.rgb_size(tmp_path / "a.png")
 
@@ -119,6 +215,84 @@ def test_pixel_flags_reach_the_images_and_survive_saving(tmp_path, processor):
     again = load_processor_folder(tmp_path)
     assert again.image_processor.size["longest_edge"] == 128 * 128
     assert again.image_processor(images=[image], return_tensors="pt")["image_grid_thw"][0].equal(grid)
+
+
+@pytest.fixture
+def frames(tmp_path):
+    """Twelve frames of one grey level each, 20 i, whose names sort by number and not by letter."""
+    folder = tmp_path / "frames"
+    folder.mkdir()
+    for i in range(12):
+        Image.fromarray(np.full((48, 64, 3), 20 * i, np.uint8)).save(folder / f"frame_{i}.png")
+    (folder / "notes.txt").write_text("no frame")
+    (folder / ".hidden.png").write_text("no frame")
+    return folder
+
+
+def frame_record(**media_keys):
+    return to_record({"conversations": [
+        {"from": "human", "value": "<video>\nQ"}, {"from": "gpt", "value": "A"}], **media_keys})
+
+
+def test_a_folder_and_a_list_of_frames_are_a_video(tmp_path, frames, processor):
+    apply_resolution(processor, MediaOptions(video_fps=2, video_min_frames=2, video_max_frames=64))
+    names = [f"frames/frame_{i}.png" for i in range(12)]
+    for value in ("frames", names, [names]):
+        record = frame_record(video=value)
+        assert records.check_record(record, tmp_path) == []
+        shot = media.open_media(record, tmp_path, processor).videos[0]
+        assert levels(shot.frames) == list(range(12)) and shot.metadata.fps == 2  # the default
+        assert chat.count_tokens(record, processor, tmp_path) == len(chat.encode(record, processor, tmp_path)["labels"])
+    shot = media.open_media(frame_record(video=names[::-1]), tmp_path, processor).videos[0]
+    assert levels(shot.frames) == list(range(11, -1, -1))  # a list keeps its order
+
+
+@pytest.mark.parametrize("key", ["fps", "sample_fps"])
+def test_frames_have_the_rate_that_the_record_says(tmp_path, frames, processor, key):
+    apply_resolution(processor, MediaOptions(video_fps=2, video_min_frames=2, video_max_frames=64))
+    record = frame_record(video="frames", video_start=2, video_end=10, **{key: 4})
+    shot = media.open_media(record, tmp_path, processor).videos[0]
+    assert levels(shot.frames) == [2, 4, 7, 9] and shot.metadata.duration == 2  # 8 frames, 4 a second
+    assert records.media_files(record, tmp_path)[1].name in ("frame_0.png", "frame_1.png")
+
+
+def test_frames_are_kept_in_the_video_cache_by_their_files(tmp_path, frames, processor):
+    reader = media.Reader(cache=tmp_path / "kept")
+    before = media.open_video(frames, processor.video_processor, reader).frames
+    assert media.open_video(frames, processor.video_processor, reader).frames.equal(before)
+    assert len(list((tmp_path / "kept").rglob("*.npy"))) == 1
+    Image.new("RGB", (64, 48), "white").save(frames / "frame_0.png")
+    assert media.open_video(frames, processor.video_processor, reader).frames[0].min() == 255
+
+
+def test_broken_frames_are_named(tmp_path, frames, processor):
+    names = [f"frames/frame_{i}.png" for i in range(12)]
+    clip(tmp_path / "a.mp4")
+    (tmp_path / "empty").mkdir()
+
+    def problem(**media_keys):
+        record = frame_record(**media_keys)
+        found = records.check_record(record, tmp_path)
+        if found:
+            return found[0]
+        with pytest.raises(UserError) as error:
+            chat.count_tokens(record, processor, tmp_path)
+        return str(error.value)
+
+    assert "frames/gone.png is missing" in problem(video=[*names, "frames/gone.png"])
+    assert "leaves the media root" in problem(video=["../a.png"])
+    assert "fps must be a number above 0" in problem(video="frames", fps=0)
+    assert "fps must be a number above 0" in problem(video="frames", fps="2")
+    assert "fps lists 2 rates for 1 videos" in problem(video="frames", fps=[2, 2])
+    assert "the key fps is for folders and lists of frames" in problem(video="a.mp4", fps=2)
+    assert "empty holds no frames" in problem(video="empty")
+    assert "12 frames, so it has no segment" in problem(video="frames", video_end=13)
+    assert "image file" in problem(image="frames", conversations=[
+        {"from": "human", "value": "<image>"}, {"from": "gpt", "value": "A"}])
+    Image.new("RGB", (64, 50)).save(frames / "frame_5.png")
+    assert "frame_5.png is 64 x 50 pixels" in problem(video="frames")
+    (frames / "frame_5.png").write_text("text")
+    assert "frame_5.png is no image" in problem(video="frames")
 
 
 def load_processor_folder(folder):

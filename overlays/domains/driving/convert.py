@@ -206,7 +206,7 @@ def read_rows(path: Path) -> Iterator[dict]:
         except (OSError, ValueError) as error:
             raise UserError(f"{path} cannot be read: {' '.join(str(error).split())[:200]}") from None
     else:
-        yield from records.read(path)
+        yield from records.read(path, convert=False)
 
 
 def write_rows(path: Path, rows: Iterable[dict]) -> None:

@@ -42,7 +42,7 @@ class Counts:
 
 def read(file: Path, counts: Counts) -> Iterator[Tap | tuple[str, str]]:
     """Taps of a file in order; (where, why) instead for a line that holds none. Raises UserError without the file."""
-    for row, line in records.scan(file):
+    for row, line in records.scan(file, convert=False):
         where = f"{file.name}, row {row}"
         if isinstance(line, records.Defect):
             yield where, line.problem

@@ -100,5 +100,5 @@ def _store_smaller(screenshot: Path, name: str, target: Path, pixels: int) -> St
         image.thumbnail((round(size[0] * shrink), round(size[1] * shrink)), reducing_gap=2.0)
         upright = ImageOps.exif_transpose(image)
         turned = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
-        upright.convert("RGB").save(target, quality=95)
+        media.to_rgb(upright).save(target, quality=95)
     return Stored(name, size[::-1] if turned else size, upright.size)

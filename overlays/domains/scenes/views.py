@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from overlays.data import records
-from overlays.data.media import RGB, opener_of
+from overlays.data.media import RGB, opener_of, to_rgb
 from overlays.files import atomic_path
 
 SHOWN = 8  # frames in a picture; all of them are in the top view
@@ -55,7 +55,7 @@ def draw(path: Path, record: Mapping, media_root: Path, tokens: Sequence[np.ndar
         axes.set_axis_off()
     for axes, i in zip(places, shown, strict=False):
         with Image.open(media_root / record["image"][i]) as picture:
-            axes.imshow(np.asarray(picture.convert("RGB")), interpolation="nearest")
+            axes.imshow(np.asarray(to_rgb(picture)), interpolation="nearest")
         axes.set_title(f"frame {i + 1}", fontsize=8, color=INK, pad=2)
         axes.add_patch(_frame(axes, colours[i]))
     axes = right.subplots()

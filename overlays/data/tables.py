@@ -1,0 +1,83 @@
+"""Rows of parquet files and of data sets saved by `datasets.save_to_disk`, as JSON values; media may be bytes."""
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from overlays.errors import UserError
+
+BATCH = 64  # rows that are unpacked at a time: each may hold pictures
+STATE, SPLITS = "state.json", "dataset_dict.json"
+_PACKED = {"messages", "extra"}  # columns that scripts/convert_to_training_format.py writes
+
+
+def is_table(path: Path) -> bool:
+    """Whether `rows` reads this path: a .parquet file or any folder."""
+    return path.suffix == ".parquet" or path.is_dir()
+
+
+def rows(path: Path) -> Iterator[dict]:
+    """Rows in order; empty fields that the columns' types add are left out.
+
+    Raises:
+        UserError: the file or folder cannot be read, also in the midst of it.
+    """
+    import pyarrow
+
+    try:
+        for batch in (_saved if path.is_dir() else _parquet)(path):
+            for start in range(0, batch.num_rows, BATCH):
+                for row in batch.slice(start, BATCH).to_pylist():
+                    yield _unpacked(_plain(row))
+    except (pyarrow.ArrowException, OSError, ValueError) as error:
+        what = "data set folder" if path.is_dir() else "parquet file"
+        raise UserError(f"{what} {path} cannot be read: {' '.join(str(error).split())[:200]}") from None
+
+
+def _parquet(path: Path) -> Iterator:
+    import pyarrow.parquet
+
+    with pyarrow.parquet.ParquetFile(path) as file:
+        yield from file.iter_batches(BATCH)
+
+
+def _saved(path: Path) -> Iterator:
+    import pyarrow
+
+    if (path / SPLITS).is_file():
+        names = json.loads((path / SPLITS).read_text(encoding="utf-8"))
+        splits = names.get("splits") if isinstance(names, dict) else None
+        first = f", such as {path / str(splits[0])}" if isinstance(splits, list) and splits else ""
+        raise UserError(f"{path} holds the splits of a data set; name one of its folders{first}")
+    if not (path / STATE).is_file():
+        raise UserError(f"{path} is no data set that datasets.save_to_disk wrote: {STATE} is missing")
+    state = json.loads((path / STATE).read_text(encoding="utf-8"))
+    entries = state.get("_data_files") if isinstance(state, dict) else None
+    names = [entry.get("filename") if isinstance(entry, dict) else None for entry in entries or [None]] \
+        if isinstance(entries, list | None) else [None]
+    for name in names:
+        if not isinstance(name, str) or Path(name).name != name:
+            raise UserError(f"{path / STATE} does not name its files")
+        if not (path / name).is_file():
+            raise UserError(f"data set folder {path} is incomplete: {name} is missing")
+        with pyarrow.memory_map(str(path / name)) as source:
+            yield from pyarrow.ipc.open_stream(source)
+
+
+def _plain(value: object) -> object:
+    """A value of a table as JSON has it, without the empty fields that its column type adds; bytes stay."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items() if item is not None}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value if value is None or isinstance(value, str | bool | int | float | bytes) else str(value)
+
+
+def _unpacked(row: dict) -> dict:
+    """The row that the columns `messages` and `extra` (JSON of all other keys) stand for; any other as it is."""
+    if not row.keys() <= _PACKED or not isinstance(row.get("extra"), str):
+        return row
+    extra = json.loads(row["extra"] or "{}")
+    if not isinstance(extra, dict):
+        raise UserError("the column extra must hold JSON objects")
+    return extra if "messages" in extra or row.get("messages") is None else {**extra, "messages": row["messages"]}
