@@ -47,7 +47,7 @@ def adapter_run(base, output, full=FULL):
 def logits(model):
     """(1, 9, vocabulary) for a prompt with an image, in fp64 where the model's kernels have it."""
     config = model.config
-    dtype = torch.float32 if "moe" in config.model_type else torch.float64
+    dtype = torch.float32 if getattr(config.get_text_config(), "num_experts", None) else torch.float64
     merge_size, patch = config.vision_config.spatial_merge_size, config.vision_config.patch_size
     ids = torch.tensor([[5, 6, *[config.image_token_id] * 4, 7, 8, 9]])
     pixels = torch.randn(4 * merge_size**2, 6 * patch**2, generator=torch.Generator().manual_seed(1))
