@@ -249,6 +249,7 @@ def _check_head(model: ModelArguments, training: TrainingArguments) -> None:
                         "--train_embeddings False, or take --head text")
     if model.head != "none":
         training.prediction_loss_only = False  # R2 needs the predictions
+        inherited.check_metric(training)
         if model.head == "text" and model.tune_mm_llm:
             _find_unused(training, "--head text")  # the head of words is not asked
     elif training.metric_for_best_model is not None:

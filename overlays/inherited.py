@@ -9,8 +9,9 @@ import dataclasses
 import importlib.util
 import json
 import math
+import os
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import torch
@@ -166,6 +167,8 @@ def check(training_class: type, values: Mapping, defaults: Mapping) -> None:
     for name in ("lr_scheduler_kwargs", "gradient_checkpointing_kwargs", "activation_checkpointing_kwargs"):
         if isinstance(values.get(name), str):
             _json_object(name, values[name], values[name])
+    if values["ddp_backend"] and "RANK" not in os.environ:
+        raise UserError("--ddp_backend is for several processes: start them with python -m torch.distributed.run")
     _check_best_model(values)
     if values.get("deepspeed"):
         _check_deepspeed(values["deepspeed"])
@@ -174,8 +177,7 @@ def check(training_class: type, values: Mapping, defaults: Mapping) -> None:
 def _check_best_model(values: Mapping) -> None:
     if values["eval_strategy"] != "no":
         return
-    for name in ("load_best_model_at_end", "eval_steps", "eval_delay", "metric_for_best_model", "greater_is_better",
-                 "do_eval"):
+    for name in ("load_best_model_at_end", "eval_steps", "eval_delay", "do_eval"):
         if values[name] not in (None, False, 0):
             raise UserError(f"--{name} needs --eval_strategy steps or epoch")
     if values["save_strategy"] == "best":
@@ -335,15 +337,19 @@ def metric_name(metric: str) -> str:
     return metric.removeprefix("eval_")
 
 
-def check_metric(training, known: Iterable[str]) -> None:
+def check_metric(training, known: Collection[str] = ()) -> None:
     """Refuse a --metric_for_best_model that evaluation will not give.
 
     Args:
-        known: names of the metrics, without "eval_".
+        known: names of the metrics, without "eval_"; empty where they are not known yet.
     """
-    metric, known = training.metric_for_best_model, sorted(known)
-    if metric is not None and metric_name(metric) not in known:
-        raise UserError(f"--metric_for_best_model {metric}: evaluation gives {', '.join(known)}")
+    metric = training.metric_for_best_model
+    if metric is None:
+        return
+    if training.eval_strategy == "no":
+        raise UserError(f"--metric_for_best_model {metric} needs --eval_strategy steps or epoch")
+    if known and metric_name(metric) not in known:
+        raise UserError(f"--metric_for_best_model {metric}: evaluation gives {', '.join(sorted(known))}")
 
 
 def _check_evaluation(training, values: Mapping) -> None:
