@@ -2,6 +2,7 @@
 
 import argparse
 import difflib
+import json
 import os
 import sys
 from collections.abc import Callable
@@ -12,8 +13,8 @@ from typing import Literal
 import torch
 import transformers
 import yaml
-from transformers.integrations import INTEGRATION_TO_CALLBACK, get_available_reporting_integrations
 
+from overlays import inherited
 from overlays.errors import UserError
 
 
@@ -27,8 +28,9 @@ class ModelArguments:
     tune_mm_vision: bool = field(default=False, metadata={"help": "train the vision tower"})
     train_embeddings: bool = field(default=False, metadata={"help": "train the token embeddings beside an adapter"})
     in_channels: int = field(default=0, metadata={"help": "channels of the input rasters; 0: the model's own"})
-    channel_init: str = field(default="copy", metadata={"help": "how a patch embedding for other channels starts: "
-                                                        "normal | zero | copy | project"})
+    channel_init: Literal["normal", "zero", "copy", "project"] = field(
+        default="copy", metadata={"help": "how a patch embedding for other channels starts"}
+    )
     channel_projection: str = field(default="", metadata={"help": ".npy of the 3 x N matrix for project: RGB from "
                                                           "normalised channels"})
     head: str = field(default="none", metadata={"help": "none: answers in words | vision | text: a regression head on "
@@ -62,9 +64,9 @@ class DataArguments:
     video_max_pixels: int = field(default=1024 * 28 * 28, metadata={"help": "pixels of one frame at most"})
     video_min_pixels: int = field(default=256 * 28 * 28, metadata={"help": "pixels of one frame at least"})
     video_fps: float = field(default=2.0, metadata={"help": "frames taken a second of clip"})
-    video_backend: str = field(default="pyav", metadata={"help": "pyav | decord"})
+    video_backend: Literal["pyav", "decord"] = field(default="pyav", metadata={"help": "what decodes clips"})
     video_cache: str | None = field(default=None, metadata={"help": "folder that keeps decoded, resized frames"})
-    on_bad_sample: str = field(default="stop", metadata={"help": "stop | skip: what a broken sample does"})
+    on_bad_sample: Literal["stop", "skip"] = field(default="stop", metadata={"help": "what a broken sample does"})
     samples_per_file: int = field(default=1, metadata={"help": "samples an epoch takes of each training record: "
                                                        "itself, above 1 also crops, flips and turns of its images"})
     no_augment: bool = field(default=False, metadata={"help": "repeat records unchanged"})
@@ -91,21 +93,33 @@ class TrainingArguments(transformers.TrainingArguments):
     lora_dropout: float = field(default=0.0)
     lora_target_modules: str = field(default="", metadata={"help": "projections by comma; empty: the family's own"})
     pure_bf16: bool = field(default=False, metadata={"help": "trainable weights in bf16 too (default fp32, autocast)"})
-    resume: str = field(default="auto", metadata={"help": "auto | never | a checkpoint folder"})
-    engine: str = field(
-        default="auto", metadata={"help": "auto | upstream | native: whose train() drives; auto: upstream's if it fits"}
+    resume: str = field(
+        default="auto", metadata={"help": "auto | never | a checkpoint folder (also as --resume_from_checkpoint)"}
+    )
+    engine: Literal["auto", "upstream", "native"] = field(
+        default="auto", metadata={"help": "whose train() drives; auto: upstream's if it fits"}
     )
     warmup_ratio: float | None = field(
         default=None, metadata={"help": "kept for upstream's scripts: share of the steps, as --warmup_steps below 1"}
     )
     freeze_encoder_epochs: int = field(default=0, metadata={"help": "the vision tower rests for the first N epochs"})
     early_stopping_patience: int = field(default=0, metadata={"help": "evaluations without gain; 0: off"})
+    # transformers would drop keys of a batch that a plain forward does not name.
     remove_unused_columns: bool = field(default=False)
     report_to: str | None = field(default="tensorboard")
     logging_steps: float = field(default=10)
     logging_nan_inf_filter: bool = field(default=False, metadata={"help": "True shows a loss that is no number as 0"})
     prediction_loss_only: bool = field(default=True)
     dataloader_num_workers: int = field(default=2)
+
+    def __post_init__(self):
+        if self.warmup_ratio is not None:
+            if not 0 <= self.warmup_ratio < 1:
+                raise UserError(f"--warmup_ratio must be at least 0 and below 1, not {self.warmup_ratio}")
+            if self.warmup_steps:
+                raise UserError("--warmup_ratio and --warmup_steps are two names of one setting: give one of them")
+            self.warmup_steps = self.warmup_ratio
+        super().__post_init__()
 
 
 FLAG_CLASSES = (ModelArguments, DataArguments, TrainingArguments)
@@ -136,7 +150,10 @@ def _yaml_arguments(file: Path) -> list[str]:
     for name, value in values.items():
         if value is None:
             continue
-        text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
+        if isinstance(value, dict):
+            text = json.dumps(value)
+        else:
+            text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
         words += [f"--{name}", text]
     return words
 
@@ -166,14 +183,20 @@ def parse(words: list[str] | None = None, classes: tuple = FLAG_CLASSES,
         raise UserError(str(error)) from None
     if unknown:
         word = unknown[0].split("=")[0]
+        now = inherited.RENAMED.get(word.removeprefix("--"))
+        if now:
+            raise UserError(f"unknown flag {word}: use {now}")
         near = difflib.get_close_matches(word, parser.flags(), n=1, cutoff=0.5)
         hint = f"; did you mean {near[0]}?" if near and word.startswith("-") else ""
         raise UserError(f"unknown flag {word}{hint}" if word.startswith("-") else f"unexpected word {word!r}")
+    values = vars(namespace)
+    inherited.check(classes[-1], values, vars(parser.parse_known_args([])[0]))
     if namespace.deepspeed and check is None:
         _start_cpu_processes()
-    values = vars(namespace)
     if not torch.accelerator.is_available():
         values["use_cpu"] = True  # transformers refuses bf16 autocast on a CPU that is not asked for
+    if values["report_to"] and "," in values["report_to"]:
+        values["report_to"] = values["report_to"].split(",")
     parts = []
     for flag_class in classes:
         own = {name: values[name] for name in flag_class.__dataclass_fields__ if name in values}
@@ -181,24 +204,9 @@ def parse(words: list[str] | None = None, classes: tuple = FLAG_CLASSES,
             parts.append(flag_class(**own))
         except (ValueError, ImportError, FileNotFoundError) as error:
             raise UserError(" ".join(str(error).split())) from None
-    for name in parts[-1].report_to:
-        if name not in INTEGRATION_TO_CALLBACK:
-            raise UserError(f"--report_to (REPORT_TO) does not know {name!r}")
-        if name not in get_available_reporting_integrations():
-            raise UserError(f"--report_to (REPORT_TO) {name} needs a package that is not installed: "
-                            f"{sys.executable} -m pip install {name}")
-    _check_numbers(parts[-1])
+    inherited.check_together(parts[-1], values)
     (check or _check)(*parts)
     return tuple(parts)
-
-
-def _check_numbers(training: transformers.TrainingArguments) -> None:
-    for name, least in (("per_device_train_batch_size", 1), ("per_device_eval_batch_size", 1),
-                        ("gradient_accumulation_steps", 1), ("learning_rate", 0), ("num_train_epochs", 0)):
-        if not getattr(training, name) >= least:
-            raise UserError(f"--{name} must be at least {least}, not {getattr(training, name)}")
-    if not 0 <= training.seed < 2 ** 32:
-        raise UserError(f"--seed must be at least 0 and below 2^32, not {training.seed}")
 
 
 def _start_cpu_processes() -> None:
@@ -218,12 +226,6 @@ def _check(model: ModelArguments, data: DataArguments, training: TrainingArgumen
         raise UserError("no model is given: use --model_name_or_path")
     if not data.dataset_use:
         raise UserError("no data set is given: use --dataset_use")
-    if data.on_bad_sample not in ("stop", "skip"):
-        raise UserError(f"--on_bad_sample is stop or skip, not {data.on_bad_sample!r}")
-    if training.engine not in ("auto", "upstream", "native"):
-        raise UserError(f"--engine (ENGINE) is auto, upstream or native, not {training.engine!r}")
-    if data.video_backend not in ("pyav", "decord"):
-        raise UserError(f"--video_backend is pyav or decord, not {data.video_backend!r}")
     if data.min_pixels > data.max_pixels or data.video_min_pixels > data.video_max_pixels:
         raise UserError("--min_pixels is above --max_pixels (or --video_min_pixels above --video_max_pixels)")
     if data.samples_per_file < 1:
@@ -232,19 +234,13 @@ def _check(model: ModelArguments, data: DataArguments, training: TrainingArgumen
         raise UserError(f"--lora_r must be at least 1, not {training.lora_r}")
     if not 0 <= training.lora_dropout < 1:
         raise UserError(f"--lora_dropout must be at least 0 and below 1, not {training.lora_dropout:g}")
-    if training.eval_strategy != "no" and not data.eval_dataset:
-        raise UserError("--eval_strategy needs --eval_dataset")
+    if (training.eval_strategy != "no" or training.eval_on_start) and not data.eval_dataset:
+        raise UserError(f"--{'eval_on_start' if training.eval_on_start else 'eval_strategy'} needs --eval_dataset")
     if training.early_stopping_patience and not training.load_best_model_at_end:
         raise UserError("--early_stopping_patience needs --load_best_model_at_end True")
     _check_head(model, training)
-    # The data core's own switch; transformers would drop keys that a plain forward does not name.
-    training.remove_unused_columns = False
     training.label_names = ["labels"] if model.head == "none" else ["targets"]
     data.data_flatten = data.data_flatten or data.data_packing
-    if training.warmup_ratio is not None:
-        if not 0 <= training.warmup_ratio < 1:
-            raise UserError(f"--warmup_ratio must be at least 0 and below 1, not {training.warmup_ratio}")
-        training.warmup_steps = training.warmup_ratio
 
 
 def _check_head(model: ModelArguments, training: TrainingArguments) -> None:
@@ -255,10 +251,13 @@ def _check_head(model: ModelArguments, training: TrainingArguments) -> None:
                         "--train_embeddings False, or take --head text")
     if model.head != "none":
         training.prediction_loss_only = False  # R2 needs the predictions
+        inherited.check_metric(training)
         if model.head == "text" and model.tune_mm_llm:
-            training.ddp_find_unused_parameters = True  # the head of words is not asked
-    elif training.metric_for_best_model in ("r2", "mae", "eval_r2", "eval_mae"):
-        raise UserError(f"--metric_for_best_model {training.metric_for_best_model} needs --head vision or text")
+            _find_unused(training, "--head text")  # the head of words is not asked
+    elif training.metric_for_best_model is not None:
+        if inherited.metric_name(training.metric_for_best_model).startswith(("r2", "mae")):
+            raise UserError(f"--metric_for_best_model {training.metric_for_best_model} needs --head vision or text")
+        inherited.check_metric(training, ["loss"])
     if training.freeze_encoder_epochs < 0:
         raise UserError(f"--freeze_encoder_epochs must be at least 0, not {training.freeze_encoder_epochs}")
     if training.freeze_encoder_epochs:
@@ -268,4 +267,10 @@ def _check_head(model: ModelArguments, training: TrainingArguments) -> None:
         if training.deepspeed:
             raise UserError("--freeze_encoder_epochs does not go with --deepspeed, which settles at start what is "
                             "trained: train with --vision_tower_lr 0 first, then again from that run")
-        training.ddp_find_unused_parameters = True  # the resting tower sends no gradients
+        _find_unused(training, "--freeze_encoder_epochs")  # the frozen tower sends no gradients
+
+
+def _find_unused(training: TrainingArguments, why: str) -> None:
+    if training.ddp_find_unused_parameters is False:
+        raise UserError(f"--ddp_find_unused_parameters False does not go with {why}: leave it out")
+    training.ddp_find_unused_parameters = True

@@ -11,12 +11,13 @@ import shutil
 import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
-from overlays import arguments, runs, trainer
+from overlays import arguments, inherited, runs, trainer
 from overlays.data import rasters, tiles
 from overlays.data.media import MediaOptions, apply_resolution
 from overlays.errors import UserError, run
@@ -58,7 +59,9 @@ class DataArguments:
     min_pixels: int = field(default=28 * 28 * 16, metadata={"help": "pixels of one tile at least"})
     no_augment: bool = field(default=False, metadata={"help": "tiles as they are: no crops, flips and quarter turns"})
     samples_per_file: int = field(default=1, metadata={"help": "samples that an epoch takes of each file"})
-    on_bad_sample: str = field(default="stop", metadata={"help": "stop | skip: what a raster that does not fit does"})
+    on_bad_sample: Literal["stop", "skip"] = field(
+        default="stop", metadata={"help": "what a raster that does not fit does"}
+    )
 
 
 @dataclass
@@ -109,17 +112,20 @@ def _check(mae: MaeArguments, data: DataArguments, training: TrainingArguments) 
     if mae.decoder_dim % 4 or mae.decoder_dim % mae.decoder_heads:
         raise UserError(f"--decoder_dim must be a multiple of 4 and of --decoder_heads {mae.decoder_heads}, "
                         f"not {mae.decoder_dim}")
-    if data.on_bad_sample not in ("stop", "skip"):
-        raise UserError(f"--on_bad_sample is stop or skip, not {data.on_bad_sample!r}")
     if not 0 < data.eval_share < 1:
         raise UserError(f"--eval_share must be above 0 and below 1, not {data.eval_share:g}")
     if data.min_pixels > data.max_pixels:
         raise UserError("--min_pixels is above --max_pixels")
     if data.samples_per_file < 1:
         raise UserError(f"--samples_per_file must be at least 1, not {data.samples_per_file}")
-    if training.deepspeed or training.fsdp:
-        raise UserError("pretraining does not take --deepspeed or --fsdp: several processes each hold the whole tower")
-    training.remove_unused_columns = False
+    if training.deepspeed:
+        raise UserError("pretraining does not take --deepspeed: several processes each hold the whole tower")
+    if not training.learning_rate:
+        raise UserError("--learning_rate 0 would save a tower that has learned nothing")
+    if training.train_sampling_strategy == "group_by_length":
+        raise UserError("--train_sampling_strategy group_by_length: tiles are not padded, so nothing is gained; leave "
+                        "it out")
+    inherited.check_metric(training, ["loss"])
     if training.ddp_find_unused_parameters is None:
         training.ddp_find_unused_parameters = False  # everything that is trained takes part in every step
     training.label_names = ["pixel_values"]  # the picture is its own label; without one evaluation computes no loss
@@ -135,7 +141,9 @@ class MaeTrainer(trainer.Trainer):
 
     def create_optimizer(self, model=None):
         """transformers' own."""
-        return transformers.Trainer.create_optimizer(self, *([] if model is None else [model]))
+        transformers.Trainer.create_optimizer(self, *([] if model is None else [model]))
+        self._remember_settings()
+        return self.optimizer
 
 
 class _Epochs(transformers.TrainerCallback):
@@ -318,11 +326,14 @@ def pretrain(mae: MaeArguments, data_flags: DataArguments, training: TrainingArg
                     for name in ("min_pixels", "max_pixels", "samples_per_file", "no_augment")},
         "rate": training.learning_rate,
         "seed": training.seed,
+        **runs.settings_identity(training),
     }
     output, first = Path(training.output_dir), training.process_index == 0
     resume = runs.checkpoint_to_resume(output, training.resume, identity)
-    if runs.has_taken(output, resume, training.max_steps):
-        print_once(f"{output} has taken its {training.max_steps} steps: nothing is left to do")
+    steps = trainer.count_steps(training, len(data.train))
+    runs.check_steps(resume, steps)
+    if runs.has_taken(output, resume, steps):
+        print_once(f"{output} has taken its {steps} steps: nothing is left to do")
         return None
     model = build_model(mae, data.channels, training)
     print_once(_table(model, training.learning_rate))

@@ -103,12 +103,45 @@ def _newest_in(run: Path) -> Path:
     return whole[-1]
 
 
+def settings_identity(training, data_flatten: bool = False) -> dict:
+    """What every kind of run must have in common with the one it continues; docs/training.md lists the rest.
+
+    Batch size, accumulation and processes may change as long as a step sees as many samples: the order of the samples
+    stays, and the loss is a mean over the step. `checkpoint_to_resume` skips what an older run.json does not have.
+
+    Args:
+        training: flags of transformers.TrainingArguments and of this project.
+    """
+    batch, accumulation = training.per_device_train_batch_size, training.gradient_accumulation_steps
+    order = {
+        "samples_per_step": batch * accumulation * training.world_size,
+        "data_seed": training.data_seed,
+        "train_sampling_strategy": training.train_sampling_strategy,
+        "dataloader_drop_last": training.dataloader_drop_last,
+        "model_max_length": getattr(training, "model_max_length", None),
+        "data_flatten": data_flatten,
+    }
+    if training.dataloader_drop_last or training.train_sampling_strategy == "group_by_length":
+        order |= {"per_device_train_batch_size": batch, "gradient_accumulation_steps": accumulation,
+                  "processes": training.world_size}
+    return {
+        "sample order": order,
+        "optimizer": {"optim": training.optim.value, "optim_args": training.optim_args},
+        "schedule": {"lr_scheduler_type": training.lr_scheduler_type.value,
+                     "lr_scheduler_kwargs": training.lr_scheduler_kwargs},
+        "precision": {"bf16": training.bf16, "pure_bf16": getattr(training, "pure_bf16", False)},
+        "optimizer state": {"deepspeed": bool(training.deepspeed),
+                            "processes": training.world_size if training.deepspeed else None},
+    }
+
+
 def checkpoint_to_resume(run: Path, resume: str, identity: dict) -> Path | None:
     """Where training goes on, or None for a start from the beginning.
 
     Args:
         resume: "auto" (newest whole checkpoint), "never" or a checkpoint folder.
-        identity: what must be as it was: model, data, pixels, parts and rates, adapter; compared with run.json.
+        identity: what must be as it was: model, data, pixels, parts and rates, adapter, and `settings_identity`;
+            compared with run.json.
 
     Raises:
         UserError: run.json says otherwise, of a checkpoint or of the model in the run folder; or the folder named is
@@ -135,11 +168,31 @@ def checkpoint_to_resume(run: Path, resume: str, identity: dict) -> Path | None:
     return found
 
 
-def has_taken(run: Path, resume: Path | None, max_steps: int) -> bool:
-    """Whether a run that was given `max_steps` has taken them all and its model lies in the run folder."""
-    if resume is None or max_steps <= 0 or not has_model(run):
-        return False
-    return json.loads((resume / "trainer_state.json").read_text(encoding="utf-8"))["global_step"] >= max_steps
+def _steps_of(checkpoint: Path) -> int:
+    return json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))["global_step"]
+
+
+def has_taken(run: Path, resume: Path | None, steps: int) -> bool:
+    """Whether a run that is to take `steps` has taken them all and its model lies in the run folder."""
+    return resume is not None and has_model(run) and _steps_of(resume) >= steps
+
+
+def check_steps(resume: Path | None, steps: int) -> None:
+    """Refuse a checkpoint that a run of `steps` steps cannot go on from.
+
+    Raises:
+        UserError: the checkpoint has taken more steps, or it holds no optimizer state and steps are left.
+    """
+    if resume is None:
+        return
+    taken = _steps_of(resume)
+    if taken > steps:
+        raise UserError(f"{resume} has taken {taken} steps, more than the {steps} that --max_steps or "
+                        "--num_train_epochs asks for: use --resume never to start over, or another OUTPUT_DIR")
+    states = [*resume.glob("optimizer.*"), *resume.glob("global_step*")]  # the second are DeepSpeed's
+    if taken < steps and not states:
+        raise UserError(f"{resume} holds no optimizer state (--save_only_model): start from its model with "
+                        f"--model_name_or_path {resume}, or use --resume never to start over")
 
 
 def _difference(old, new) -> str:

@@ -3,16 +3,18 @@
 import hashlib
 import json
 import os
+import re
 import sys
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 import transformers
 
-from overlays import arguments, registry, runs, upstream
+from overlays import arguments, inherited, registry, runs, upstream
 from overlays.data import augment, chat, rasters
 from overlays.data.collate import FlattenedCollator, PaddedCollator
 from overlays.data.dataset import SupervisedDataset
@@ -20,7 +22,16 @@ from overlays.data.media import MediaOptions, apply_resolution
 from overlays.errors import UserError, run
 from overlays.files import sha256
 from overlays.model import additions, channels, heads, load, parts, spatial
-from overlays.trainer import FiniteLoss, FreezeEncoder, Trainer, check_finite, draw_losses, print_once, to_fp32
+from overlays.trainer import (
+    FiniteLoss,
+    FreezeEncoder,
+    Trainer,
+    check_finite,
+    count_steps,
+    draw_losses,
+    print_once,
+    to_fp32,
+)
 
 
 def weight_dtype(training: arguments.TrainingArguments) -> torch.dtype:
@@ -80,17 +91,40 @@ def load_model(model_args, training, added: dict[str, dict]):
     if training.lora_enable:
         from peft import LoraConfig, get_peft_model
 
-        wanted = [name.strip() for name in training.lora_target_modules.split(",") if name.strip()]
-        there = {name.rsplit(".", 1)[-1] for name, _ in model.model.language_model.named_modules()}
-        unknown = [name for name in wanted if name not in there]
-        if unknown:
-            raise UserError(f"--lora_target_modules: the language model has no {', '.join(unknown)}; usual are "
-                            f"{', '.join(parts.family_of(model.config).lora_targets)}")
+        pattern = parts.lora_target_pattern(model.config, lora_modules(training))
         model = get_peft_model(model, LoraConfig(
             r=training.lora_r, lora_alpha=training.lora_alpha, lora_dropout=training.lora_dropout,
-            target_modules=parts.lora_target_pattern(model.config, wanted), bias="none", task_type="CAUSAL_LM",
+            target_modules=pattern, bias="none", task_type="CAUSAL_LM",
         ))
     return model
+
+
+def lora_modules(training) -> list[str]:
+    """What --lora_target_modules names; empty for the family's own."""
+    return [name.strip() for name in training.lora_target_modules.split(",") if name.strip()]
+
+
+def check_lora_modules(config, training) -> None:
+    """Refuse --lora_target_modules that PEFT cannot adapt, without loading weights.
+
+    Raises:
+        UserError: a name that the language model does not have, or of a module that is not a linear layer.
+    """
+    wanted = lora_modules(training) if training.lora_enable else []
+    if not wanted:
+        return
+    with torch.device("meta"):
+        modules = dict(transformers.AutoModelForImageTextToText.from_config(config).named_modules())
+    usual = ", ".join(parts.family_of(config).lora_targets)
+    for name in wanted:
+        pattern = re.compile(parts.lora_target_pattern(config, [name]))
+        found = [module for path, module in modules.items() if pattern.fullmatch(path)]
+        if not found:
+            raise UserError(f"--lora_target_modules: the language model has no {name}; usual are {usual}")
+        for module in found:
+            if not isinstance(module, torch.nn.Linear):
+                raise UserError(f"--lora_target_modules: {name} is a {type(module).__name__}, and an adapter needs a "
+                                f"linear layer; usual are {usual}")
 
 
 def set_parts(model, training, rates) -> None:
@@ -99,9 +133,8 @@ def set_parts(model, training, rates) -> None:
     if training.gradient_checkpointing:
         # Trainer switches it on; without this no gradient would reach an adapter through frozen embeddings.
         model.enable_input_require_grads()
-        training.gradient_checkpointing_kwargs = {
-            "use_reentrant": False, **(training.gradient_checkpointing_kwargs or {})
-        }
+        options = {"use_reentrant": False, **(training.gradient_checkpointing_kwargs or {})}
+        training.gradient_checkpointing_kwargs = training.activation_checkpointing_kwargs = options
     if not training.pure_bf16 and not training.deepspeed:
         to_fp32(model)
 
@@ -166,7 +199,13 @@ def identity(model_args, data, training, config, rates) -> dict:
         "head": model_args.head,
         "feature_processing": spatial_settings(model_args),
         "samples_per_file": {"samples": data.samples_per_file, "augmented": not data.no_augment},
+        "targets": model_args.targets,
         "seed": training.seed,
+        **({} if training.metric_for_best_model is None else {"best model": {
+            "metric": inherited.metric_name(training.metric_for_best_model),
+            "eval_data": {row["name"]: row["sha256"][:16] for row in _data_rows(data.eval_dataset)},
+        }}),
+        **runs.settings_identity(training, data.data_flatten),
     }
 
 
@@ -193,8 +232,8 @@ class Run:
     collator: Callable
 
     def has_ended(self) -> bool:
-        """Whether --max_steps are taken and saved already; says so. The library would take one more at each start."""
-        folder, steps = Path(self.training.output_dir), self.training.max_steps
+        """Whether all steps are taken and saved already; says so."""
+        folder, steps = Path(self.training.output_dir), count_steps(self.training, len(self.train_set))
         ended = runs.has_taken(folder, self.resume, steps)
         if ended:
             print_once(f"{folder} has taken its {steps} steps: nothing is left to do")
@@ -285,6 +324,7 @@ def prepare(model_args, data, training, engine: upstream.Engine) -> Run:
     if not any(rate for part, rate in rates.items() if part != "additions" or adds):
         raise UserError("nothing is trained: set --lora_enable, --tune_mm_llm, --tune_mm_mlp or --tune_mm_vision True")
     widened = channels.prepare(config, rates, model_args, training)
+    check_lora_modules(config, training)
     own = identity(model_args, data, training, config, rates) | channels.identity(widened)
     resume = runs.checkpoint_to_resume(Path(training.output_dir), training.resume, own)
     processor = load.load_processor(model_args.model_name_or_path, training.cache_dir)
@@ -296,8 +336,13 @@ def prepare(model_args, data, training, engine: upstream.Engine) -> Run:
             rasters.fit_processor(processor, train_set)
     fit_thinking(processor, data, train_set)
     added = widened | wanted_additions(model_args, training, train_set)
+    names = tuple(added.get("regression", {}).get("names", ()))
     for samples in filter(None, (train_set, eval_set)):
-        samples.target_names = tuple(added.get("regression", {}).get("names", ()))
+        samples.target_names = names
+    if names and training.metric_for_best_model is not None:
+        truth = torch.stack([heads.target_values(eval_set.record(i), names) for i in range(len(eval_set))]).numpy()
+        inherited.check_metric(training, {"loss", *heads.scores(np.zeros_like(truth), truth, names)})
+    runs.check_steps(resume, count_steps(training, len(train_set)))
     return Run(model_args, data, training, engine, config, rates, added, own, resume, processor, train_set, eval_set,
                collator)
 

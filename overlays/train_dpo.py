@@ -20,8 +20,11 @@ from overlays.data.preferences import PreferenceCollator, PreferenceDataset, pai
 from overlays.errors import UserError, run
 from overlays.files import write_json
 from overlays.model import additions, load, parts
-from overlays.trainer import Trainer, print_once
+from overlays.trainer import Trainer, count_steps, print_once
 
+# What the loss is made of; a resumed run keeps it.
+LOSS_FLAGS = ("loss_type", "loss_weights", "label_smoothing", "ld_alpha", "f_divergence_type",
+              "f_alpha_divergence_coef", "use_weighting", "discopop_tau", "disable_dropout")
 REFERENCE = "ref"  # TRL's name for the frozen copy of the adapter
 
 
@@ -57,6 +60,10 @@ class PreferenceTrainer(Trainer, DPOTrainer):
         super().__init__(*args, **options)
         self.model_accepts_loss_kwargs = False  # the loss is a mean over pairs, whatever their number of tokens
         self.loss_name = "preference loss"
+
+    def sample_lengths(self):
+        """Tokens of the longer answer of each pair."""
+        return self.data_collator.sets["train"].lengths
 
     def _prepare_dataset(self, dataset, *_):
         return dataset  # the collator makes tokens
@@ -171,7 +178,11 @@ def prepare(model_args, data, training) -> PreferenceRun:
     if training.lora_enable and moves and not training.precompute_ref_log_probs:
         raise UserError(f"{', '.join(moves)} would move in the reference as well, which is the same model without its "
                         "adapter: use --precompute_ref_log_probs True, or train the adapter alone")
-    own = train.identity(model_args, data, training, config, rates) | {"beta": training.beta}
+    if load.adapter_base(load.locate(name)) is None:
+        train.check_lora_modules(config, training)
+    own = train.identity(model_args, data, training, config, rates) | {
+        "beta": training.beta, "preference loss": {flag: getattr(training, flag) for flag in LOSS_FLAGS}
+    }
     resume = runs.checkpoint_to_resume(Path(training.output_dir), training.resume, own)
     processor = load.load_processor(name, training.cache_dir)
     options = train.media_options(data)
@@ -187,6 +198,7 @@ def prepare(model_args, data, training) -> PreferenceRun:
         train_set = build(data.dataset_use)
         eval_set = build(data.eval_dataset) if data.eval_dataset else None
     train.fit_thinking(processor, data, train_set)
+    runs.check_steps(resume, count_steps(training, len(train_set)))
     engine = upstream.choose("native")
     return PreferenceRun(model_args, data, training, engine, config, rates, {}, own, resume, processor, train_set,
                          eval_set, None)

@@ -1,15 +1,17 @@
 """Trainer subclass: parameter groups from the parts table, whole checkpoints, what a checkpoint holds."""
 
+import contextlib
 import math
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
 import transformers
 from safetensors.torch import save_file
+from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import rotate_checkpoints
 
 from overlays import runs
@@ -21,12 +23,42 @@ from overlays.model.load import TRAINED_PARTS, load_trained_parts
 WORDS_LOSS = "loss per supervised token (nats)"
 
 
+@contextlib.contextmanager
+def _changed(args, **values):
+    """Training arguments with other values for the time of a call."""
+    before = {name: getattr(args, name) for name in values}
+    for name, value in values.items():
+        setattr(args, name, value)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            setattr(args, name, value)
+
+
 def _is_lora(model) -> bool:
     return hasattr(model, "peft_config")
 
 
+class SeededLengthSampler(LengthGroupedSampler):
+    """Samples of like length together, in an order that seed and epoch decide: the same on every rank and on resume.
+
+    Args:
+        lengths: tokens of each sample.
+        epoch: gives the epoch that begins.
+    """
+
+    def __init__(self, batch_size: int, lengths: Sequence[int], seed: int, epoch: Callable[[], int]):
+        super().__init__(batch_size, lengths=[int(length) for length in lengths])
+        self.seed, self.epoch = seed, epoch
+
+    def __iter__(self):
+        self.generator = torch.Generator().manual_seed(self.seed + self.epoch())
+        return super().__iter__()
+
+
 class Trainer(transformers.Trainer):
-    """transformers' Trainer with one learning rate for each part.
+    """transformers' Trainer with one learning rate for each part, which resumes with the settings of this start.
 
     Args:
         rates: learning rate by part, see `parts.learning_rates`.
@@ -40,6 +72,60 @@ class Trainer(transformers.Trainer):
         self.loss_name = "squared error of normalised targets" if regression else WORDS_LOSS
         # The installed forward divides by the token count of the whole optimisation step (see model/forward.py).
         self.model_accepts_loss_kwargs = True
+        self._epoch = 0
+
+    def sample_lengths(self) -> Sequence[int]:
+        """Tokens of each training sample, as measured when the data set was read."""
+        return self.train_dataset.lengths
+
+    def _get_train_sampler(self, train_dataset=None):
+        if self.args.train_sampling_strategy != "group_by_length":
+            return super()._get_train_sampler(train_dataset)
+        # The library's own would open every sample to measure it, and its order would not be that of a resumed run.
+        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        return SeededLengthSampler(self.args.train_batch_size * self.args.gradient_accumulation_steps,
+                                   self.sample_lengths(), seed, lambda: self._epoch)
+
+    def _get_eval_sampler(self, eval_dataset):
+        with _changed(self.args, train_sampling_strategy="random"):  # the order of validation changes nothing
+            return super()._get_eval_sampler(eval_dataset)
+
+    def _get_dataloader(self, *args, is_training=False, **kwargs):
+        with _changed(self.args, dataloader_drop_last=self.args.dataloader_drop_last and is_training):
+            return super()._get_dataloader(*args, is_training=is_training, **kwargs)
+
+    def _run_epoch(self, *args, epoch, **kwargs):
+        if self.state.global_step >= self.state.max_steps:  # the library would take one more step
+            self.control.should_training_stop = True
+            return
+        self._epoch = epoch
+        super()._run_epoch(*args, epoch=epoch, **kwargs)
+
+    def _init_training_state(self, max_steps, *args, **kwargs):
+        result = super()._init_training_state(max_steps, *args, **kwargs)
+        # A resumed state holds the intervals of the checkpoint; those of this start count.
+        self.state.compute_steps(self.args, max_steps)
+        for callback in self.callback_handler.callbacks:
+            stored = self.state.stateful_callbacks.get(type(callback).__name__)
+            if isinstance(callback, transformers.EarlyStoppingCallback) and isinstance(stored, dict):
+                for name, value in stored["attributes"].items():
+                    setattr(callback, name, value)
+        return result
+
+    def _load_optimizer_and_scheduler(self, checkpoint):
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is None:
+            return
+        for group, settings in zip(self.optimizer.param_groups, self._settings, strict=True):
+            group.update(settings)
+        schedule = self.lr_scheduler
+        if isinstance(schedule, torch.optim.lr_scheduler.LambdaLR):
+            # The optimizer's rates are those of the old schedule; where its length has changed, the last may be 0.
+            steps = schedule.last_epoch
+            rates = [rate * factor(steps) for rate, factor in zip(schedule.base_lrs, schedule.lr_lambdas, strict=True)]
+            for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
+                group["lr"] = rate
+            schedule._last_lr = rates
 
     def create_optimizer(self, model=None):
         """Optimizer over the trainable parameters, grouped by part and by weight decay."""
@@ -51,7 +137,15 @@ class Trainer(transformers.Trainer):
             )
             optimizer_class, options = self.get_optimizer_cls_and_kwargs(self.args, model)
             self.optimizer = optimizer_class(groups, **options)
+        self._remember_settings()
         return self.optimizer
+
+    def _remember_settings(self) -> None:
+        """Keep what the flags set in each parameter group, which loading a checkpoint would replace."""
+        self._settings = [
+            {name: group[name] for name in ("weight_decay", "betas", "eps") if name in group}
+            for group in self.optimizer.param_groups
+        ]
 
     def _prepare_inputs(self, inputs):
         # DeepSpeed turns every floating input into its 16-bit type; metres and targets keep theirs.
@@ -139,6 +233,25 @@ class Trainer(transformers.Trainer):
         super()._load_best_model()
         if not self.is_deepspeed_enabled:
             load_trained_parts(self.model, self.state.best_model_checkpoint)
+
+
+def count_steps(args: transformers.TrainingArguments, samples: int) -> int:
+    """Optimisation steps of a run on `samples` training samples.
+
+    Raises:
+        UserError: with --dataloader_drop_last, a set that fills no batch of every process.
+    """
+    batch, processes = args.train_batch_size, args.world_size
+    if args.dataloader_drop_last:
+        batches = samples // batch // processes
+        if not batches:
+            raise UserError(f"--dataloader_drop_last leaves nothing of {samples} samples: one batch of {processes} "
+                            f"processes takes {batch * processes}")
+    else:
+        batches = math.ceil(samples / batch / processes)
+    if args.max_steps > 0:
+        return args.max_steps
+    return math.ceil(args.num_train_epochs * math.ceil(batches / args.gradient_accumulation_steps))
 
 
 class FiniteLoss(transformers.TrainerCallback):

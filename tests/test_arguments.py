@@ -1,8 +1,12 @@
 """Flags: upstream's names, near misses, YAML files."""
 
-import pytest
+import dataclasses
+from pathlib import Path
 
-from overlays import arguments
+import pytest
+import transformers
+
+from overlays import arguments, inherited, pretrain_mae
 from overlays.errors import UserError
 
 NEEDED = ["--model_name_or_path", "m", "--dataset_use", "d", "--report_to", "none"]
@@ -48,8 +52,9 @@ def test_yaml_gives_flags_and_the_command_line_wins(tmp_path):
 
 
 def test_a_tracker_that_is_not_installed_is_named(monkeypatch):
-    monkeypatch.setattr(arguments, "get_available_reporting_integrations", lambda: ["tensorboard"])
-    arguments.parse([*NEEDED, "--report_to", "tensorboard"])
+    monkeypatch.setattr(inherited, "get_available_reporting_integrations", lambda: ["tensorboard"])
+    training = arguments.parse([*NEEDED, "--report_to", "tensorboard"])[2]
+    assert training.report_to == ["tensorboard"]
     with pytest.raises(UserError, match="wandb needs a package .* pip install wandb"):
         arguments.parse([*NEEDED, "--report_to", "wandb"])
 
@@ -66,7 +71,7 @@ def test_a_bad_yaml_file_is_named(tmp_path, text):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--on_bad_sample", "replace"], "stop or skip"),
+        (["--on_bad_sample", "replace"], "--on_bad_sample.*'stop', 'skip'"),
         (["--report_to", "paper"], "does not know 'paper'"),
         (["--min_pixels", "900", "--max_pixels", "800"], "min_pixels"),
         (["--lora_enable", "True", "--lora_r", "0"], "lora_r"),
@@ -83,3 +88,142 @@ def test_combinations_that_make_no_sense_are_refused(flags, message):
 def test_a_number_out_of_its_range_is_named(words):
     with pytest.raises(UserError, match=words.split()[0]):
         arguments.parse([*NEEDED, *words.split()])
+
+
+def test_the_table_names_every_flag_of_the_libraries():
+    trl = pytest.importorskip("trl")
+    assert not inherited.SUPPORTED & inherited.REFUSED.keys()
+    for library in (transformers.TrainingArguments, trl.DPOConfig):
+        names = {field.name for field in dataclasses.fields(library)}
+        assert not names - inherited.SUPPORTED - inherited.REFUSED.keys()
+
+
+def test_a_flag_of_a_newer_library_is_refused_once_it_is_given():
+    newer = dataclasses.make_dataclass("Newer", [("new_flag", int, 0)], bases=(transformers.TrainingArguments,))
+    newer.__module__ = "transformers.training_args"
+    values = {name: field.default for name, field in newer.__dataclass_fields__.items()} | {"optim": "adamw_torch"}
+    assert newer.__dataclass_fields__.keys() - inherited.SUPPORTED - inherited.REFUSED.keys() == {"new_flag"}
+    inherited.check(newer, values, dict(values))
+    with pytest.raises(UserError, match="does not know --new_flag"):
+        inherited.check(newer, values | {"new_flag": 1}, values)
+
+
+OTHERS = {"hub_strategy": "end", "include_for_metrics": "loss", "label_names": "x", "liger_kernel_config": None,
+          "parallelism_config": None, "debug": "underflow_overflow", "length_column_name": "n"}
+
+
+def test_every_refused_flag_is_one_sentence_that_names_it():
+    fields = {field.name: field for field in dataclasses.fields(arguments.TrainingArguments)}
+    tried = 0
+    for name in inherited.REFUSED.keys() & fields.keys():
+        default = fields[name].default
+        value = OTHERS.get(name, not default if isinstance(default, bool) else "1")
+        if value is not None:  # argparse itself refuses the others, whose values no command line can give
+            with pytest.raises(UserError, match=f"^--{name} is not supported: "):
+                arguments.parse([*NEEDED, f"--{name}", str(value)])
+            tried += 1
+    assert tried > 35
+
+
+EVALUATED = "--eval_dataset d --eval_strategy epoch --save_strategy epoch"
+
+
+@pytest.mark.parametrize(("words", "message"), [
+    ("--load_best_model_at_end True --save_strategy no", "--load_best_model_at_end needs --eval_strategy"),
+    ("--save_strategy best", "--save_strategy best needs --eval_strategy"),
+    ("--metric_for_best_model loss", "--metric_for_best_model loss needs --eval_strategy"),
+    ("--head vision --tune_mm_vision True --metric_for_best_model r2", "r2 needs --eval_strategy"),
+    ("--eval_steps 5", "--eval_steps needs --eval_strategy"),
+    ("--eval_on_start True", "--eval_on_start needs --eval_dataset"),
+    (f"{EVALUATED} --load_best_model_at_end True --metric_for_best_model accuracy", "evaluation gives loss"),
+    (f"{EVALUATED} --load_best_model_at_end True --greater_is_better True --metric_for_best_model loss", "worst model"),
+    ("--optim adamw_bnb_8bit", "needs a package that is not installed: .* pip install bitsandbytes"),
+    ("--optim lomo", "--optim lomo is not supported"),
+    ("--optim sgd --optim_args momentm=0.9", "takes momentum=VALUE"),
+    ("--optim sgd --adam_beta1 0.8", "--optim sgd does not read it"),
+    ("--optim sgd --optim_args momentum=x", "--optim sgd cannot be used"),
+    ("--lr_scheduler_type constant --warmup_steps 5", "no warm-up"),
+    ("--lr_scheduler_type constant --warmup_ratio 0.1", "no warm-up"),
+    ("--lr_scheduler_type cosine_with_min_lr", "min_lr_rate should be set"),
+    ("--lr_scheduler_kwargs {x", "--lr_scheduler_kwargs {x is not JSON"),
+    ("--warmup_steps 5 --warmup_ratio 0.1", "two names of one setting"),
+    ("--gradient_checkpointing True --gradient_checkpointing_kwargs {\"reentrant\":true}", "does not know 'reentrant'"),
+    ("--dataloader_num_workers 0 --dataloader_persistent_workers True", "needs --dataloader_num_workers above 0"),
+    ("--train_sampling_strategy batch_rebalance", "use group_by_length"),
+    ("--max_steps 0", "a model that has learned nothing"),
+    ("--num_train_epochs 0", "a model that has learned nothing"),
+    ("--save_steps 0", "--save_steps must be above 0"),
+    ("--adam_beta2 1", "--adam_beta2 must be"),
+    ("--deepspeed nowhere.json", "--deepspeed nowhere.json cannot be read"),
+    ("--deepspeed {\"optimizer\":{}}", "its own optimizer"),
+    ("--resume never --resume_from_checkpoint x", "contradict each other"),
+    ("--group_by_length True", "use --train_sampling_strategy group_by_length"),
+    ("--ddp_backend gloo", "for several processes"),
+    ("--project x", "--project needs --report_to trackio"),
+])
+def test_what_the_library_would_ignore_or_fail_on_later_is_refused(words, message):
+    with pytest.raises(UserError, match=message):
+        arguments.parse([*NEEDED, *words.split()])
+
+
+@pytest.mark.parametrize(("words", "message"), [
+    ("--loss_type sigmod", "--loss_type does not know 'sigmod'"),
+    ("--loss_type exo_pair", "needs --label_smoothing above 0"),
+    ("--f_divergence_type kl", "--f_divergence_type is one of"),
+    ("--lora_dropout 0.1", "has no effect, because --disable_dropout"),
+    ("--max_length 100", "--max_length is not supported: nothing is cut"),
+    ("--sync_ref_model True", "--sync_ref_model is not supported"),
+    ("--label_smoothing_factor 0.1", "--label_smoothing_factor is not supported"),
+    ("--max_steps 0", "learned nothing"),
+])
+def test_preference_flags_follow_the_same_rules(words, message):
+    train_dpo = pytest.importorskip("overlays.train_dpo")
+    classes = (arguments.ModelArguments, arguments.DataArguments, train_dpo.PreferenceArguments)
+    arguments.parse(NEEDED, classes)
+    with pytest.raises(UserError, match=message):
+        arguments.parse([*NEEDED, *words.split()], classes)
+
+
+@pytest.mark.parametrize(("words", "message"), [
+    ("--label_smoothing_factor 0.1", "--label_smoothing_factor is not supported"),
+    ("--train_sampling_strategy group_by_length", "tiles are not padded"),
+    ("--learning_rate 0", "learned nothing"),
+    ("--max_steps 0", "learned nothing"),
+    ("--load_best_model_at_end True", "needs --eval_strategy"),
+    ("--eval_strategy epoch --metric_for_best_model r2", "evaluation gives loss"),
+])
+def test_pretraining_flags_follow_the_same_rules(words, message):
+    with pytest.raises(UserError, match=message):
+        pretrain_mae.parse([*NEEDED, *words.split()])
+
+
+def test_resume_from_checkpoint_is_another_name_for_resume():
+    assert arguments.parse([*NEEDED, "--resume_from_checkpoint", "run/checkpoint-3"])[2].resume == "run/checkpoint-3"
+    assert arguments.parse([*NEEDED, "--resume_from_checkpoint", "True"])[2].resume == "auto"
+
+
+@pytest.mark.parametrize(("metric", "greater"), [("mae", False), ("eval_r2", True), ("loss", False)])
+def test_the_best_model_is_the_best_by_its_metric(metric, greater):
+    words = f"{EVALUATED} --head vision --tune_mm_vision True --load_best_model_at_end True"
+    training = arguments.parse([*NEEDED, *words.split(), "--metric_for_best_model", metric])[2]
+    assert training.greater_is_better is greater
+
+
+def test_a_mapping_in_a_yaml_file_is_a_json_object(tmp_path):
+    file = tmp_path / "c.yaml"
+    file.write_text("model_name_or_path: m\ndataset_use: d\nreport_to: none\nlr_scheduler_type: cosine_with_min_lr\n"
+                    "lr_scheduler_kwargs: {min_lr_rate: 0.1}\n")
+    assert arguments.parse([str(file)])[2].lr_scheduler_kwargs == {"min_lr_rate": 0.1}
+
+
+def test_help_lists_choices(capsys):
+    with pytest.raises(SystemExit) as stop:
+        arguments.parse(["--help"])
+    shown = capsys.readouterr().out
+    assert stop.value.code == 0 and "{auto,upstream,native}" in shown and "--label_smoothing_factor" in shown
+
+
+def test_the_page_names_every_refused_flag():
+    page = (Path(__file__).resolve().parents[1] / "docs" / "training.md").read_text(encoding="utf-8")
+    missing = [name for name in inherited.REFUSED if f"`{name}`" not in page]
+    assert not missing

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from overlays import runs
+from overlays import arguments, runs
 from overlays.errors import UserError
 from overlays.files import write_json
 
@@ -64,7 +64,7 @@ def test_a_run_has_ended_when_its_steps_are_taken_and_its_model_is_there(tmp_pat
     assert not runs.has_taken(tmp_path, last, 4)  # killed before the model was written
     (tmp_path / "config.json").write_text("{}")
     assert runs.has_taken(tmp_path, last, 4) and not runs.has_taken(tmp_path, None, 4)
-    assert not runs.has_taken(tmp_path, last, 5) and not runs.has_taken(tmp_path, last, -1)
+    assert not runs.has_taken(tmp_path, last, 5)
 
 
 def test_the_newest_run_of_the_domain_is_found(tmp_path):
@@ -78,3 +78,58 @@ def test_the_newest_run_of_the_domain_is_found(tmp_path):
         runs.find_checkpoint(None, tmp_path, "driving")
     with pytest.raises(UserError, match="no checkpoint folder"):
         runs.find_checkpoint(str(tmp_path / "nowhere"), tmp_path)
+
+
+def flags(*words):
+    return arguments.parse(["--model_name_or_path", "m", "--dataset_use", "d", "--report_to", "none", *words])[2]
+
+
+@pytest.mark.parametrize(("words", "name"), [
+    ("--per_device_train_batch_size 4", "sample order .samples_per_step: 8 then, 4 now"),
+    ("--train_sampling_strategy sequential", "sample order"),
+    ("--model_max_length 100", "sample order"),
+    ("--data_seed 1", "sample order"),
+    ("--dataloader_drop_last True", "sample order"),
+    ("--optim adafactor", "optimizer"),
+    ("--lr_scheduler_type cosine", "schedule"),
+    ("--bf16 True", "precision"),
+])
+def test_what_decides_samples_or_optimizer_is_kept_on_resume(tmp_path, words, name):
+    write_json(tmp_path / "run.json", {"identity": runs.settings_identity(flags())})
+    checkpoint(tmp_path, 3)
+    with pytest.raises(UserError, match=f"another {name}"):
+        runs.checkpoint_to_resume(tmp_path, "auto", runs.settings_identity(flags(*words.split())))
+
+
+@pytest.mark.parametrize("words", [
+    "--per_device_train_batch_size 2 --gradient_accumulation_steps 4", "--weight_decay 0.1 --adam_beta1 0.8",
+    "--max_steps 9 --warmup_steps 2", "--save_steps 7 --logging_steps 3", "--gradient_checkpointing True",
+])
+def test_other_settings_may_change_on_resume_and_old_runs_have_none(tmp_path, words):
+    last, identity = checkpoint(tmp_path, 3), runs.settings_identity(flags(*words.split()))
+    for before in (runs.settings_identity(flags()), {"seed": 42}):
+        write_json(tmp_path / "run.json", {"identity": before})
+        assert runs.checkpoint_to_resume(tmp_path, "auto", identity) == last
+
+
+def test_groups_of_like_length_depend_on_the_batch_itself(tmp_path):
+    write_json(tmp_path / "run.json", {"identity": runs.settings_identity(
+        flags("--train_sampling_strategy", "group_by_length"))})
+    checkpoint(tmp_path, 3)
+    with pytest.raises(UserError, match="another sample order"):
+        runs.checkpoint_to_resume(tmp_path, "auto", runs.settings_identity(flags(
+            "--train_sampling_strategy", "group_by_length", "--per_device_train_batch_size", "4",
+            "--gradient_accumulation_steps", "2")))
+
+
+def test_a_checkpoint_that_cannot_be_continued_is_refused(tmp_path):
+    last = checkpoint(tmp_path, 4)
+    write_json(last / "trainer_state.json", {"global_step": 4})
+    runs.check_steps(None, 1)
+    runs.check_steps(last, 4)
+    with pytest.raises(UserError, match="has taken 4 steps, more than the 3"):
+        runs.check_steps(last, 3)
+    with pytest.raises(UserError, match="no optimizer state"):
+        runs.check_steps(last, 5)
+    (last / "optimizer.pt").write_bytes(b"")
+    runs.check_steps(last, 5)

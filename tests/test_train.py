@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,10 +11,13 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 from PIL import Image
 from safetensors.torch import load_file
 
-from overlays import runs
+from overlays import arguments, runs, upstream
+from overlays.data.dataset import SupervisedDataset
+from overlays.errors import UserError
 from overlays.files import write_jsonl
 from overlays.model import load
 from overlays.model.parts import FAMILIES
@@ -56,6 +60,26 @@ def train(*words, fails=False, **options):
     done = subprocess.run(command(*words, **options), env=ENVIRONMENT, cwd=ROOT, capture_output=True, text=True)
     assert (done.returncode == 2) if fails else (done.returncode == 0), done.stderr[-3000:]
     return done
+
+
+def here(*words, steps=True, **options):
+    """A run in this process; its trainer, without a step where `steps` is False."""
+    from overlays import train as entry
+
+    training = arguments.parse(command(*words, **options)[3:])
+    transformers.set_seed(training[2].seed)
+    run = entry.prepare(*training, upstream.choose("native"))
+    model = run.load_model()
+    run.set_parts(model)
+    trainer = run.build_trainer(model)
+    if steps:
+        run.fit(trainer)
+        run.finish(trainer)
+    return trainer
+
+
+def rates(trainer):
+    return {row["step"]: row["learning_rate"] for row in trainer.state.log_history if "learning_rate" in row}
 
 
 def losses(output):
@@ -237,4 +261,48 @@ def test_a_mistake_is_one_sentence_and_status_2(tiny_model_dir, records, tmp_pat
     model, data = changes.get("model", tiny_model_dir("qwen3_vl")), changes.get("data", records)
     done = train(model, data, tmp_path / "run", *LORA, fails=True)
     assert message in done.stderr and "Traceback" not in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_longer_run_continues_on_the_schedule_and_with_the_settings_of_the_new_start(tiny_model_dir, records,
+                                                                                      tmp_path):
+    model, output = tiny_model_dir("qwen3_vl"), tmp_path / "run"
+    lora = ("--lora_enable", "True", "--lora_r", "2")
+    expected = rates(here(model, records, tmp_path / "at_once", *lora, "--max_steps", "5"))
+    here(model, records, output, *lora, "--max_steps", "2", "--weight_decay", "0.1")
+    trainer = here(model, records, output, *lora, "--max_steps", "5", "--weight_decay", "0.3", "--adam_beta2", "0.9",
+                   "--save_steps", "1", "--per_device_train_batch_size", "1", "--gradient_accumulation_steps", "2")
+    found = rates(trainer)
+    assert [found[step] for step in (3, 4, 5)] == [expected[step] for step in (3, 4, 5)]
+    assert {group["betas"] for group in trainer.optimizer.param_groups} == {(0.9, 0.9)}
+    assert {group["weight_decay"] for group in trainer.optimizer.param_groups} == {0.3}
+    assert [path.name for path in runs.checkpoints(output)] == [f"checkpoint-{step}" for step in (2, 3, 4, 5)]
+    for name in ("adapter_config.json", "adapter_model.safetensors"):  # killed before the model was written
+        shutil.move(output / name, tmp_path / name)
+    trainer = here(model, records, output, *lora, "--max_steps", "5")
+    assert trainer.state.global_step == 5
+    before, after = (load_file(folder / "adapter_model.safetensors") for folder in (tmp_path, output))
+    assert all(torch.equal(value, after[name]) for name, value in before.items())
+
+
+def test_grouping_by_length_opens_no_sample_and_validation_keeps_all(tiny_model_dir, records, tmp_path, monkeypatch):
+    trainer = here(tiny_model_dir("qwen3_vl"), records, tmp_path / "run", "--lora_enable", "True",
+                   "--train_sampling_strategy", "group_by_length", "--eval_dataset", str(records), "--eval_strategy",
+                   "epoch", "--dataloader_drop_last", "True", "--per_device_eval_batch_size", "16", steps=False)
+    monkeypatch.setattr(SupervisedDataset, "__getitem__", None)
+    batches = list(trainer.get_train_dataloader().batch_sampler)
+    assert sorted(sum(batches, [])) == list(range(12))
+    assert list(trainer.get_eval_dataloader().batch_sampler) == [list(range(12))]
+
+
+@pytest.mark.parametrize(("words", "message"), [
+    ("--per_device_train_batch_size 16 --dataloader_drop_last True", "leaves nothing of 12 samples"),
+    ("--lora_target_modules q_proj,q_norm", "q_norm is a Qwen3VLTextRMSNorm"),
+    ("--lora_target_modules q_proj,w_proj", "the language model has no w_proj"),
+    ("--resume_from_checkpoint nowhere", "no whole checkpoint folder"),
+])
+def test_what_fails_later_in_the_library_is_refused_before_a_folder_exists(tiny_model_dir, records, tmp_path, words,
+                                                                           message):
+    with pytest.raises(UserError, match=message):
+        here(tiny_model_dir("qwen3_vl"), records, tmp_path / "run", "--lora_enable", "True", *words.split())
     assert not (tmp_path / "run").exists()

@@ -5,8 +5,9 @@ import torch
 import transformers
 from peft import LoraConfig, get_peft_model
 
+from overlays.errors import UserError
 from overlays.model import load, parts
-from overlays.trainer import Trainer, draw_losses
+from overlays.trainer import SeededLengthSampler, Trainer, count_steps, draw_losses
 
 RATES = {"adapter": 1e-4, "merger": 1e-4, "vision": 0.0, "embeddings": 0.0, "language_model": 0.0}
 
@@ -48,3 +49,32 @@ def test_adapter_and_merger_reload_to_the_same_logits(tiny_model_dir, tmp_path, 
 def test_an_empty_log_draws_nothing(tmp_path):
     draw_losses([], tmp_path / "loss.png")
     assert not (tmp_path / "loss.png").exists()
+
+
+def test_samples_of_like_length_come_together_in_an_order_of_seed_and_epoch():
+    lengths = torch.randint(1, 1000, (400,), generator=torch.Generator().manual_seed(0)).tolist()
+    orders = [list(SeededLengthSampler(8, lengths, 7, lambda epoch=epoch: epoch)) for epoch in (0, 0, 1)]
+    assert orders[0] == orders[1] != orders[2] and sorted(orders[0]) == list(range(400))
+    gaps = [abs(lengths[a] - lengths[b]) for a, b in zip(orders[0], orders[0][1:], strict=False)]
+    assert sum(gaps) / len(gaps) < 50  # 330 in a random order
+
+
+@pytest.mark.parametrize(("words", "steps"), [
+    ({}, 6), ({"gradient_accumulation_steps": 2}, 4), ({"num_train_epochs": 0.5}, 2), ({"max_steps": 5}, 5),
+    ({"dataloader_drop_last": True}, 4),
+])
+def test_the_steps_of_a_run_are_those_of_the_library(tmp_path, words, steps):
+    model = torch.nn.Linear(2, 2)
+    model.config = transformers.PretrainedConfig()
+    args = transformers.TrainingArguments(
+        str(tmp_path), report_to="none", use_cpu=True, per_device_train_batch_size=2,
+        **{"num_train_epochs": 2, **words}
+    )
+    plain = transformers.Trainer(model=model, args=args, train_dataset=list(range(5)))
+    assert count_steps(args, 5) == steps == plain.set_initial_training_values(args, plain.get_train_dataloader())[-1]
+
+
+def test_dropping_the_last_batch_may_not_drop_everything(tmp_path):
+    args = transformers.TrainingArguments(str(tmp_path), report_to="none", use_cpu=True, dataloader_drop_last=True)
+    with pytest.raises(UserError, match="--dataloader_drop_last leaves nothing of 5 samples"):
+        count_steps(args, 5)
