@@ -54,15 +54,15 @@ ready_python() {  # an interpreter that needs nothing more
     return 1
 }
 
-base_python() {  # the first interpreter from 3.10 on that can make an environment
+base_python() {  # the first interpreter from 3.11 on that can make an environment
     local python
-    for python in python3 python3.13 python3.12 python3.11 python3.10; do
-        if "$python" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 10))' 2> /dev/null; then
+    for python in python3 python3.14 python3.13 python3.12 python3.11; do
+        if "$python" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2> /dev/null; then
             echo "$python"
             return
         fi
     done
-    fail "no Python 3.10 or newer with venv was found: install one (on Debian: python3 and python3-venv)"
+    fail "no Python 3.11 or newer with venv was found: install one (on Debian: python3 and python3-venv)"
 }
 
 install_fast() {  # the same wheels by uv, in a third of pip's time; uv does not read pip's settings by itself

@@ -44,7 +44,7 @@ def place(tmp_path):
         file.chmod(0o755)
 
     python3()
-    for name in ("python3.10", "python3.11", "python3.12", "python3.13"):
+    for name in ("python3.11", "python3.12", "python3.13", "python3.14"):
         python3(old=1, name=name)
     return tmp_path, python3
 
@@ -144,7 +144,7 @@ def test_no_python_ends_in_one_sentence(place):
     python3(old=1)
     code, out, err = set_up(root)
     assert (code, out) == (2, "")
-    assert err.startswith("error: no Python 3.10 or newer") and err.count("\n") == 1
+    assert err.startswith("error: no Python 3.11 or newer") and err.count("\n") == 1
 
 
 def test_a_failed_installation_is_no_environment(place):
