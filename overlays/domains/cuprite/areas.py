@@ -6,9 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from overlays.domains.base import SPLITS
 from overlays.errors import UserError
-
-SPLITS = ("train", "val", "test")
 
 
 @dataclass(frozen=True)

@@ -235,3 +235,9 @@ def score(predictions: Sequence[dict], train: Sequence[dict] = ()) -> dict:
         rows = [(reading.truth, seen) for reading in readings if reading.task == "minerals"]
         metrics["baseline_every_mineral"] = _minerals(rows, "mineral")
     return metrics
+
+
+def statistic(predictions: Sequence[dict]) -> Callable[[Iterable[int]], dict]:
+    """Function: numbers of rows, which may repeat -> their metrics."""
+    readings = [_read(row) for row in predictions]
+    return lambda rows: _figures([readings[row] for row in rows])

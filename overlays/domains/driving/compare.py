@@ -6,14 +6,14 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 from pathlib import Path
 
-from overlays import errors
+from overlays import errors, paths
 from overlays.domains.driving import prepare
 from overlays.errors import UserError
+from overlays.flags import Parser
 
 FIGURES = ("mae_v", "mae_k", "rmse_v", "rmse_k", "ade", "fde", "turn_sign_accuracy", "parse_rate")
 
@@ -36,10 +36,10 @@ def prepare_past(video: Path, past: Path, workers: int = 2) -> None:
         raise UserError(f"{video} was prepared with --past-motion: prepare it without")
     if (past / "metadata.json").is_file() and not _differences(asked, _metadata(past)):
         return
-    raw = prepare.ROOT / parameters["raw"]  # an absolute path stays one
+    raw = paths.ROOT / parameters["raw"]  # an absolute path stays one
     prepare.prepare(prepare.Settings(**{
-        **parameters, "raw": None if raw == prepare.SAMPLE else raw, "past_motion": True, "output": past,
-        "split_fractions": tuple(parameters["split_fractions"]), "workers": workers,
+        **parameters, "raw": None if raw == paths.RAW / "driving" / "sample" else raw, "past_motion": True,
+        "output": past, "split_fractions": tuple(parameters["split_fractions"]), "workers": workers,
     }))
     found = _differences(asked, _metadata(past))
     if found:
@@ -80,13 +80,13 @@ def table(folder: Path) -> str:
 
 def main() -> None:
     """Command line of the comparison."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = Parser(description=__doc__.splitlines()[0])
     steps = parser.add_subparsers(dest="step", required=True)
     steps.add_parser("prepare", help="prepare data/prepared/driving_past as data/prepared/driving is")
     steps.add_parser("table", help="print the figures of both runs").add_argument("folder", type=Path)
     options = parser.parse_args()
     if options.step == "prepare":
-        prepare_past(prepare.OUTPUT, prepare.OUTPUT.with_name("driving_past"), os.cpu_count() or 1)
+        prepare_past(paths.PREPARED / "driving", paths.PREPARED / "driving_past", os.cpu_count() or 1)
     else:
         print(table(options.folder))
 

@@ -1,4 +1,4 @@
-"""Pictures of predicted against true motion: velocity and curvature over time, the driven path, a video of both."""
+"""Plots of predicted against true motion: velocity and curvature over time, the driven path, a video of both."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from overlays import plotting
 from overlays.domains.driving.score import Row, integrate
 from overlays.errors import UserError
 from overlays.files import atomic_path
@@ -14,19 +15,10 @@ from overlays.files import atomic_path
 TRUE, SAID, PAST = "#1b6ca8", "#c8501e", "#777777"
 
 
-def _figure(width: float, height: float, columns: int, **options):
-    """(figure, axes) that no display is needed for."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure, figure.subplots(1, columns, **options)
-
-
 def draw_window(row: Row, file: Path) -> None:
     """Velocity, curvature and path of one window, predicted, true and (before 0 s) past, as a PNG."""
-    figure, (speed, bend, way) = _figure(9.6, 2.7, 3, width_ratios=(1.25, 1.25, 1))
+    figure = plotting.figure(9.6, 2.7)
+    speed, bend, way = figure.subplots(1, 3, width_ratios=(1.25, 1.25, 1))
     unread = row.status == "unreadable"
     style = {"color": SAID, "marker": "o", "markersize": 4, "linestyle": ":" if unread else "-",
              "label": "held (unreadable)" if unread else "predicted"}
@@ -50,13 +42,13 @@ def draw_window(row: Row, file: Path) -> None:
         reach = max(reach, np.abs(path[:, 1]).max() * 1.2)
     way.set(xlabel="left (m)", ylabel="forward (m)", xlim=(reach, -reach))
     way.grid(alpha=0.3)
-    with atomic_path(file) as temporary:
-        figure.savefig(temporary, dpi=110)
+    plotting.save(figure, file)
 
 
 def draw_scatter(rows: Sequence[Row], file: Path) -> None:
     """Predicted against true velocity and curvature of every pair, as a PNG."""
-    figure, panels = _figure(8.4, 3.8, 2)
+    figure = plotting.figure(8.4, 3.8)
+    panels = figure.subplots(1, 2)
     truth, said = np.concatenate([row.truth for row in rows]), np.concatenate([row.said for row in rows])
     for axes, column, name in zip(panels, (0, 1), ("velocity (m/s)", "curvature (1/m)"), strict=True):
         ends = [min(truth[:, column].min(), said[:, column].min()), max(truth[:, column].max(), said[:, column].max())]
@@ -64,8 +56,7 @@ def draw_scatter(rows: Sequence[Row], file: Path) -> None:
         axes.scatter(truth[:, column], said[:, column], s=9, alpha=0.5, color=TRUE, linewidths=0)
         axes.set(xlabel=f"true {name}", ylabel=f"predicted {name}")
         axes.grid(alpha=0.3)
-    with atomic_path(file) as temporary:
-        figure.savefig(temporary, dpi=110)
+    plotting.save(figure, file)
 
 
 # ---- video

@@ -2,76 +2,63 @@
 
 from __future__ import annotations
 
-import json
 import math
+import os
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Literal
 
 import numpy as np
 from tqdm import tqdm
 
+from overlays import samples
 from overlays.data import records as annotation
+from overlays.domains.base import SPLITS, check_output, parameters, unfinished_mark, write_metadata
 from overlays.domains.driving import clips, egomotion
 from overlays.domains.driving.answers import format_pairs, question
 from overlays.domains.driving.clips import CAMERA, SPLIT_NAMES, Clip
+from overlays.domains.driving.convert import to_messages
 from overlays.domains.driving.faults import ClipFault, no_room
 from overlays.domains.driving.windows import Drop, Pairs, Window, cut, frame_rate
 from overlays.errors import UserError
-from overlays.files import write_json, write_jsonl
-
-ROOT = Path(__file__).resolve().parents[3]
-SAMPLE = ROOT / "data" / "raw" / "driving" / "sample"
-OUTPUT = ROOT / "data" / "prepared" / "driving"
-SPLITS = ("train", "val", "test")
-MARKER = ".driving"  # in a folder that a run began to fill: one that was killed may go on there
+from overlays.files import write_jsonl
+from overlays.flags import check_choices, option
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What `prepare` is asked to do.
+    """Prepare driving clips with egomotion; without --raw, the sample clips."""
 
-    Attributes:
-        raw: folder with camera/ and labels/; None makes the sample clips and takes them.
-        camera: which camera.
-        output: folder of the prepared data.
-        pairs: pairs in an answer, spread evenly over the second; None takes the sample's value, or one a frame.
-        past_motion: the prompt tells the pairs of the second that is seen.
-        stride: frames from one window to the next; None takes one second.
-        max_gap_s: longest gap in the egomotion that is interpolated; None takes 0.1 s, or for a clip whose rows are
-            further apart one and a half of its usual steps.
-        cut: write every window as a file of its own instead of naming frames of the clip.
-        cut_quality: x264's; 0 is lossless.
-        splits: "index" takes the index's, "own" deals the clips out, "auto" is "index" where every clip has one.
-        split_fractions: of train, val and test, for own splits.
-        messages: write messages/{train,val,test}.jsonl in the Hugging Face layout as well.
-        motion_only: no videos: motion.jsonl with the pairs of every window, for logs without pictures.
-        limit: clips at most, the first by name.
-        workers: processes.
-        seed: of own splits.
-    """
-
-    raw: Path | None = None
-    camera: str = CAMERA
-    output: Path = OUTPUT
-    pairs: int | None = None
-    past_motion: bool = False
-    stride: int | None = None
-    max_gap_s: float | None = None
-    cut: bool = False
-    cut_quality: int = 0
-    splits: str = "auto"
-    split_fractions: tuple[float, float, float] = (0.8, 0.1, 0.1)
-    messages: bool = False
-    motion_only: bool = False
-    limit: int | None = None
-    workers: int = 2
-    seed: int = 0
+    raw: Path | None = option(None, "folder with camera/<camera> and labels/egomotion, archives or unpacked (default: "
+                              "the sample clips, made in data/raw/driving/sample)")
+    camera: str = option(CAMERA, "which camera")
+    output: Path | None = option(None, "folder (default: data/prepared/driving; driving_motion with --motion-only)")
+    pairs: int | None = option(None, "pairs in an answer, spread evenly over the second (default: one a frame, 30, "
+                               "or what suits the sample)")
+    past_motion: bool = option(False, "tell the pairs of the second that is seen")
+    stride: int | None = option(None, "frames from one window to the next (default: one second)")
+    max_gap_s: float | None = option(None, "seconds without egomotion that are still interpolated (default: 0.1, or "
+                                     "1.5 times the usual step of a clip with fewer rows)", flag="max-gap")
+    cut: bool = option(False, "write every window as a video of its own")
+    cut_quality: int = option(0, "x264 quality of these: 0 lossless, 18 looks so")
+    splits: Literal["auto", "index", "own"] = option(
+        "auto", "index: the splits of clip_index.parquet; own: clips assigned at random; auto: those of the index "
+        "where it names all clips")
+    split_fractions: tuple[float, float, float] = option((0.8, 0.1, 0.1), "train,val,test of own splits",
+                                                         parse=annotation.parse_fractions)
+    messages: bool = option(False, "messages: write messages/*.jsonl in the Hugging Face layout as well",
+                            flag="format", values={"training": False, "messages": True})
+    motion_only: bool = option(False, "no videos: motion.jsonl with the pairs of every window, for logs without "
+                               "pictures")
+    limit: int | None = option(None, "clips at most, the first by name")
+    workers: int = option(os.cpu_count() or 1, "processes")
+    seed: int = option(0, "of own splits")
 
 
 @dataclass
@@ -104,14 +91,15 @@ def prepare(settings: Settings) -> dict:
     Raises:
         UserError: something about the input or the settings that the user can mend, or not one window.
     """
-    settings = _settle(settings)
+    settings = _resolve(settings)
     found, refused = clips.find(settings.raw, settings.camera)
     found = found[:settings.limit]
     output = Path(settings.output)
-    _check_output(output)
+    check_output(output, "driving")
     output.mkdir(parents=True, exist_ok=True)
+    unfinished = unfinished_mark(output, "driving")
     if not (output / "metadata.json").is_file():
-        (output / MARKER).touch()
+        unfinished.touch()
     clips.remove_leftovers(output)
     outcomes = list(_run(found, settings))
     split_of, splits_by = _splits(found, outcomes, settings)
@@ -128,19 +116,18 @@ def prepare(settings: Settings) -> dict:
         raise UserError(f"not one window could be made of {len(found)} clips in {settings.raw} "
                         f"({len(reasons)} drops{first})")
     _write(output, settings, records)
-    write_json(output / "metadata.json", metadata)
-    (output / MARKER).unlink(missing_ok=True)
+    metadata = write_metadata(output, "driving", metadata)
+    unfinished.unlink(missing_ok=True)
     return metadata
 
 
-def _settle(settings: Settings) -> Settings:
+def _resolve(settings: Settings) -> Settings:
     """Fill in the sample and its defaults, and check the parameters."""
     values = {**settings.__dict__}
     if settings.raw is None:
-        values["raw"] = ensure_sample(SAMPLE)
-    note = Path(values["raw"]) / "sample.json"
-    if note.is_file() and settings.pairs is None:
-        values["pairs"] = json.loads(note.read_text(encoding="utf-8")).get("prepare", {}).get("pairs")
+        values["raw"] = samples.ensure("driving")
+    if settings.pairs is None:
+        values["pairs"] = samples.settings_beside(Path(values["raw"])).get("pairs")
     for name in ("pairs", "stride", "limit", "workers"):
         if values[name] is not None and values[name] < 1:
             raise UserError(f"--{name} must be at least 1, got {values[name]}")
@@ -148,39 +135,12 @@ def _settle(settings: Settings) -> Settings:
         raise UserError(f"--max-gap must be a number of seconds above 0, got {settings.max_gap_s}")
     if not 0 <= settings.cut_quality <= 51:
         raise UserError(f"--cut-quality must lie between 0 (lossless) and 51, got {settings.cut_quality}")
-    if settings.splits not in ("auto", "index", "own"):
-        raise UserError(f"--splits must be auto, index or own, got {settings.splits!r}")
+    check_choices(settings)
     fractions = settings.split_fractions
     if (len(fractions) != 3 or not all(map(math.isfinite, fractions)) or min(fractions) < 0 or fractions[0] <= 0
             or abs(sum(fractions) - 1) > 1e-6):
         raise UserError(f"split fractions {fractions} must be three numbers that sum to 1, the first above 0")
     return Settings(**values)
-
-
-def ensure_sample(folder: Path) -> Path:
-    """The folder of the sample clips, made where it is missing, unfinished or of another version."""
-    from overlays.domains.driving.sample import VERSION, sample
-
-    note = folder / "sample.json"
-    if note.is_file() and json.loads(note.read_text(encoding="utf-8")).get("version") == VERSION:
-        return folder
-    return sample(folder)
-
-
-def _check_output(output: Path) -> None:
-    """Refuse a folder with other files than prepared clips, known by their metadata, or what a killed run left."""
-    if output.exists() and not output.is_dir():
-        raise UserError(f"output {output} is a file: give a folder")
-    there = sorted(path.name for path in output.iterdir() if path.name[0] != ".") if output.is_dir() else []
-    if there and not (output / MARKER).is_file() and _domain(output / "metadata.json") != "driving":
-        raise UserError(f"output folder {output} holds other files ({there[0]}): give an empty or new folder")
-
-
-def _domain(metadata: Path) -> str | None:
-    try:
-        return json.loads(metadata.read_text(encoding="utf-8"))["domain"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
 
 
 def _run(found: list[Clip], settings: Settings) -> Iterator[Outcome]:
@@ -324,10 +284,6 @@ def _splits(found: list[Clip], outcomes: list[Outcome], settings: Settings) -> t
 
 def _metadata(settings: Settings, outcomes: list[Outcome], refused: list[dict], records: dict[str, list[dict]],
               splits_by: str) -> dict:
-    def shown(path: Path) -> str:
-        path = Path(path).resolve()
-        return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else str(path)
-
     every = [record for split in SPLITS for record in records[split]]
     lost_clips = [{"clip": o.clip, "reason": o.fault[0], "detail": o.fault[1]} for o in outcomes if o.fault]
     lost_windows = [{"clip": o.clip, "start": start, "reason": reason, "detail": detail} for o in outcomes
@@ -337,10 +293,8 @@ def _metadata(settings: Settings, outcomes: list[Outcome], refused: list[dict], 
         repairs.update(outcome.repairs)
     future = np.array([pair for record in every for pair in zip(record["future"]["v"], record["future"]["k"],
                                                                 strict=True)]).reshape(-1, 2)
-    parameters = {key: shown(value) if isinstance(value, Path) else list(value) if isinstance(value, tuple) else value
-                  for key, value in asdict(settings).items() if key not in ("workers", "output")}
     return {
-        "domain": "driving", "format": 1, "parameters": parameters, "splits_by": splits_by,
+        "format": 1, "parameters": parameters(settings), "splits_by": splits_by,
         "fps": sorted({outcome.fps for outcome in outcomes if outcome.records}),
         "counts": {
             "clips": len(outcomes), "clips_used": sum(bool(outcome.records) for outcome in outcomes),
@@ -370,8 +324,6 @@ def _write(output: Path, settings: Settings, records: dict[str, list[dict]]) -> 
     for split in SPLITS:
         write_jsonl(output / f"{split}.jsonl", records[split])
         if settings.messages:
-            from overlays.domains.driving.convert import to_messages
-
             write_jsonl(output / "messages" / f"{split}.jsonl", map(to_messages, records[split]))
     named = {record["video"] for split in SPLITS for record in records[split]}
     for folder in ("clips", "segments"):

@@ -27,13 +27,6 @@ def dequantise(codes: np.ndarray) -> np.ndarray:
     return values
 
 
-def quantise(values: np.ndarray) -> np.ndarray:
-    """Values in -1..1 -> int8 codes, the nearest ones; NaN becomes -128. The inverse of `dequantise`."""
-    codes = np.rint(127.5 * np.sign(values) * np.sqrt(np.abs(values)))
-    codes = np.where(np.isnan(codes), NODATA, np.clip(codes, -127, 127))
-    return codes.astype(np.int8)
-
-
 @dataclass(frozen=True)
 class Raster:
     """What the header of an embedding raster says.

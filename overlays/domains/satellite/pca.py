@@ -12,9 +12,10 @@ from tqdm import tqdm
 
 from overlays.data import records
 from overlays.data.rasters import NUMPY_ERRORS, open_npy
-from overlays.domains.satellite.prepare import read_metadata
+from overlays.domains.base import SPLITS, prepared_folder, write_metadata
+from overlays.domains.satellite.metadata import read_metadata
 from overlays.errors import UserError
-from overlays.files import atomic_path, whole_folder, write_json, write_jsonl
+from overlays.files import atomic_path, write_jsonl
 
 NAME, PROJECTION = "pca.npz", "pca_projection.npy"
 PERCENT = (2.0, 98.0)
@@ -107,9 +108,9 @@ def prepare_rgb(folder: Path, output: Path) -> dict:
     _training_files(folder)
     metadata = read_metadata(folder)
     pca = load(folder / NAME) if (folder / NAME).is_file() else compute(folder)
-    with whole_folder(output) as temporary:
+    with prepared_folder(output, "satellite") as temporary:
         (temporary / "tiles").mkdir()
-        for split in ("train", "val", "test"):
+        for split in SPLITS:
             rows = list(records.read(folder / f"{split}.jsonl"))
             for row in tqdm(rows, desc=f"pictures of {split}", unit="tile"):
                 values = open_npy(folder / row["image"])
@@ -119,19 +120,18 @@ def prepare_rgb(folder: Path, output: Path) -> dict:
         (temporary / "means.npz").write_bytes((folder / "means.npz").read_bytes())
         metadata |= {"channels": 3, "pca": {"explained_variance": [round(float(part), 4) for part in pca.explained],
                                             "low": pca.low.tolist(), "high": pca.high.tolist()}}
-        write_json(temporary / "metadata.json", metadata)
-    return metadata
+        return write_metadata(temporary, "satellite", metadata)
 
 
 def _training_files(folder: Path) -> list[Path]:
     annotation = folder / "train.jsonl"
     if not annotation.is_file():
-        raise UserError(f"there is no prepared data in {folder}: run scripts/prepare_satellite.py first")
+        raise UserError(f"there is no prepared data in {folder}: run python -m overlays.prepare satellite first")
     if (folder / "metadata.json").is_file():
         read_metadata(folder)
     names = [row.get("image") for row in records.read(annotation)]
     if any(not isinstance(name, str) or Path(name).suffix != ".npy" for name in names):
-        raise UserError(f"{folder} holds pictures, not arrays: name the folder that prepare_satellite.py wrote")
+        raise UserError(f"{folder} holds pictures, not arrays: name the folder of arrays")
     files = [folder / name for name in names]
     if files and (bands := len(open_npy(files[0]))) < 3:
         raise UserError(f"the tiles in {folder} have {bands} bands, and three components need at least three")

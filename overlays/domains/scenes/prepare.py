@@ -17,7 +17,6 @@ colour camera, at its size or at another one of the same proportions.
 
 from __future__ import annotations
 
-import json
 import math
 import random
 from collections import Counter
@@ -25,20 +24,21 @@ from collections.abc import Container
 from dataclasses import dataclass, replace
 from itertools import chain, count
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from overlays import samples
 from overlays.data.geometry import depth_problem, is_turned
+from overlays.domains.base import SPLITS, prepared_folder, write_metadata
 from overlays.domains.scenes.infos import Frame, Scene, read_infos
-from overlays.domains.scenes.question_files import SPLITS, Question, find_files, question_type, read_questions, task_of
+from overlays.domains.scenes.question_files import Question, find_files, question_type, read_questions, task_of
 from overlays.errors import UserError
-from overlays.files import link, sha256, whole_folder, write_json, write_jsonl
+from overlays.files import link, sha256, write_jsonl
+from overlays.flags import check_choices, option
 
-ROOT = Path(__file__).resolve().parents[3]
-SAMPLE = ROOT / "data" / "raw" / "scenes" / "sample"
-OUTPUT = ROOT / "data" / "prepared" / "scenes"
 METADATA = "scene_metadata.npz"
 INSTRUCTION = "Answer with a word or a phrase."
 NUM_FRAMES = 32
@@ -46,35 +46,28 @@ NUM_FRAMES = 32
 
 @dataclass(frozen=True)
 class Settings:
-    """What `prepare` is asked to do.
+    """Prepare questions about posed RGB-D scenes; without --data, from the sample rooms."""
 
-    Attributes:
-        data: folder with embodiedscan_infos_*.pkl and the pictures; None makes the sample scenes and takes them.
-        infos: infos files, where they lie elsewhere; their names hold train, val or test.
-        questions: question files or folders of them; empty takes <data>/questions.
-        output: folder of the prepared data.
-        num_frames: frames a scene at most, evenly spaced; None takes the sample's value, or 32 for other data.
-        turns: questions of a scene that share a training record; None takes the sample's value, or 1.
-        split: "infos" (the infos file that a scene is in) or "questions" (the split in a question file's name, as
-            the published figures need it; a scene in two splits is refused).
-        seed: of the order in which questions share records.
-        depth_scale: stored depth units per metre; None takes 4000 for Matterport3D and 1000 for all else. A scene's
-            own "depth_scale" in its infos file goes first.
-    """
-
-    data: Path | None = None
-    infos: tuple[Path, ...] = ()
-    questions: tuple[Path, ...] = ()
-    output: Path = OUTPUT
-    num_frames: int | None = None
-    turns: int | None = None
-    split: str = "infos"
-    seed: int = 0
-    depth_scale: float | None = None
+    data: Path | None = option(None, "folder with embodiedscan_infos_*.pkl and posed_images or scannet/posed_images "
+                               "(default: the sample, made in data/raw/scenes/sample)")
+    infos: tuple[Path, ...] = option((), "infos files that lie elsewhere; their names hold train, val or test",
+                                     listed=True)
+    questions: tuple[Path, ...] = option((), "SQA3D, ScanQA or Video-3D-LLM files, or folders of them (default: "
+                                         "DATA/questions)", listed=True)
+    output: Path | None = option(None, "folder (default: data/prepared/scenes)")
+    num_frames: int | None = option(None, "frames of a scene at most, evenly spaced (default: "
+                                    f"{NUM_FRAMES}, or what suits the sample)")
+    turns: int | None = option(None, "questions of a scene that share one training record, whose frames are then seen "
+                               "once for all of them (default: 1, or what suits the sample)")
+    split: Literal["infos", "questions"] = option("infos", "by the infos file of a scene, or by the name of the "
+                                                  "question file, as published results need it")
+    seed: int = option(0, "of the order in which questions share records")
+    depth_scale: float | None = option(None, "stored depth units per metre, e.g. 5000 for TUM, 6553.5 for Replica "
+                                       "(default: 1000; 4000 for Matterport3D)")
 
 
 def prepare(settings: Settings) -> dict:
-    """Prepare scenes and questions; the output folder appears whole or not at all.
+    """Prepare scenes and questions; the output folder appears complete or not at all.
 
     Writes {train,val,test}.jsonl, scene_metadata.npz, posed_images/ (hard links to the chosen frames, copies where the
     file system has none) and metadata.json with all counts and drops.
@@ -85,12 +78,12 @@ def prepare(settings: Settings) -> dict:
     Raises:
         UserError: something about the input or the settings that the user can mend.
     """
-    settings, source = _settle(settings)
+    settings, source = _resolve(settings)
     questions, files = _read_questions(settings)
     asked = Counter(question.scene for question in questions if not question.problem)
     scenes, repeated = _read_scenes(settings, asked)
     wanted = [scene for scene in scenes.values() if asked[scene.name] and not scene.problem]
-    with whole_folder(settings.output) as folder:
+    with prepared_folder(settings.output, "scenes") as folder:
         rows, chosen = _write_frames(folder, wanted, settings.num_frames)
         lost = _unusable(scenes, questions)
         kept, more = _split(questions, {name: scene for name, scene in scenes.items() if name in chosen}, settings)
@@ -103,23 +96,20 @@ def prepare(settings: Settings) -> dict:
         for split in SPLITS:
             write_jsonl(folder / f"{split}.jsonl", records[split])
         np.savez_compressed(folder / METADATA, **rows)
-        metadata = {
-            "domain": "scenes", "source": source, "parameters": {
+        return write_metadata(folder, "scenes", {
+            "source": source, "parameters": {
                 "num_frames": settings.num_frames, "turns": settings.turns, "split": settings.split,
                 "seed": settings.seed, "depth_scale": settings.depth_scale, "instruction": INSTRUCTION},
             "files": files, "counts": _counts(kept, records, scenes, rows, questions),
             "dropped": {"frames": [{"scene": scene.name, "frame": frame, "reason": reason}
                                    for scene in scenes.values() for frame, reason in scene.dropped],
                         "scenes": lost + repeated, "questions": more},
-        }
-        write_json(folder / "metadata.json", metadata)
-    return metadata
+        })
 
 
-def _settle(settings: Settings) -> tuple[Settings, str]:
+def _resolve(settings: Settings) -> tuple[Settings, str]:
     """Settings with nothing open, and where the data came from."""
-    if settings.split not in ("infos", "questions"):
-        raise UserError(f"--split is infos or questions, not {settings.split!r}")
+    check_choices(settings)
     if settings.num_frames is not None and settings.num_frames < 1:
         raise UserError(f"--num-frames must be at least 1, not {settings.num_frames}")
     if settings.turns is not None and settings.turns < 1:
@@ -128,13 +118,9 @@ def _settle(settings: Settings) -> tuple[Settings, str]:
         raise UserError(f"--depth-scale must be a number above 0, not {settings.depth_scale}")
     data, frames, turns, source = settings.data, settings.num_frames, settings.turns, "user"
     if data is None:
-        from overlays.domains.scenes import sample
-
-        source, data = "sample", SAMPLE
-        frames, turns = frames or sample.PREPARE["num_frames"], turns or sample.PREPARE["turns"]
-        if not _is_current(SAMPLE, sample.VERSION):
-            print(f"no scenes are given: making the sample in {SAMPLE}")
-            sample.sample(SAMPLE)
+        source, data = "sample", samples.ensure("scenes")
+        suited = samples.settings_beside(data)
+        frames, turns = frames or suited["num_frames"], turns or suited["turns"]
     if not data.is_dir():
         raise UserError(f"there is no data folder {data}")
     infos = settings.infos or tuple(sorted(data.glob("embodiedscan_infos_*.pkl")))
@@ -143,13 +129,6 @@ def _settle(settings: Settings) -> tuple[Settings, str]:
     questions = settings.questions or (data / "questions",)
     return replace(settings, data=data, infos=infos, questions=questions, num_frames=frames or NUM_FRAMES,
                    turns=turns or 1), source
-
-
-def _is_current(folder: Path, version: int) -> bool:
-    try:
-        return json.loads((folder / "sample.json").read_text(encoding="utf-8")).get("version") == version
-    except (OSError, ValueError):
-        return False
 
 
 def _read_scenes(settings: Settings, asked: Counter) -> tuple[dict[str, Scene], list[dict]]:

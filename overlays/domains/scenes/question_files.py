@@ -8,10 +8,10 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from overlays.domains.base import SPLITS
 from overlays.domains.scenes.infos import is_half, printable, scene_name
 from overlays.errors import UserError
 
-SPLITS = ("train", "val", "test")
 # First pattern that fits a question names its type; the types of WHERE need the geometry of the scene.
 TYPES: tuple[tuple[str, str], ...] = (
     ("distance", r"\bhow far\b|\bhow many (?:metres|meters|feet|steps)\b|\bdistance\b"),

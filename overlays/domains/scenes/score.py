@@ -14,8 +14,10 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from statistics import fmean
+
+import numpy as np
 
 from overlays.domains.scenes.cider import cider
 from overlays.domains.scenes.question_files import question_type, task_of
@@ -116,12 +118,33 @@ def _typed(row: dict) -> tuple[str, str, list[str]]:
     return type_of(row), row["prediction"] or "", answers_of(row)
 
 
-def _figures(rows: Sequence[tuple[str, str, list[str]]]) -> dict:
-    found = [(kind, *matches(said, answers)) for kind, said, answers in rows]
-    agreement = cider([clean(said).split() for _, said, _ in rows],
+def statistic(predictions: Sequence[dict]) -> Callable[[Iterable[int]], dict]:
+    """Function: numbers of rows, which may repeat -> HEADLINES. CIDEr keeps the document frequencies of all rows."""
+    table = _table([_typed(row) for row in predictions])
+    values = np.array([row[2:] for row in table], float)
+    where = np.array([row[0] == "where" for row in table])
+
+    def measure(rows: Iterable[int]) -> dict:
+        chosen, placed = values[rows], where[rows]
+        exact, relaxed, agreement = chosen.mean(0)
+        return {"em": exact, "em_r": relaxed, "cider": agreement,
+                "where_em": chosen[placed, 0].mean() if placed.any() else None,
+                "what_em": chosen[~placed, 0].mean() if not placed.all() else None}
+
+    return measure
+
+
+def _table(rows: Sequence[tuple[str, str, list[str]]]) -> list[tuple[str, str, bool, bool, float]]:
+    """(task, question type, EM, EM-R, CIDEr-D) of every row."""
+    found = [(kind, *matches(prediction, answers)) for kind, prediction, answers in rows]
+    agreement = cider([clean(prediction).split() for _, prediction, _ in rows],
                       [[clean(answer).split() for answer in answers] for _, _, answers in rows])
-    table = [(task_of(kind), kind, exact, loose, value)
-             for (kind, exact, loose), value in zip(found, agreement, strict=True)]
+    return [(task_of(kind), kind, exact, relaxed, value)
+            for (kind, exact, relaxed), value in zip(found, agreement, strict=True)]
+
+
+def _figures(rows: Sequence[tuple[str, str, list[str]]]) -> dict:
+    table = _table(rows)
 
     def mean(place: int, task: str = "") -> float | None:
         values = [row[place] for row in table if task in ("", row[0])]

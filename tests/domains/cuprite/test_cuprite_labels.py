@@ -10,8 +10,8 @@ from overlays.domains.cuprite.bands import band_faults, good_bands
 from overlays.domains.cuprite.classes import BY_NAME, CLASSES, RULE_CODES
 from overlays.domains.cuprite.cube import open_cube
 from overlays.domains.cuprite.labels import MicaLabeller, ferric_iron, read_label_raster
-from overlays.domains.cuprite.sample import read_abundances
 from overlays.errors import UserError
+from overlays.samples.cuprite import read_abundances
 
 # First words of the names of library spectra; prochlorite and thuringite are chlorites.
 LIBRARY_NAMES = {

@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from overlays.domains import DOMAINS
 from overlays.domains.cuprite.prepare import Settings, prepare, render_window
 from overlays.errors import UserError
 from overlays.files import sha256
@@ -183,8 +182,3 @@ def test_wrong_parameters_are_named(scene, tmp_path, change, words):
         prepare(Settings(**{"cube": scene, "output": tmp_path / "out", "tile_size": 16, "workers": 1, **change}))
 
 
-def test_the_table_of_domains_leads_to_the_functions():
-    from overlays.domains.cuprite.sample import sample
-
-    assert DOMAINS["cuprite"].prepare is prepare and DOMAINS["cuprite"].sample is sample
-    assert callable(DOMAINS["cuprite"].score)

@@ -7,8 +7,8 @@ import pytest
 from overlays.domains.driving import egomotion
 from overlays.domains.driving.answers import MAX_CURVATURE
 from overlays.domains.driving.faults import ClipFault
-from overlays.domains.driving.sample import KINDS, clocks, drive_of, egomotion_table
 from overlays.domains.driving.windows import cut
+from overlays.samples.driving import KINDS, clocks, drive_of, egomotion_table
 from tests.domains.driving.motions import parquet, steady, times
 
 

@@ -5,8 +5,8 @@ import pytest
 
 from overlays.domains.driving import egomotion
 from overlays.domains.driving.faults import ClipFault
-from overlays.domains.driving.sample import egomotion_table
 from overlays.domains.driving.windows import cut, frame_rate, pair_frames
+from overlays.samples.driving import egomotion_table
 from tests.domains.driving.motions import parquet, steady, times
 
 

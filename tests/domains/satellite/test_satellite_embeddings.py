@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 from rasterio.transform import Affine
 
-from overlays.domains.satellite.embeddings import dequantise, open_raster, quantise, windows
+from overlays.domains.satellite.embeddings import dequantise, open_raster, windows
 from overlays.errors import UserError
+from overlays.samples.satellite import quantise
 
 REAL = Path(__file__).resolve().parents[4] / "shared" / "data" / "alphaearth"
 

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 
 from overlays.data import records
-from overlays.domains.satellite.embeddings import dequantise, quantise
+from overlays.domains.satellite.embeddings import dequantise
 from overlays.domains.satellite.pca import compute, load, prepare_rgb
 from overlays.domains.satellite.prepare import Settings, prepare
 from overlays.errors import UserError
+from overlays.samples.satellite import quantise
 
 
 def read_all(folder):
@@ -200,7 +201,7 @@ def test_a_damaged_prepared_folder_is_one_sentence(prepared, tmp_path):
     with pytest.raises(UserError, match="metadata.json cannot be read"):
         compute(damaged("metadata.json", 10))
     (tmp_path / "damaged" / "metadata.json").write_text('{"domain": "scenes"}')
-    with pytest.raises(UserError, match="holds other data than prepare_satellite.py writes"):
+    with pytest.raises(UserError, match="holds other data than the domain satellite prepares"):
         compute(tmp_path / "damaged")
     shutil.copytree(prepared[0], tmp_path / "damaged", dirs_exist_ok=True)
     (tmp_path / "damaged" / first).unlink()

@@ -13,8 +13,8 @@ from PIL import Image
 from overlays.data import records
 from overlays.domains.scenes import infos
 from overlays.domains.scenes.prepare import METADATA, Settings, choose_frames, prepare
-from overlays.domains.scenes.sample import COLOUR, DEPTH, FRAMES
 from overlays.errors import UserError
+from overlays.samples.scenes import COLOUR, DEPTH, FRAMES
 
 ARRAYS = {"scene", "image", "depth", "pose", "axis_align", "depth_intrinsic", "color_intrinsic", "depth_size",
           "color_size", "depth_scale"}

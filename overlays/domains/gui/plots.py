@@ -1,10 +1,11 @@
-"""Pictures of GUI grounding: truth, prediction and the measured ellipse on a screenshot; bars of users."""
+"""Plots of GUI grounding: target, prediction and the measured ellipse on a screenshot; bars of users."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
 from PIL import Image, ImageDraw
 
+from overlays import plotting
 from overlays.data import media
 from overlays.domains.gui.coordinates import GRID
 from overlays.domains.gui.score import RADIUS
@@ -41,12 +42,8 @@ def draw_users(stages: dict[str, dict[str, dict]], file: Path) -> None:
     Args:
         stages: stage -> user -> its figures with "interval", as in `score`.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     users = list(next(iter(stages.values())))
-    figure = Figure(figsize=(max(6, 0.9 * len(users)), 3.6), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = plotting.figure(max(6, 0.9 * len(users)), 3.6)
     axes = figure.add_subplot()
     width = 0.8 / len(stages)
     for i, (stage, rows) in enumerate(stages.items()):
@@ -60,9 +57,9 @@ def draw_users(stages: dict[str, dict[str, dict]], file: Path) -> None:
     axes.set(xlabel="user", ylabel=f"click accuracy within {RADIUS}", ylim=(0, 1))
     axes.grid(axis="y", alpha=0.3)
     axes.legend(ncols=len(stages), fontsize=8)
-    figure.savefig(file, dpi=120)
+    plotting.save(figure, file)
 
 
-def chosen(rows: Sequence[dict], count: int) -> list[dict]:
+def shown_rows(rows: Sequence[dict], count: int) -> list[dict]:
     """Up to `count` rows, evenly spread over the users and their taps; not picked by result."""
     return [rows[i * len(rows) // min(count, len(rows))] for i in range(min(count, len(rows)))]
