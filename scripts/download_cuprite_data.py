@@ -6,7 +6,8 @@ from pathlib import Path
 import _bootstrap  # (re-runs in .venv, puts the repository on the path)
 
 from overlays import errors
-from overlays.domains.cuprite.download import SCENES, fetch, unpack
+from overlays.archives import unpack_beside
+from overlays.domains.cuprite.download import SCENES, fetch
 from overlays.errors import UserError
 
 
@@ -24,7 +25,7 @@ def main() -> None:
     folder = options.output or _bootstrap.ROOT / "data" / "raw" / "cuprite" / options.scene
     for url in options.url or scene.urls:
         path = fetch(url, folder, options.sha256, "" if options.url else f"see {scene.page}")
-        unpacked = unpack(path)
+        unpacked = unpack_beside(path)
         print(f"{path}: {path.stat().st_size} bytes" + (f", unpacked to {unpacked}" if unpacked else ""))
     if not options.url:
         print(f"next: {scene.next_step.format(folder=folder)}")

@@ -231,8 +231,9 @@ def test_intervals_draw_whole_groups():
 
 def test_the_fast_statistic_of_a_domain_agrees_with_its_score(tmp_path):
     times, past = [0.5, 1.0], {"times": [-0.5, 0.0], "v": [5, 6], "k": [0, 0.01]}
+    texts = ["[(6, 0.01), (7, -0.02)]", "[(6.5, 0)]", "none"]
     rows = [{"id": str(i), "clip": f"c{i % 2}", "times": times, "past": past, "prediction": text,
-             "future": {"v": [6 + i, 7], "k": [0.01] * 2}} for i, text in enumerate(["[(6, 0.01), (7, -0.02)]", "[(6.5, 0)]", "none"])]
+             "future": {"v": [6 + i, 7], "k": [0.01] * 2}} for i, text in enumerate(texts)]
     domain = domains.get("driving")
     chosen = [2, 0, 0, 1]
     slow = domain.score([rows[i] for i in chosen], [], tmp_path)

@@ -16,8 +16,8 @@ from pathlib import Path
 
 import numpy as np
 
+from overlays import archives
 from overlays.data.video import opened
-from overlays.domains.driving import archives
 from overlays.domains.driving.faults import ClipFault, no_room
 from overlays.errors import UserError
 from overlays.files import atomic_path

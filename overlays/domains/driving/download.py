@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from overlays.domains.driving import archives
+from overlays import archives
 from overlays.domains.driving.clips import CAMERA
 from overlays.errors import UserError
 
