@@ -41,12 +41,13 @@ def evaluate(checkpoint: str | Path | None = None, domain: str | Domain | None =
     """
     checkpoint = None if checkpoint is None else str(checkpoint)
     data = Path(options["data"]) if options.get("data") else None
-    found = domain if isinstance(domain, Domain) else domains.get(domain or domain_of(checkpoint, data))
-    flags = vars(_parser(found).parse_args([]))
+    if not isinstance(domain, Domain):
+        domain = domains.get(domain or domain_of(checkpoint, data))
+    flags = vars(_parser(domain).parse_args([]))
     unknown = set(options) - set(flags)
     if unknown:
-        raise TypeError(f"evaluate of {found.name} has no option {', '.join(sorted(unknown))}")
-    return _evaluate(found, Namespace(**flags | options | {"checkpoint": checkpoint, "split": split, "data": data}))
+        raise TypeError(f"evaluate of {domain.name} has no option {', '.join(sorted(unknown))}")
+    return _evaluate(domain, Namespace(**flags | options | {"checkpoint": checkpoint, "split": split, "data": data}))
 
 
 def main(words: Sequence[str] | None = None, domain: str | None = None) -> None:
@@ -61,12 +62,12 @@ def main(words: Sequence[str] | None = None, domain: str | None = None) -> None:
         asks_for_help = {"-h", "--help"} & set(words)
         if named.domain is None and asks_for_help:
             _parser(None).parse_args(words)
-        found = domains.get(named.domain or domain_of(named.checkpoint, named.data and Path(named.data)))
+        chosen = domains.get(named.domain or domain_of(named.checkpoint, named.data and Path(named.data)))
     else:
-        found = domains.get(domain)
-    flags = _parser(found, is_script=domain is not None).parse_args(words)
-    if not found.handle(flags):
-        _evaluate(found, flags)
+        chosen = domains.get(domain)
+    flags = _parser(chosen, is_script=domain is not None).parse_args(words)
+    if not chosen.handle(flags):
+        _evaluate(chosen, flags)
 
 
 def _parser(domain: Domain | None, is_script: bool = False) -> Parser:
@@ -96,16 +97,16 @@ def _parser(domain: Domain | None, is_script: bool = False) -> Parser:
 
 def domain_of(checkpoint: str | None, data: Path | None) -> str:
     """The domain of prepared data, else of the data that a run was trained on. Raises UserError where neither says."""
-    found = data and prepared_domain(data)
-    if not found and (data is None or checkpoint):
+    name = data and prepared_domain(data)
+    if not name and (data is None or checkpoint):
         run_folder = runs.find_checkpoint(checkpoint, paths.OUTPUTS)
-        names = [name for row in training_sources(run_folder) for name in domains.DOMAINS
-                 if row["name"].startswith(f"{name}_")]
+        names = [known for row in training_sources(run_folder) for known in domains.DOMAINS
+                 if row["name"].startswith(f"{known}_")]
         described = read_metadata(run_folder) or read_metadata(run_folder.parent) or {}
-        found = names[0] if names else described.get("domain")
-    if not found:
+        name = names[0] if names else described.get("domain")
+    if not name:
         raise UserError(f"{data or checkpoint} does not say which domain it belongs to: give --domain")
-    return found
+    return name
 
 
 def seen_data_warning(run_folder: Path, data: Path, split: str) -> str | None:
@@ -139,9 +140,9 @@ def _collect(domain: Domain, flags: Namespace) -> Evaluation:
         if not (data / name).is_file():
             raise UserError(f"there is no {name} in {data}: run python -m overlays.prepare {domain.name}, or give "
                             "--data")
-    chosen, media_root = load_records(str(data / f"{flags.split}.jsonl"), flags.limit)
+    asked, media_root = load_records(str(data / f"{flags.split}.jsonl"), flags.limit)
     train = list(records.read(data / "train.jsonl"))
-    evaluation = Evaluation(checkpoint, folder, data, flags.split, chosen, train, media_root,
+    evaluation = Evaluation(checkpoint, folder, data, flags.split, asked, train, media_root,
                             (flags.output_dir or folder) / flags.split, flags)
     domain.check(evaluation)
     return evaluation
@@ -155,8 +156,8 @@ def _evaluate(domain: Domain, flags: Namespace) -> dict:
     rows, facts = domain.predict(evaluation)
     metrics = _metrics(domain, rows, evaluation) | facts
     if flags.compare_base:
-        found = domain.score(evaluation.base_answers(), evaluation.train, evaluation.data)
-        metrics["base"] = {key: value for key, value in found.items() if key != "baseline"}
+        of_base = domain.score(evaluation.base_answers(), evaluation.train, evaluation.data)
+        metrics["base"] = {key: value for key, value in of_base.items() if key != "baseline"}
     metrics |= {"domain": domain.name, "split": flags.split, "checkpoint": str(evaluation.checkpoint),
                 "data": str(evaluation.data), "limit": flags.limit, "warning": warning}
     write_json(evaluation.out / "metrics.json", metrics)
@@ -192,7 +193,7 @@ def _table(domain: Domain, metrics: dict) -> tuple[list[str], list[list]]:
             return report.number(value if value is None else float(value), decimals)
 
         value, interval = metrics.get(metric.key), metrics.get("interval", {}).get(metric.key)
-        others = [found.get(metric.key) for found in beside.values()]
+        others = [column.get(metric.key) for column in beside.values()]
         known = [other for other in others if other is not None]
         note = ", ".join(filter(None, (_over(metric, metrics), "lower is better" if metric.lower_is_better else "")))
         row = [report.Cell(f"{metric.label}{f', {metric.unit}' if metric.unit else ''}", note=note),

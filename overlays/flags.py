@@ -74,12 +74,12 @@ def add_settings(parser: argparse.ArgumentParser, settings: type) -> None:
 
 def read_settings(flags: argparse.Namespace, settings: type):
     """The dataclass that the flags of `add_settings` say."""
-    found = {}
+    values = {}
     for item in _options(settings):
         value, words = getattr(flags, item.name), item.metadata["values"]
         value = words[value] if words and value in words else value
-        found[item.name] = tuple(dict.fromkeys(value)) if isinstance(value, list) else value
-    return settings(**found)
+        values[item.name] = tuple(dict.fromkeys(value)) if isinstance(value, list) else value
+    return settings(**values)
 
 
 def _options(settings: type) -> list:

@@ -44,11 +44,11 @@ def main(words: Sequence[str] | None = None, domain: str | None = None) -> None:
                                            "flags")
         domain, words = parser.parse_args(words[:1]).domain, words[1:]
         prog = f"{prog} {domain}"
-    found = domains.get(domain)
-    parser = Parser(prog=prog, description=(found.Settings.__doc__ or "").split("\n")[0])
-    add_settings(parser, found.Settings)
-    metadata, output = _prepare(found, read_settings(parser.parse_args(words), found.Settings))
-    for line in found.summary(metadata, output):
+    chosen = domains.get(domain)
+    parser = Parser(prog=prog, description=(chosen.Settings.__doc__ or "").split("\n")[0])
+    add_settings(parser, chosen.Settings)
+    metadata, output = _prepare(chosen, read_settings(parser.parse_args(words), chosen.Settings))
+    for line in chosen.summary(metadata, output):
         print(line)
     print(f"prepared data: {output}")
 

@@ -169,8 +169,8 @@ class Domain:
         named = flags.checkpoint
         if named and not Path(named).is_dir() and named.count("/") == 1 and not named.startswith("."):
             return named, paths.OUTPUTS / named.replace("/", "--")
-        found = runs.find_checkpoint(named, paths.OUTPUTS, self.name)
-        return found, found
+        checkpoint = runs.find_checkpoint(named, paths.OUTPUTS, self.name)
+        return checkpoint, checkpoint
 
     def check(self, evaluation: Evaluation) -> None:
         """Raise UserError for what cannot be scored, before a model is loaded. May narrow `evaluation.records`."""
@@ -189,7 +189,7 @@ class Domain:
 
     def columns(self, metrics: dict) -> dict[str, dict]:
         """Heading -> the metrics that stand beside the model's, the strongest baseline included."""
-        return {self.baselines.get(name, name): found for name, found in metrics["baseline"].items() if found}
+        return {self.baselines.get(name, name): row for name, row in metrics["baseline"].items() if row}
 
     def notes(self, metrics: dict) -> list[str]:
         """Sentences below the table; the first one is printed as well."""
@@ -218,12 +218,12 @@ def intervals(statistic: Callable[[np.ndarray], Mapping], groups: Sequence, keys
     members = [np.flatnonzero(numbers == number) for number in range(numbers.max() + 1)]
     drawn: dict[str, list[float]] = {key: [] for key in keys}
     for _ in range(draws):
-        chosen = generator.integers(len(members), size=len(members))
-        values = statistic(np.concatenate([members[j] for j in chosen]))
+        groups_drawn = generator.integers(len(members), size=len(members))
+        values = statistic(np.concatenate([members[group] for group in groups_drawn]))
         for key in keys:
             if values.get(key) is not None:
                 drawn[key].append(values[key])
-    return {key: [float(end) for end in np.percentile(found, [2.5, 97.5])] for key, found in drawn.items() if found}
+    return {key: [float(end) for end in np.percentile(column, [2.5, 97.5])] for key, column in drawn.items() if column}
 
 
 # ---------------------------------------------------------------- prepared data
@@ -231,10 +231,10 @@ def intervals(statistic: Callable[[np.ndarray], Mapping], groups: Sequence, keys
 def read_metadata(folder: Path) -> dict | None:
     """metadata.json of a folder; None where there is none or it is damaged."""
     try:
-        found = json.loads((folder / "metadata.json").read_text(encoding="utf-8"))
+        metadata = json.loads((folder / "metadata.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    return found if isinstance(found, dict) else None
+    return metadata if isinstance(metadata, dict) else None
 
 
 def prepared_domain(folder: Path) -> str | None:
@@ -260,11 +260,11 @@ def check_output(output: Path, domain: str) -> None:
         raise UserError(f"output {output} is a file: give a folder")
     if not output.is_dir() or unfinished_mark(output, domain).is_file():
         return
-    there = sorted(path.name for path in output.iterdir() if not path.name.startswith("."))
-    found = prepared_domain(output) if there else domain
-    if found != domain:
-        what = (f"prepared data of the domain {found}" if found else "a training run" if "run.json" in there
-                else f"other files ({there[0]})")
+    names = sorted(path.name for path in output.iterdir() if not path.name.startswith("."))
+    owner = prepared_domain(output) if names else domain
+    if owner != domain:
+        what = (f"prepared data of the domain {owner}" if owner else "a training run" if "run.json" in names
+                else f"other files ({names[0]})")
         raise UserError(f"output folder {output} holds {what}, which prepare does not replace: give an empty or new "
                         "folder")
 
@@ -300,8 +300,8 @@ def training_sources(run: Path) -> list[dict]:
         described = runs.read_run(run) or {}
         sources += described.get("data", {}).get("train", [])
         base = str(described.get("base_model") or "")
-        places = [Path(base), paths.ROOT / base] if base else []
-        run = next((place for place in places if place.is_dir()), None)
+        candidates = [Path(base), paths.ROOT / base] if base else []
+        run = next((folder for folder in candidates if folder.is_dir()), None)
     return sources
 
 

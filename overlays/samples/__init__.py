@@ -20,9 +20,9 @@ def ensure(name: str) -> Path:
     """What `prepare` reads of a domain's sample, made where it is missing, incomplete or of another version."""
     folder, module = paths.RAW / name / "sample", import_module(f"overlays.samples.{name}")
     note = read_note(folder)
-    place = folder / note.get("cube", "")
-    if note.get("version") == module.VERSION and place.exists():
-        return place
+    raw = folder / note.get("cube", "")
+    if note.get("version") == module.VERSION and raw.exists():
+        return raw
     logging.getLogger(__name__).info("making the sample data in %s", folder)
     return module.write(folder)
 
@@ -30,10 +30,10 @@ def ensure(name: str) -> Path:
 def read_note(folder: Path) -> dict:
     """What a sample notes about itself; {} for a folder that is not a sample."""
     try:
-        found = json.loads((folder / NOTE).read_text(encoding="utf-8"))
+        note = json.loads((folder / NOTE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return note if isinstance(note, dict) else {}
 
 
 def settings_beside(folder: Path) -> dict:

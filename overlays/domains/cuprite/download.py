@@ -61,7 +61,7 @@ def fetch(url: str, folder: Path, expected: str | None = None, about: str = "") 
     parts = urlsplit(url)
     name = unquote(PurePosixPath(parts.path).name)
     if parts.scheme not in ("http", "https") or not parts.hostname or name in ("", ".", "..") or "/" in name:
-        raise UserError(f"{url!r} is no http address of a file")
+        raise UserError(f"{url!r} is not an http address of a file")
     folder.mkdir(parents=True, exist_ok=True)
     target, ledger = folder / name, folder / "checksums.json"
     known = json.loads(ledger.read_text(encoding="utf-8")) if ledger.is_file() else {}

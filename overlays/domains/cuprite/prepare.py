@@ -69,7 +69,7 @@ class Settings:
 
 
 def prepare(settings: Settings) -> dict:
-    """Prepare a scene; the output folder appears whole or not at all.
+    """Prepare a scene; the output folder appears complete or not at all.
 
     Writes {train,val,test}.jsonl, tiles/*.png, tiles.jsonl (shares of every kept tile), labels.npz, metadata.json,
     composite.png, label_map.png and split_map.png; with channels "all" also tiles/*.npy (reflectance of the good
@@ -79,7 +79,7 @@ def prepare(settings: Settings) -> dict:
         metadata, as in metadata.json.
 
     Raises:
-        UserError: something about the input or the settings that the user can mend.
+        UserError: something about the input or the settings that the user can fix.
     """
     settings = _resolve(settings)
     cube = open_cube(settings.cube, settings.wavelengths, settings.scale)

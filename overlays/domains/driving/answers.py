@@ -70,8 +70,8 @@ def read_answer(text: str, n: int) -> Answer:
 
     Signs, exponents, square instead of round brackets and any text around the list are taken. The list is the first
     run of `n` groups in brackets with only commas, semicolons and space between them, else the longest run; groups of
-    words alone are no part of one. Reading ends at the first group of the list that is no pair, so that no pair moves
-    to another time.
+    words alone do not count. Reading ends at the first group of the list that is not a pair, so that no pair moves to
+    another time.
     """
     runs: list[list[str]] = []
     end = None

@@ -15,7 +15,7 @@ from overlays.domains.driving import prepare
 from overlays.errors import UserError
 from overlays.flags import Parser
 
-FIGURES = ("mae_v", "mae_k", "rmse_v", "rmse_k", "ade", "fde", "turn_sign_accuracy", "parse_rate")
+MEASURED = ("mae_v", "mae_k", "rmse_v", "rmse_k", "ade", "fde", "turn_sign_accuracy", "parse_rate")
 
 
 def prepare_past(video: Path, past: Path, workers: int = 2) -> None:
@@ -66,14 +66,14 @@ def _differences(one: dict, other: dict) -> list[str]:
 
 
 def table(folder: Path) -> str:
-    """The figures of the runs `video` and `past` below a folder beside the baselines, as text."""
+    """The metrics of the runs `video` and `past` below a folder beside the baselines, as text."""
     found = {name: json.loads((folder / name / "test" / "metrics.json").read_text(encoding="utf-8"))
              for name in ("video", "past")}
     rows = {"video only": found["video"], "video and past motion": found["past"], **found["past"]["baseline"]}
-    lines = [f"{'':<24}" + "".join(f"{key.replace('turn_sign_accuracy', 'turn sign'):>12}" for key in FIGURES)]
+    lines = [f"{'':<24}" + "".join(f"{key.replace('turn_sign_accuracy', 'turn sign'):>12}" for key in MEASURED)]
     for name, row in rows.items():
         if row:
-            cells = ("-" if row[key] is None else f"{row[key]:.5f}" for key in FIGURES)
+            cells = ("-" if row[key] is None else f"{row[key]:.5f}" for key in MEASURED)
             lines.append(f"{name.replace('_', ' '):<24}" + "".join(f"{cell:>12}" for cell in cells))
     return "\n".join(lines)
 
@@ -83,7 +83,7 @@ def main() -> None:
     parser = Parser(description=__doc__.splitlines()[0])
     steps = parser.add_subparsers(dest="step", required=True)
     steps.add_parser("prepare", help="prepare data/prepared/driving_past as data/prepared/driving is")
-    steps.add_parser("table", help="print the figures of both runs").add_argument("folder", type=Path)
+    steps.add_parser("table", help="print the metrics of both runs").add_argument("folder", type=Path)
     options = parser.parse_args()
     if options.step == "prepare":
         prepare_past(paths.PREPARED / "driving", paths.PREPARED / "driving_past", os.cpu_count() or 1)

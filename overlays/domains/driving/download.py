@@ -51,7 +51,7 @@ def fetch(folder: Path, chunks: list[int], camera: str = CAMERA, revision: str |
         UserError: no access, no network, no such chunk or camera, an archive that cannot be trusted.
     """
     if not re.fullmatch(r"camera_[a-z0-9_]+", camera):
-        raise UserError(f"camera {camera!r} is no name such as {CAMERA}")
+        raise UserError(f"camera {camera!r} is not a name such as {CAMERA}")
     yield _file(INDEX, folder, revision)
     splits = _file(SPLITS, folder, revision, optional=True)
     if splits:

@@ -24,7 +24,7 @@ from overlays.domains.driving import clips, egomotion
 from overlays.domains.driving.answers import format_pairs, question
 from overlays.domains.driving.clips import CAMERA, SPLIT_NAMES, Clip
 from overlays.domains.driving.convert import to_messages
-from overlays.domains.driving.faults import ClipFault, no_room
+from overlays.domains.driving.skips import ClipSkip, no_room
 from overlays.domains.driving.windows import Drop, Pairs, Window, cut, frame_rate
 from overlays.errors import UserError
 from overlays.files import write_jsonl
@@ -67,7 +67,7 @@ class Outcome:
 
     clip: str
     records: list[dict] = field(default_factory=list)
-    fault: tuple[str, str] | None = None
+    skip_reason: tuple[str, str] | None = None
     dropped: list[Drop] = field(default_factory=list)
     fps: int = 0
     repairs: dict[str, int] = field(default_factory=dict)
@@ -89,11 +89,11 @@ def prepare(settings: Settings) -> dict:
         metadata, as in metadata.json.
 
     Raises:
-        UserError: something about the input or the settings that the user can mend, or not one window.
+        UserError: something about the input or the settings that the user can fix, or not one window.
     """
     settings = _resolve(settings)
-    found, refused = clips.find(settings.raw, settings.camera)
-    found = found[:settings.limit]
+    all_clips, refused = clips.find(settings.raw, settings.camera)
+    all_clips = all_clips[:settings.limit]
     output = Path(settings.output)
     check_output(output, "driving")
     output.mkdir(parents=True, exist_ok=True)
@@ -101,8 +101,8 @@ def prepare(settings: Settings) -> dict:
     if not (output / "metadata.json").is_file():
         unfinished.touch()
     clips.remove_leftovers(output)
-    outcomes = list(_run(found, settings))
-    split_of, splits_by = _splits(found, outcomes, settings)
+    outcomes = list(_run(all_clips, settings))
+    split_of, splits_by = _splits(all_clips, outcomes, settings)
     records: dict[str, list[dict]] = {split: [] for split in SPLITS}
     for outcome in outcomes:
         split = split_of.get(outcome.clip)
@@ -113,7 +113,7 @@ def prepare(settings: Settings) -> dict:
     if not metadata["counts"]["windows"]:
         reasons = metadata["dropped"]["archives"] + metadata["dropped"]["clips"] + metadata["dropped"]["windows"]
         first = f": {reasons[0].get('detail') or reasons[0]['reason']}" if reasons else ""
-        raise UserError(f"not one window could be made of {len(found)} clips in {settings.raw} "
+        raise UserError(f"not one window could be made of {len(all_clips)} clips in {settings.raw} "
                         f"({len(reasons)} drops{first})")
     _write(output, settings, records)
     metadata = write_metadata(output, "driving", metadata)
@@ -143,19 +143,19 @@ def _resolve(settings: Settings) -> Settings:
     return Settings(**values)
 
 
-def _run(found: list[Clip], settings: Settings) -> Iterator[Outcome]:
+def _run(all_clips: list[Clip], settings: Settings) -> Iterator[Outcome]:
     """Outcomes in the order of the clips."""
     work = partial(_prepare_clip, settings=settings)
-    workers = min(settings.workers, len(found) or 1)
-    with tqdm(total=len(found), desc="clips", unit="clip") as bar:
+    workers = min(settings.workers, len(all_clips) or 1)
+    with tqdm(total=len(all_clips), desc="clips", unit="clip") as bar:
         if workers == 1:
-            for clip in found:
+            for clip in all_clips:
                 yield work(clip)
                 bar.update()
             return
         try:
             with ProcessPoolExecutor(workers) as pool:
-                for outcome in pool.map(work, found, chunksize=4):
+                for outcome in pool.map(work, all_clips, chunksize=4):
                     yield outcome
                     bar.update()
         except BrokenProcessPool:
@@ -167,31 +167,31 @@ def _prepare_clip(clip: Clip, settings: Settings) -> Outcome:
     outcome = Outcome(clip.name)
     try:
         _fill(outcome, clip, settings)
-    except ClipFault as fault:
-        outcome.fault, outcome.records = (fault.reason, fault.detail), []
+    except ClipSkip as skip:
+        outcome.skip_reason, outcome.records = (skip.reason, skip.detail), []
     except UserError as error:
-        outcome.fault, outcome.records = ("damaged archive", str(error)), []
+        outcome.skip_reason, outcome.records = ("damaged archive", str(error)), []
     except Exception as error:  # one odd clip of thousands must not stop the others
-        said = (str(error).strip().splitlines() or ["no message"])[0][:200]
+        message = f"{type(error).__name__}: {(str(error).strip().splitlines() or ['no message'])[0][:200]}"
         if no_room(error):
-            raise UserError(f"disk or memory ran out at clip {clip.name} ({type(error).__name__}: {said}): make room "
-                            "and run again; what is there is kept") from None
-        outcome.fault, outcome.records = ("cannot be prepared", f"{clip.name}: {type(error).__name__}: {said}"), []
+            raise UserError(f"disk or memory ran out at clip {clip.name} ({message}): make room and run again; what is "
+                            "there is kept") from None
+        outcome.skip_reason, outcome.records = ("cannot be prepared", f"{clip.name}: {message}"), []
     return outcome
 
 
 def _fill(outcome: Outcome, clip: Clip, settings: Settings) -> None:
-    """Windows and media of one clip. Raises ClipFault or UserError."""
+    """Windows and media of one clip. Raises ClipSkip or UserError."""
     if not clip.valid:
-        raise ClipFault("marked invalid", f"clip_index.parquet says that {clip.name} is not valid")
+        raise ClipSkip("marked invalid", f"clip_index.parquet says that {clip.name} is not valid")
     if clip.split is not None and settings.splits != "own" and clip.split not in SPLIT_NAMES:
-        raise ClipFault("unknown split", f"clip_index.parquet puts {clip.name} into {clip.split!r}")
+        raise ClipSkip("unknown split", f"clip_index.parquet puts {clip.name} into {clip.split!r}")
     if clip.egomotion is None:
-        raise ClipFault("no egomotion", f"{clip.name} has no .egomotion.parquet")
+        raise ClipSkip("no egomotion", f"{clip.name} has no .egomotion.parquet")
     if clip.timestamps is None:
-        raise ClipFault("no timestamps", f"{clip.name} has no .{settings.camera}.timestamps.parquet")
+        raise ClipSkip("no timestamps", f"{clip.name} has no .{settings.camera}.timestamps.parquet")
     if clip.video is None and not settings.motion_only:
-        raise ClipFault("no video", f"{clip.name} has no .{settings.camera}.mp4")
+        raise ClipSkip("no video", f"{clip.name} has no .{settings.camera}.mp4")
     motion = egomotion.read(clip.egomotion.read(), f"{clip.name}.egomotion.parquet")
     outcome.repairs, outcome.fitted, outcome.bent = motion.repairs, bool(motion.fitted.any()), motion.bent
     times = clips.read_timestamps(clip.timestamps, clip.name)
@@ -205,8 +205,8 @@ def _fill(outcome: Outcome, clip: Clip, settings: Settings) -> None:
     name = f"{clip.name}.{clip.video.digest()}"
     length = windows[0].end - windows[0].start
     if settings.cut:
-        with TemporaryDirectory(dir=settings.output, prefix=".video.") as place:
-            video = Path(place) / f"{clip.name}.mp4"
+        with TemporaryDirectory(dir=settings.output, prefix=".video.") as temporary:
+            video = Path(temporary) / f"{clip.name}.mp4"
             clip.video.place(video)
             stamps, _ = _stamps(video, times)
             names = {window.start: f"segments/{name}-{window.start:05d}.mp4" for window in windows}
@@ -227,10 +227,10 @@ def _fill(outcome: Outcome, clip: Clip, settings: Settings) -> None:
 
 
 def _stamps(video: Path, times: np.ndarray) -> tuple[np.ndarray, int]:
-    """As `clips.frame_stamps`, one for every timestamp of the camera. Raises ClipFault."""
+    """As `clips.frame_stamps`, one for every timestamp of the camera. Raises ClipSkip."""
     stamps, leading = clips.frame_stamps(video)
     if len(stamps) != len(times):
-        raise ClipFault("frames and timestamps differ",
+        raise ClipSkip("frames and timestamps differ",
                         f"{video.name} has {len(stamps)} frames, {len(times)} timestamps")
     return stamps, leading
 
@@ -265,10 +265,10 @@ def _record(clip: Clip, window: Window, fps: int, settings: Settings, media: dic
     }
 
 
-def _splits(found: list[Clip], outcomes: list[Outcome], settings: Settings) -> tuple[dict[str, str], str]:
+def _splits(all_clips: list[Clip], outcomes: list[Outcome], settings: Settings) -> tuple[dict[str, str], str]:
     """Clip -> split for every clip with a window, and whose splits they are: "index" or "own"."""
     used = {outcome.clip: len(outcome.records) for outcome in outcomes if outcome.records}
-    given = {clip.name: SPLIT_NAMES[clip.split] for clip in found
+    given = {clip.name: SPLIT_NAMES[clip.split] for clip in all_clips
              if clip.name in used and clip.split in SPLIT_NAMES}
     if settings.splits == "index" and len(given) < len(used):
         lacking = sorted(set(used) - set(given))
@@ -278,16 +278,17 @@ def _splits(found: list[Clip], outcomes: list[Outcome], settings: Settings) -> t
         return given, "index"
     rows = [{"clip": name} for name, number in used.items() for _ in range(number)]
     shares = dict(zip(SPLITS, settings.split_fractions, strict=True))
-    dealt = annotation.split_groups(rows, shares, "clip", settings.seed)
-    return {row["clip"]: split for split, members in dealt.items() for row in members}, "own"
+    assigned = annotation.split_groups(rows, shares, "clip", settings.seed)
+    return {row["clip"]: split for split, members in assigned.items() for row in members}, "own"
 
 
 def _metadata(settings: Settings, outcomes: list[Outcome], refused: list[dict], records: dict[str, list[dict]],
               splits_by: str) -> dict:
     every = [record for split in SPLITS for record in records[split]]
-    lost_clips = [{"clip": o.clip, "reason": o.fault[0], "detail": o.fault[1]} for o in outcomes if o.fault]
+    lost_clips = [{"clip": o.clip, "reason": o.skip_reason[0], "detail": o.skip_reason[1]} for o in outcomes
+                  if o.skip_reason]
     lost_windows = [{"clip": o.clip, "start": start, "reason": reason, "detail": detail} for o in outcomes
-                    for start, reason, detail in sorted(o.dropped) if not o.fault]
+                    for start, reason, detail in sorted(o.dropped) if not o.skip_reason]
     repairs: Counter[str] = Counter()
     for outcome in outcomes:
         repairs.update(outcome.repairs)

@@ -31,7 +31,7 @@ class Counts:
 
     Attributes:
         steps: taps so far of each user and session, which number the next one.
-        other: lines whose action is no tap, by action.
+        other: lines whose action is not a tap, by action.
         roles: turns of roles that are neither system, user nor assistant; they are left out.
     """
 
@@ -95,7 +95,7 @@ def _turns(messages: object) -> list[tuple[str, str, str | None]] | str:
     if not isinstance(messages, list):
         return "no messages"
     if not all(isinstance(message, dict) for message in messages):
-        return "a message is no object"
+        return "a message is not an object"
     named = [(str(message.get("role")), message) for message in messages]
     return [(records.ROLES.get(role, role), *_content(message.get("content"))) for role, message in named]
 

@@ -84,7 +84,7 @@ class Job:
 
 
 def jobs(records: Sequence[dict], settings: Settings, note: Callable[[str], None] = print) -> list[Job]:
-    """Every user, way of dealing out and fold; a user with too few episodes is left out and told.
+    """Every user, kind of folds and fold; a user with too few episodes is left out and told.
 
     Raises:
         UserError: no user is left, or a setting cannot be.
@@ -106,7 +106,7 @@ def jobs(records: Sequence[dict], settings: Settings, note: Callable[[str], None
                 train = [row for i, part in enumerate(folds) if i != fold for row in part]
                 found.append(Job(user, kind, fold, train, test))
     if not found:
-        raise UserError(f"no user can be dealt out to {settings.folds} folds: {problem}")
+        raise UserError(f"no user can be divided into {settings.folds} folds: {problem}")
     return found
 
 

@@ -45,7 +45,7 @@ class Finds:
 
     Attributes:
         drops: what was left out, each with its place and the reason.
-        other: actions that are no taps, by name.
+        other: actions other than taps, by name.
         counts: of the JSONL files.
         elsewhere: taps of JSONL files by their user, where that user is in no split.
         shares: sources whose points are shares of the screen, from 0 to 1.
@@ -159,11 +159,11 @@ def _fingertip_taps(raw: Path, users: list[int], finds: Finds) -> Iterator[Tap]:
         raise UserError(f"there is no folder {raw}")
     there, others = fingertip.users(raw)
     for name in others:
-        finds.drop(name, "folder is no user, or one that is there before")
+        finds.drop(name, "folder is not a user, or one that is there before")
     for user in (user for user in users if user in there):
         episodes, others = fingertip.episodes(there[user])
         for name in others:
-            finds.drop(f"{user}/{name}", "folder is no episode (YYYYMMDD_HHMMSS)")
+            finds.drop(f"{user}/{name}", "folder is not an episode (YYYYMMDD_HHMMSS)")
         for episode in episodes:
             yield from _episode_taps(user, episode, finds)
 

@@ -66,7 +66,7 @@ def key_of(tap: Tap) -> tuple[int, Path]:
 def store(screenshot: Path, name: str, folder: Path, pixels: int | None) -> Stored | str:
     """Put a screenshot at folder/name, made smaller where it has more than `pixels`; a clause where it cannot be used.
 
-    What is refused here would stop a training later: bytes that are no image, one cut short, 16 bits a channel.
+    What is refused here would stop a training later: bytes that are not an image, one cut short, 16 bits a channel.
     """
     if not is_file(screenshot):
         return "screenshot is missing"

@@ -96,7 +96,7 @@ def load(path: str | Path) -> Pca:
         with np.load(path, allow_pickle=False) as stored:
             return Pca(**{name: stored[name] for name in Pca.__dataclass_fields__})
     except NUMPY_ERRORS as error:
-        raise UserError(f"{path} is no PCA of scripts/compute_pca.py: {error}; run that again") from None
+        raise UserError(f"{path} is not a PCA of scripts/compute_pca.py: {error}; run that again") from None
 
 
 def prepare_rgb(folder: Path, output: Path) -> dict:

@@ -66,7 +66,7 @@ def prepare(settings: Settings) -> dict:
         metadata, as in metadata.json; `dropped` lists every tile and label that is left out, and why.
 
     Raises:
-        UserError: something about the input or the settings that the user can mend.
+        UserError: something about the input or the settings that the user can fix.
     """
     _check(settings)
     folder, table = _inputs(settings)
@@ -211,7 +211,7 @@ def convert_tile(raster: Raster, path: Path) -> Tile:
         norm = float(np.median(np.concatenate(lengths))) if count else 1.0
         if abs(norm - 1) > NORM_TOLERANCE:
             raise UserError(f"the pixels of {raster.path} have length {norm:.2f} where embeddings have 1: "
-                            + ("these int8 values are no codes of a Satellite Embedding" if raster.coded else
+                            + ("these int8 values are not codes of a Satellite Embedding" if raster.coded else
                                "decode it as ((v / 127.5)^2) * sign(v), or give the int8 file as it was exported"))
     return Tile(count / (raster.height * raster.width), norm, (total / max(count, 1)).astype(np.float32))
 

@@ -76,7 +76,7 @@ def prepare(settings: Settings) -> dict:
         metadata, as in metadata.json.
 
     Raises:
-        UserError: something about the input or the settings that the user can mend.
+        UserError: something about the input or the settings that the user can fix.
     """
     settings, source = _resolve(settings)
     questions, files = _read_questions(settings)

@@ -101,7 +101,7 @@ def _json(path: Path) -> object:
     except FileNotFoundError:
         raise UserError(f"there is no question file {path}") from None
     except (ValueError, RecursionError) as error:
-        raise UserError(f"question file {path} is no JSON: {error}") from None
+        raise UserError(f"question file {path} is not JSON: {error}") from None
 
 
 def _texts(value: object) -> tuple[str, ...]:
@@ -136,7 +136,7 @@ def _make(dataset: str, own: str, scene: object, text: object, answers: tuple[st
     if not answers:
         problem = problem or "no answer"
     if len(told) != len(parts):
-        problem = problem or "its situation is no text"
+        problem = problem or "its situation is not text"
     if any(_PLACE.search(answer) for answer in answers):
         problem = problem or "its answer holds <image> or <video>, which stand for media"
     if any(map(is_half, (scene, text, *answers, *told))):
@@ -153,7 +153,7 @@ def _sqa3d(path: Path, rows: list, split: str | None) -> list[Question]:
     content = _json(other)
     notes = content.get("annotations") if isinstance(content, dict) else None
     if not isinstance(notes, list):
-        raise UserError(f"{other} is no SQA3D annotation file: it has no annotations")
+        raise UserError(f"{other} is not an SQA3D annotation file: it has no annotations")
     answers = {_id(note["question_id"], 0): _answers(note) for note in notes
                if isinstance(note, dict) and note.get("question_id") is not None}
     found = []

@@ -1,4 +1,4 @@
-"""Scores of answers about scenes, beside the majority answer of the training split. Pure: rows in, figures out.
+"""Scores of answers about scenes, beside the majority answer of the training split. Pure.
 
 Rules, the same for the model and the baseline:
 - Answers are cleaned first: one form of each character (NFKC), lower case, digits up to twenty to words, no articles,
@@ -39,13 +39,13 @@ def clean(answer: str) -> str:
 
 def matches(prediction: str, answers: Sequence[str]) -> tuple[bool, bool]:
     """(EM, EM-R) of a prediction against the true answers."""
-    said, true = clean(prediction), [clean(answer) for answer in answers]
-    if not said:
+    cleaned, targets = clean(prediction), [clean(answer) for answer in answers]
+    if not cleaned:
         return False, False
-    joined = said.replace(" ", "")
-    exact = said in true
+    joined = cleaned.replace(" ", "")
+    exact = cleaned in targets
     return exact, exact or any(joined in other or other in joined
-                               for other in (text.replace(" ", "") for text in true) if other)
+                               for other in (text.replace(" ", "") for text in targets) if other)
 
 
 def right(row: dict) -> bool:
@@ -54,7 +54,7 @@ def right(row: dict) -> bool:
 
 
 def score(predictions: Sequence[dict], train: Sequence[dict] = ()) -> dict:
-    """Figures of prediction rows, and of the majority answer of each question type in training on the same rows.
+    """Metrics of prediction rows, and of the majority answer of each question type in training on the same rows.
 
     Args:
         predictions: rows of predictions.jsonl: "question_type" and "answers" where prepared here, else "question" and
@@ -70,12 +70,12 @@ def score(predictions: Sequence[dict], train: Sequence[dict] = ()) -> dict:
         UserError: a row without a true answer.
     """
     rows = [_typed(row) for row in predictions]
-    metrics = _figures(rows)
-    usual = majority(train)
+    metrics = _measure(rows)
+    majority_answers = majority(train)
     metrics["baseline"] = None
-    if rows and {kind for kind, _, _ in rows} <= set(usual):
-        metrics["baseline"] = _figures([(kind, usual[kind], answers) for kind, _, answers in rows]) | {
-            "answers": usual}
+    if rows and {kind for kind, _, _ in rows} <= set(majority_answers):
+        metrics["baseline"] = _measure([(kind, majority_answers[kind], answers) for kind, _, answers in rows]) | {
+            "answers": majority_answers}
     return metrics
 
 
@@ -85,9 +85,9 @@ def majority(train: Sequence[dict]) -> dict[str, str]:
     for record in train:
         turns = record["conversations"]
         asked = [turn["value"] for turn in turns if turn["from"] in ("human", "user")]
-        said = [turn["value"] for turn in turns if turn["from"] in ("gpt", "assistant")]
+        answers = [turn["value"] for turn in turns if turn["from"] in ("gpt", "assistant")]
         types = record.get("question_types") or [record.get("question_type")] * len(asked)
-        for kind, question, answer in zip(types, asked, said, strict=False):
+        for kind, question, answer in zip(types, asked, answers, strict=False):
             counts[kind or question_type(_bare(question))][answer] += 1
     return {kind: min(tally.items(), key=lambda item: (-item[1], item[0]))[0] for kind, tally in counts.items()}
 
@@ -125,11 +125,11 @@ def statistic(predictions: Sequence[dict]) -> Callable[[Iterable[int]], dict]:
     where = np.array([row[0] == "where" for row in table])
 
     def measure(rows: Iterable[int]) -> dict:
-        chosen, placed = values[rows], where[rows]
-        exact, relaxed, agreement = chosen.mean(0)
+        drawn, placed = values[rows], where[rows]
+        exact, relaxed, agreement = drawn.mean(0)
         return {"em": exact, "em_r": relaxed, "cider": agreement,
-                "where_em": chosen[placed, 0].mean() if placed.any() else None,
-                "what_em": chosen[~placed, 0].mean() if not placed.all() else None}
+                "where_em": drawn[placed, 0].mean() if placed.any() else None,
+                "what_em": drawn[~placed, 0].mean() if not placed.all() else None}
 
     return measure
 
@@ -143,18 +143,19 @@ def _table(rows: Sequence[tuple[str, str, list[str]]]) -> list[tuple[str, str, b
             for (kind, exact, relaxed), value in zip(found, agreement, strict=True)]
 
 
-def _figures(rows: Sequence[tuple[str, str, list[str]]]) -> dict:
+def _measure(rows: Sequence[tuple[str, str, list[str]]]) -> dict:
     table = _table(rows)
 
-    def mean(place: int, task: str = "") -> float | None:
-        values = [row[place] for row in table if task in ("", row[0])]
+    def mean(column: int, task: str = "") -> float | None:
+        values = [row[column] for row in table if task in ("", row[0])]
         return round(fmean(values), 6) if values else None
 
     by_type = {}
     for kind in sorted({row[1] for row in table}, key=lambda kind: (task_of(kind), kind)):
-        own = [row for row in table if row[1] == kind]
-        by_type[kind] = {"task": task_of(kind), "n": len(own), **{
-            name: round(fmean(row[place] for row in own), 6) for place, name in ((2, "em"), (3, "em_r"), (4, "cider"))}}
+        of_kind = [row for row in table if row[1] == kind]
+        by_type[kind] = {"task": task_of(kind), "n": len(of_kind), **{
+            name: round(fmean(row[column] for row in of_kind), 6)
+            for column, name in ((2, "em"), (3, "em_r"), (4, "cider"))}}
     tasks = Counter(row[0] for row in table)
     return {"n": len(table), "n_where": tasks["where"], "n_what": tasks["what"], "em": mean(2), "em_r": mean(3),
             "where_em": mean(2, "where"), "what_em": mean(2, "what"), "cider": mean(4), "by_type": by_type}

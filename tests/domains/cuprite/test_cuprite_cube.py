@@ -202,7 +202,7 @@ def test_a_tag_may_name_its_unit_and_a_cube_of_one_band_is_none(tmp_path, reflec
         open_cube(save("a.tif", reflectance, lambda nm: "red"))
     np.savetxt(tmp_path / "centres.txt", CENTRES)
     np.testing.assert_allclose(open_cube(tmp_path / "a.tif", tmp_path / "centres.txt").wavelength_nm, CENTRES)
-    with pytest.raises(UserError, match="b.tif has one band, which is no spectrum"):
+    with pytest.raises(UserError, match="b.tif has one band, which is not a spectrum"):
         open_cube(save("b.tif", reflectance[:, :, :1], lambda nm: f"{nm:g}"))
 
 

@@ -109,7 +109,7 @@ def test_a_refusal_and_strange_addresses_are_named(server, tmp_path):
     with pytest.raises(UserError, match="answered 404"):
         fetch(server.url.replace("scene", "none"), tmp_path)
     for url in ("file:///etc/hostname", "http://127.0.0.1/", "http://127.0.0.1/a/%2e%2e", "scene.bin"):
-        with pytest.raises(UserError, match="no http address"):
+        with pytest.raises(UserError, match="not an http address"):
             fetch(url, tmp_path)
 
 

@@ -120,7 +120,7 @@ def test_rows_that_cannot_be_converted_are_named_and_nothing_is_written(tmp_path
             convert(tmp_path / "in.jsonl", tmp_path / "out.jsonl")
         assert not (tmp_path / "out.jsonl").exists()
     (tmp_path / "in.jsonl").write_text(json.dumps(good).replace('"q"', r'"half \ud800"') + "\n")
-    with pytest.raises(UserError, match="row 1: text that is no Unicode.*half"):
+    with pytest.raises(UserError, match="row 1: text that is not Unicode.*half"):
         convert(tmp_path / "in.jsonl", tmp_path / "out.jsonl")
     for record, message in (({"id": 1, "conversations": [{"from": "human", "value": "<video>"}]}, "no video file left"),
                             ({"id": 1, "video": "a", "conversations": [{"from": "human", "value": "x"}]}, "names a"),

@@ -174,7 +174,7 @@ def test_a_user_with_few_episodes_is_left_out_and_told(tmp_path):
     work = personal.jobs(rows_of([1], 1, tmp_path) + rows_of(["anna"], 3, tmp_path), settings, said.append)
     assert {job.user for job in work} == {"anna"} and len(work) == 6
     assert said == ["note: user 1 has 1 episode, too few for folds; left out"]
-    with pytest.raises(UserError, match="no user can be dealt out to 3 folds: user 1 has 1 episode"):
+    with pytest.raises(UserError, match="no user can be divided into 3 folds: user 1 has 1 episode"):
         personal.jobs(rows_of([1], 1, tmp_path), settings, said.append)
 
 

@@ -139,9 +139,9 @@ def test_lines_and_folders_that_are_not_read_are_listed(own, tmp_path):
     metadata = prepare(Settings(raw=own, output=tmp_path / "out", **USERS))
     reasons = {(drop["where"], drop["reason"].split(":")[0]) for drop in metadata["drops"]}
     assert reasons == {
-        ("notes", "folder is no user, or one that is there before"),
-        ("1/2025-01-01", "folder is no episode (YYYYMMDD_HHMMSS)"),
-        (f"1/{episode.name}", "line 2 of action.jsonl is no JSON"),
+        ("notes", "folder is not a user, or one that is there before"),
+        ("1/2025-01-01", "folder is not an episode (YYYYMMDD_HHMMSS)"),
+        (f"1/{episode.name}", "line 2 of action.jsonl is not JSON"),
         (f"1/{episode.name}, step 3", "screenshot has a name that no file can have"),
         (f"1/{episode.name}, step 4", "screenshot is missing"),
         (f"1/{episode.name}, step 5", "click could be a share of the screen, but others of its source are pixels"),

@@ -192,9 +192,9 @@ def test_a_damaged_prepared_folder_is_one_sentence(prepared, tmp_path):
             file.truncate(size)
         return folder
 
-    with pytest.raises(UserError, match=f"{first} is no raster that can be read"):
+    with pytest.raises(UserError, match=f"{first} is not a raster that can be read"):
         compute(damaged(first, 5000))
-    with pytest.raises(UserError, match=f"{first} is no raster that can be read"):
+    with pytest.raises(UserError, match=f"{first} is not a raster that can be read"):
         prepare_rgb(tmp_path / "damaged", tmp_path / "rgb")
     with pytest.raises(UserError, match="pca.npz is no PCA"):
         prepare_rgb(damaged("pca.npz", 1000), tmp_path / "rgb")
@@ -205,7 +205,7 @@ def test_a_damaged_prepared_folder_is_one_sentence(prepared, tmp_path):
         compute(tmp_path / "damaged")
     shutil.copytree(prepared[0], tmp_path / "damaged", dirs_exist_ok=True)
     (tmp_path / "damaged" / first).unlink()
-    with pytest.raises(UserError, match=f"{first} is no raster that can be read"):
+    with pytest.raises(UserError, match=f"{first} is not a raster that can be read"):
         compute(tmp_path / "damaged")
     assert not (tmp_path / "rgb").exists()
 

@@ -96,7 +96,7 @@ def test_a_pickle_cannot_ask_for_more_memory_than_it_has_bytes(tmp_path, call):
 def test_damaged_files_end_in_one_sentence(tmp_path, content):
     path = tmp_path / "embodiedscan_infos_train.pkl"
     path.write_bytes(content)
-    with pytest.raises(UserError, match="is damaged or no pickle"):
+    with pytest.raises(UserError, match="is damaged or not a pickle"):
         infos.read_infos(path, "train", tmp_path)
 
 
@@ -155,7 +155,7 @@ def test_depth_units_are_those_asked_for_unless_the_scene_names_its_own(tmp_path
     path = write(tmp_path, entry | {"depth_scale": 6553.5}, entry | {"depth_scale": -1}, entry | {"depth_scale": "x"})
     own, *broken = infos.read_infos(path, "train", tmp_path, None, 5000)
     assert own.depth_scale == 6553.5 and own.frames
-    assert {scene.problem for scene in broken} == {"its depth_scale is no number above 0"}
+    assert {scene.problem for scene in broken} == {"its depth_scale is not a number above 0"}
 
 
 def test_a_pose_left_out_of_the_entry_comes_from_its_text_file(tmp_path, entry):
