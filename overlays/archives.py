@@ -32,7 +32,7 @@ def members(archive: Path, limit: int = UNPACKED_LIMIT, flat: bool = True) -> di
             infos = source.infolist()
     except DAMAGE as error:
         raise UserError(f"archive {archive} cannot be read: {error}; fetch it again") from None
-    found: dict[str, zipfile.ZipInfo] = {}
+    infos_by_name: dict[str, zipfile.ZipInfo] = {}
     for info in infos:
         name = info.filename
         kind = stat.S_IFMT(info.external_attr >> 16)
@@ -44,11 +44,11 @@ def members(archive: Path, limit: int = UNPACKED_LIMIT, flat: bool = True) -> di
         if info.flag_bits & 1:
             raise UserError(f"archive {archive} holds {name!r}, which is encrypted: it was not touched")
         key = path.name if flat else str(path)
-        if key in found:
+        if key in infos_by_name:
             raise UserError(f"archive {archive} holds {key!r} twice: it was not touched")
-        found[key] = info
-    _check_size(archive, sum(info.file_size for info in found.values()), limit)
-    return found
+        infos_by_name[key] = info
+    _check_size(archive, sum(info.file_size for info in infos_by_name.values()), limit)
+    return infos_by_name
 
 
 def _inside(archive: Path, name: str) -> PurePosixPath:
@@ -117,8 +117,8 @@ def _blocks(archive: Path, info: zipfile.ZipInfo) -> Iterator[bytes]:
             while block := stream.read(CHUNK):
                 yield block
     except DAMAGE as error:
-        said = str(error) or type(error).__name__
-        raise UserError(f"archive {archive}: {info.filename} is damaged: {said}") from None
+        message = str(error) or type(error).__name__
+        raise UserError(f"archive {archive}: {info.filename} is damaged: {message}") from None
 
 
 def unpack(archive: Path, folder: Path, wanted: Callable[[str], bool] = lambda name: True,

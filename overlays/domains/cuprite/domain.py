@@ -60,7 +60,7 @@ class Cuprite(Domain):
         shares = metadata["mineral_shares"]
         yield f"{'mineral':<16}" + "".join(f"{split:>9}" for split in shares)
         for mineral in shares["train"]:
-            yield f"{mineral:<16}" + "".join(f"{found[mineral]:>9.1%}" for found in shares.values())
+            yield f"{mineral:<16}" + "".join(f"{of_split[mineral]:>9.1%}" for of_split in shares.values())
         if metadata["iron_share"] is not None:
             yield f"ferric iron (reported beside the minerals): {metadata['iron_share']:.1%} of the scene"
 
@@ -75,8 +75,8 @@ class Cuprite(Domain):
         return score.statistic(predictions)
 
     def columns(self, metrics: dict) -> dict[str, dict]:
-        found = {"majority answer": metrics["baseline"], "every mineral": metrics["baseline_every_mineral"]}
-        return {name: row for name, row in found.items() if row}
+        baselines = {"majority answer": metrics["baseline"], "every mineral": metrics["baseline_every_mineral"]}
+        return {name: row for name, row in baselines.items() if row}
 
     def notes(self, metrics: dict) -> list[str]:
         if not metrics["baseline"]:

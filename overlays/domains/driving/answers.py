@@ -83,8 +83,8 @@ def read_answer(text: str, n: int) -> Answer:
             runs.append([])
         runs[-1].append(group[1])
         end = group.end()
-    chosen = next((run for run in runs if len(run) >= n), max(runs, key=len, default=[]))
-    pairs = list(takewhile(bool, map(_pair, chosen)))
+    run_taken = next((run for run in runs if len(run) >= n), max(runs, key=len, default=[]))
+    pairs = list(takewhile(bool, map(_pair, run_taken)))
     if not pairs:
         return Answer(None, "unreadable", 0)
     status = "whole" if len(pairs) == n else "extra" if len(pairs) > n else "partial"
@@ -93,10 +93,10 @@ def read_answer(text: str, n: int) -> Answer:
 
 
 def _pair(text: str) -> tuple[float, float] | None:
-    found = _PAIR.fullmatch(text)
-    if not found:
+    match = _PAIR.fullmatch(text)
+    if not match:
         return None
-    v, k = (float(number.replace("\u2212", "-").replace("\u2013", "-")) for number in found.groups())
+    v, k = (float(number.replace("\u2212", "-").replace("\u2013", "-")) for number in match.groups())
     return (v, k) if abs(v) <= MAX_SPEED_MPS and abs(k) <= MAX_CURVATURE else None
 
 

@@ -43,8 +43,8 @@ class File:
         if self.member:
             state = [Path(self.member.filename).name, self.member.file_size, self.member.CRC]
         else:
-            found = self.path.stat()
-            state = [self.path.name, found.st_size, found.st_mtime_ns]
+            state_of_file = self.path.stat()
+            state = [self.path.name, state_of_file.st_size, state_of_file.st_mtime_ns]
         return hashlib.sha256(json.dumps(state).encode()).hexdigest()[:12]
 
     def place(self, target: Path) -> None:
@@ -86,42 +86,42 @@ def find(raw: Path, camera: str = CAMERA) -> tuple[list[Clip], list[dict]]:
     raw = Path(raw)
     if not raw.is_dir():
         raise UserError(f"there is no folder {raw}: give the one that holds camera/ and labels/")
-    place = raw / "camera" / camera
-    if not place.is_dir():
+    folder = raw / "camera" / camera
+    if not folder.is_dir():
         there = sorted(path.name for path in (raw / "camera").glob("*") if path.is_dir())
         hint = f"there are {', '.join(there)}" if there else "it must hold camera/<camera> and labels/egomotion"
         raise UserError(f"{raw} holds no camera {camera}: {hint}")
     refused: list[dict] = []
-    pictures = _files(place, refused)
+    pictures = _files(folder, refused)
     motion = _files(raw / "labels" / "egomotion", refused)
-    found: dict[str, dict[str, File]] = {}
+    files_of: dict[str, dict[str, File]] = {}
     kinds = ((pictures, f".{camera}.mp4", "video"), (pictures, f".{camera}.timestamps.parquet", "timestamps"),
              (motion, ".egomotion.parquet", "egomotion"))
     for files, suffix, kind in kinds:
         for name, file in files.items():
             clip = name.removesuffix(suffix)
             if clip != name and re.fullmatch(r"[\w][\w.-]*", clip):
-                found.setdefault(clip, {})[kind] = file
-    if not found and not refused:
+                files_of.setdefault(clip, {})[kind] = file
+    if not files_of and not refused:
         raise UserError(f"{raw} holds no clip of {camera}: neither archives nor <clip>.{camera}.mp4")
     index = read_index(raw)
     clips = []
-    for name in sorted(found):
+    for name in sorted(files_of):
         valid, split = index.get(name, (True, None))
-        files = found[name]
+        files = files_of[name]
         clips.append(Clip(name, files.get("video"), files.get("timestamps"), files.get("egomotion"), split, valid))
     return clips, refused
 
 
 def _files(folder: Path, refused: list[dict]) -> dict[str, File]:
     """Name -> file below a folder, archives looked into; a plain file goes before an archive's."""
-    found: dict[str, File] = {}
+    files: dict[str, File] = {}
     for archive in sorted(folder.rglob("*.zip")):
         try:
-            found |= {name: File(archive, info) for name, info in archives.members(archive).items()}
+            files |= {name: File(archive, info) for name, info in archives.members(archive).items()}
         except UserError as error:
             refused.append({"archive": archive.name, "reason": "refused archive", "detail": str(error)})
-    return found | {path.name: File(path) for path in sorted(folder.rglob("*"))
+    return files | {path.name: File(path) for path in sorted(folder.rglob("*"))
                     if path.suffix in (".mp4", ".parquet") and path.is_file()}
 
 

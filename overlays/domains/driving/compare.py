@@ -41,35 +41,35 @@ def prepare_past(video: Path, past: Path, workers: int = 2) -> None:
         **parameters, "raw": None if raw == paths.RAW / "driving" / "sample" else raw, "past_motion": True,
         "output": past, "split_fractions": tuple(parameters["split_fractions"]), "workers": workers,
     }))
-    found = _differences(asked, _metadata(past))
-    if found:
-        raise UserError(f"{video} and {past} differ in {', '.join(found)}, so their scores cannot be compared: prepare "
-                        f"{video} again")
+    differing = _differences(asked, _metadata(past))
+    if differing:
+        raise UserError(f"{video} and {past} differ in {', '.join(differing)}, so their scores cannot be compared: "
+                        f"prepare {video} again")
 
 
 def _metadata(folder: Path) -> dict:
     file = folder / "metadata.json"
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-        if found["domain"] != "driving":
+        metadata = json.loads(file.read_text(encoding="utf-8"))
+        if metadata["domain"] != "driving":
             raise ValueError
     except (OSError, ValueError, KeyError, TypeError):
         raise UserError(f"{file} is not that of prepared driving clips: prepare them again") from None
-    return found
+    return metadata
 
 
 def _differences(one: dict, other: dict) -> list[str]:
     """Keys in which two metadata differ; past_motion does not count, and none is as good as a zero."""
-    one, other = ({**found, **found["parameters"], **found["counts"], "parameters": None, "counts": None,
-                   "past_motion": None} for found in (one, other))
+    one, other = ({**metadata, **metadata["parameters"], **metadata["counts"], "parameters": None, "counts": None,
+                   "past_motion": None} for metadata in (one, other))
     return sorted(key for key in one.keys() | other.keys() if (one.get(key) or None) != (other.get(key) or None))
 
 
 def table(folder: Path) -> str:
     """The metrics of the runs `video` and `past` below a folder beside the baselines, as text."""
-    found = {name: json.loads((folder / name / "test" / "metrics.json").read_text(encoding="utf-8"))
+    metrics = {name: json.loads((folder / name / "test" / "metrics.json").read_text(encoding="utf-8"))
              for name in ("video", "past")}
-    rows = {"video only": found["video"], "video and past motion": found["past"], **found["past"]["baseline"]}
+    rows = {"video only": metrics["video"], "video and past motion": metrics["past"], **metrics["past"]["baseline"]}
     lines = [f"{'':<24}" + "".join(f"{key.replace('turn_sign_accuracy', 'turn sign'):>12}" for key in MEASURED)]
     for name, row in rows.items():
         if row:

@@ -126,8 +126,8 @@ class Driving(Domain):
     def _of_group(self, metrics: dict, group: str) -> Table:
         beside = self._beside(metrics)
         return Table(["", *beside], [
-            [f"{metric.label}, {metric.unit}", *(report.number(found[group].get(metric.key), metric.decimals)
-                                                 for found in beside.values())] for metric in self.metrics[:-1]])
+            [f"{metric.label}, {metric.unit}", *(report.number(metrics_of[group].get(metric.key), metric.decimals)
+                                                 for metrics_of in beside.values())] for metric in self.metrics[:-1]])
 
     def _by_horizon(self, metrics: dict) -> Table:
         beside, rows = self._beside(metrics), []
@@ -135,7 +135,7 @@ class Driving(Domain):
                                      ("distance", "distance of the paths, m", 3)):
             rows += [[f"{label}, at {second} s", *(report.number(part["horizons"][second][key], decimals)
                                                    for part in beside.values())]
-                     for second, found in metrics["horizons"].items() if found["n"]]
+                     for second, at_second in metrics["horizons"].items() if at_second["n"]]
         return Table(["", *beside], rows, "At the pair nearest to the second named.")
 
     def finish(self, evaluation: Evaluation, predictions: Sequence[dict], metrics: dict) -> None:

@@ -26,10 +26,10 @@ def chunk_numbers(text: str) -> list[int]:
     """
     numbers: set[int] = set()
     for word in text.split(","):
-        found = re.fullmatch(r"\s*(\d{1,4})(?:\s*-\s*(\d{1,4}))?\s*", word)
-        if not found or (found[2] and int(found[2]) < int(found[1])):
+        match = re.fullmatch(r"\s*(\d{1,4})(?:\s*-\s*(\d{1,4}))?\s*", word)
+        if not match or (match[2] and int(match[2]) < int(match[1])):
             raise UserError(f"--chunks takes numbers and ranges such as 0-2,7, got {text!r}")
-        numbers |= set(range(int(found[1]), int(found[2] or found[1]) + 1))
+        numbers |= set(range(int(match[1]), int(match[2] or match[1]) + 1))
     return sorted(numbers)
 
 

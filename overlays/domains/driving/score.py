@@ -242,13 +242,13 @@ def _distances(row: Row, predicted: np.ndarray) -> np.ndarray:
 
 def _at(rows: Sequence[Row], predict: Callable[[Row], np.ndarray], second: float) -> dict:
     """Mean errors at the pair nearest to `second`, over the rows that have one within 0.1 s."""
-    found = []
+    errors = []
     for row in rows:
-        place = int(np.abs(row.times - second).argmin())
-        if abs(row.times[place] - second) <= 0.1:
+        nearest = int(np.abs(row.times - second).argmin())
+        if abs(row.times[nearest] - second) <= 0.1:
             predicted = predict(row)
-            found.append([*np.abs(predicted[place] - row.target[place]), _distances(row, predicted)[place]])
-    means = np.mean(found, 0) if found else [None] * 3
+            errors.append([*np.abs(predicted[nearest] - row.target[nearest]), _distances(row, predicted)[nearest]])
+    means = np.mean(errors, 0) if errors else [None] * 3
     names = ("mae_v", "mae_k", "distance")
-    return {"n": len(found)} | {name: None if mean is None else float(mean)
+    return {"n": len(errors)} | {name: None if mean is None else float(mean)
                                 for name, mean in zip(names, means, strict=True)}

@@ -85,7 +85,7 @@ def cut(timestamps_us: np.ndarray, egomotion: Egomotion, pairs: int | None = Non
         raise ClipSkip("too short", f"{name} has {len(timestamps_us)} frames, one window takes {2 * second}")
     if pairs is not None and not 1 <= pairs <= second:
         raise ClipSkip("too few frames", f"{name} has {second} frames a second, {pairs} pairs were asked for")
-    chosen = pair_frames(second, pairs or second)
+    frames_of_pairs = pair_frames(second, pairs or second)
     steps = np.diff(timestamps_us)
     usual = np.median(steps)
     windows, dropped, gap = [], [], max_gap_s or egomotion.usual_gap_s
@@ -101,6 +101,6 @@ def cut(timestamps_us: np.ndarray, egomotion: Egomotion, pairs: int | None = Non
         motion = egomotion.at(times)
         seconds = (times - times[second - 1]) / 1e6
         past, future = (Pairs(seconds[at], motion.speed[at], motion.curvature[at])
-                        for at in (chosen, second + chosen))
+                        for at in (frames_of_pairs, second + frames_of_pairs))
         windows.append(Window(start, start + second, int(times[0]), past, future))
     return windows, dropped

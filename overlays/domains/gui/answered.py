@@ -80,8 +80,8 @@ def current_folds(folder: Path, records: Sequence[dict]) -> dict[str, list[dict]
     if left:
         print(f"note: {len(left)} folds are not finished: {', '.join(left[:10])}")
     for kind, rows in kinds.items():
-        there = {row["id"] for row in rows}
-        missing = [record for record in records if record["id"] not in there]
+        present = {row["id"] for row in rows}
+        missing = [record for record in records if record["id"] not in present]
         if missing:
             users = ", ".join(dict.fromkeys(str(record["user"]) for record in missing))
             print(f"note: {len(missing)} of {len(records)} taps are in no finished fold by {kind}: user {users}")
@@ -91,9 +91,9 @@ def current_folds(folder: Path, records: Sequence[dict]) -> dict[str, list[dict]
 def global_rows(folder: Path, rows: Sequence[dict]) -> list[dict]:
     """The global model's predictions of the same taps, from its own evaluation; empty where it has none."""
     file = folder / "predictions.jsonl"
-    found = stored.by_id(stored.read(file))
-    if all(row["id"] in found and stored.same_question(row, found[row["id"]]) for row in rows):
-        return [found[row["id"]] for row in rows]
+    answered = stored.by_id(stored.read(file))
+    if all(row["id"] in answered and stored.same_question(row, answered[row["id"]]) for row in rows):
+        return [answered[row["id"]] for row in rows]
     print(f"note: no predictions of the global model for all these taps in {file}: run python scripts/evaluate_gui.py "
           f"--checkpoint {folder.parent} --split {folder.name} first to see both side by side")
     return []

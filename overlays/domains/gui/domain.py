@@ -105,8 +105,8 @@ class Gui(Domain):
         keys = ("n", *(metric.key for metric in self.metrics), "interval", "users")
         facts = {"folds_by": first, "stages": {}}
         for name, rows in stages.items():
-            found = score.score(rows, evaluation.train)
-            facts["stages"][name] = {key: found[key] for key in keys}
+            scored = score.score(rows, evaluation.train)
+            facts["stages"][name] = {key: scored[key] for key in keys}
         if before:
             value, (low, high) = score.gain(before, kinds[first])
             facts["gain"] = {"click_accuracy": value, "interval": [low, high]}
@@ -120,15 +120,15 @@ class Gui(Domain):
         return stages | ({"best constant point": constant} if constant else {})
 
     def notes(self, metrics: dict) -> list[str]:
-        found = [f"The baseline is the point within {score.RADIUS} of which most taps of the training users lie."]
+        sentences = [f"The baseline is the point within {score.RADIUS} of which most taps of the training users lie."]
         if "gain" in metrics:
             value, (low, high) = metrics["gain"]["click_accuracy"], metrics["gain"]["interval"]
-            found.insert(0, f"Personal above global: {value:+.3f} click accuracy (95 % interval {low:+.3f} to "
+            sentences.insert(0, f"Personal above global: {value:+.3f} click accuracy (95 % interval {low:+.3f} to "
                             f"{high:+.3f}, by episode).")
         if "folds_by" in metrics:
-            found.append(f"Every tap is answered by the adapter of the fold that held it out; folds by "
+            sentences.append(f"Every tap is answered by the adapter of the fold that held it out; folds by "
                          f"{metrics['folds_by']}.")
-        return found
+        return sentences
 
     def sections(self, predictions: Sequence[dict], metrics: dict, data: Path, out: Path) -> list[Section]:
         stages = {name: row["users"] for name, row in metrics.get("stages", {}).items()}

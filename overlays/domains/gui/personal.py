@@ -93,21 +93,22 @@ def jobs(records: Sequence[dict], settings: Settings, note: Callable[[str], None
     users: dict[str, list[dict]] = {}
     for record in records:
         users.setdefault(str(record["user"]), []).append(record)
-    found, problem = [], "there are no records"
-    for user, own in users.items():
+    work, problem = [], "there are no records"
+    for user, records_of_user in users.items():
         try:
-            dealt = [(kind, make_folds(own, settings.folds, kind, settings.seed)) for kind in settings.kinds]
+            folds_by_kind = [(kind, make_folds(records_of_user, settings.folds, kind, settings.seed))
+                             for kind in settings.kinds]
         except UserError as error:
             problem = str(error)
             note(f"note: {problem}; left out")
             continue
-        for kind, folds in dealt:
+        for kind, folds in folds_by_kind:
             for fold, test in enumerate(folds):
                 train = [row for i, part in enumerate(folds) if i != fold for row in part]
-                found.append(Job(user, kind, fold, train, test))
-    if not found:
+                work.append(Job(user, kind, fold, train, test))
+    if not work:
         raise UserError(f"no user can be divided into {settings.folds} folds: {problem}")
-    return found
+    return work
 
 
 def finished(folder: Path, identity: dict) -> list[dict] | None:
@@ -268,14 +269,14 @@ def read(output: Path) -> dict[str, list[dict]]:
     Raises:
         UserError: the folder holds none.
     """
-    found: dict[str, list[dict]] = {}
+    rows_by_kind: dict[str, list[dict]] = {}
     for name, identity in _read_job(Path(output))["folds"].items():
         rows = finished(Path(output) / name, identity)
         if rows is not None:
-            found.setdefault(name.split("/")[-1].split("_fold_")[0], []).extend(rows)
-    if not found:
+            rows_by_kind.setdefault(name.split("/")[-1].split("_fold_")[0], []).extend(rows)
+    if not rows_by_kind:
         raise UserError(f"{output} holds no finished fold: run scripts/train_gui_personal.sh")
-    return found
+    return rows_by_kind
 
 
 def unfinished(output: Path) -> list[str]:

@@ -83,8 +83,8 @@ def prepare(settings: Settings) -> dict:
     users = {user: split for split, members in wanted.items() for user in members}
     finds = Finds()
     taps = list(_taps(raw, settings.jsonl, users, finds))
-    found = {tap.user for tap in taps}
-    _check_found(wanted, found, raw, settings.jsonl)
+    users_with_taps = {tap.user for tap in taps}
+    _check_found(wanted, users_with_taps, raw, settings.jsonl)
     with prepared_folder(settings.output, "gui") as folder:
         rows: dict[str, list[dict]] = {split: [] for split in wanted}
         stored = screenshots.store_all(taps, _base(raw, settings.jsonl), folder, pixels)
@@ -123,19 +123,20 @@ def _check_pixels(settings: Settings) -> None:
         raise UserError(f"--screenshot-pixels must be above 0, not {settings.screenshot_pixels}")
 
 
-def _check_found(wanted: dict[str, list[int]], found: set[int], raw: Path | None, files: Sequence[Path]) -> None:
-    place = raw or ", ".join(str(file) for file in files)
+def _check_found(wanted: dict[str, list[int]], users_with_taps: set[int], raw: Path | None,
+                 files: Sequence[Path]) -> None:
+    sources = raw or ", ".join(str(file) for file in files)
     for split, members in wanted.items():
-        if not found & set(members):
-            there = ", ".join(map(str, sorted(found)[:20])) or "none"
-            raise UserError(f"none of the {split} users has a tap in {place}; users with taps: {there} "
+        if not users_with_taps & set(members):
+            there = ", ".join(map(str, sorted(users_with_taps)[:20])) or "none"
+            raise UserError(f"none of the {split} users has a tap in {sources}; users with taps: {there} "
                             f"(choose others by --{split}-users)")
 
 
 def _base(raw: Path | None, files: Sequence[Path]) -> Path:
     """The folder that all sources lie in."""
-    places = [*([Path(raw)] if raw else []), *(Path(file).parent for file in files)]
-    return Path(os.path.commonpath([place.resolve() for place in places]))
+    folders = [*([Path(raw)] if raw else []), *(Path(file).parent for file in files)]
+    return Path(os.path.commonpath([folder.resolve() for folder in folders]))
 
 
 def _taps(raw: Path | None, files: Sequence[Path], users: dict[int, str], finds: Finds) -> Iterator[Tap]:
@@ -220,7 +221,7 @@ def _record(tap: Tap, shot: screenshots.Stored, settings: Settings) -> dict | st
     convention, seen = coordinates.convention_of(settings.family), None
     if convention == coordinates.ABSOLUTE:
         seen = coordinates.resized(shot.stored, settings.family, settings.min_pixels, settings.max_pixels)
-    said = answers.answer(_plain(tap.referring or "") or _described(tap, grid, shot.size),
+    answer_text = answers.answer(_plain(tap.referring or "") or _described(tap, grid, shot.size),
                           coordinates.to_answer(grid, seen))
     system = [{"from": "system", "value": _plain(tap.system)}] if _plain(tap.system or "") else []
     return {
@@ -228,7 +229,7 @@ def _record(tap: Tap, shot: screenshots.Stored, settings: Settings) -> dict | st
         "task": "grounding", "group": str(tap.user), "grid": [round(value, 2) for value in grid],
         "screen": list(shot.size), **({"seen": list(seen)} if seen else {}),
         "conversations": [*system, {"from": "human", "value": answers.question(instruction, convention)},
-                          {"from": "gpt", "value": said}],
+                          {"from": "gpt", "value": answer_text}],
     }
 
 
@@ -248,8 +249,8 @@ def referring(label: str | None, grid: tuple[float, float]) -> str:
     chinese = bool(label) and any("\u4e00" <= letter <= "\u9fff" for letter in label)
     rows, columns = PLACES["zh" if chinese else "en"]
     row, column = rows[min(2, int(grid[1] * 3 / 1000))], columns[min(2, int(grid[0] * 3 / 1000))]
-    place = row + column if chinese else f"{row} {column}"
-    return f"{label}{'，' if chinese else ', '}{place}" if label else f"element at the {place}"
+    position = row + column if chinese else f"{row} {column}"
+    return f"{label}{'，' if chinese else ', '}{position}" if label else f"element at the {position}"
 
 
 def _reasons(drops: Sequence[dict]) -> str:

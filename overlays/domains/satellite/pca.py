@@ -77,17 +77,17 @@ def compute(folder: str | Path) -> Pca:
     # The sign of a component is arbitrary: its largest weight is made positive.
     turned = np.sign(model.components_[np.arange(3), np.abs(model.components_).argmax(1)])
     components = model.components_ * turned[:, None]
-    chosen = np.concatenate([_some(file, number) for number, file in enumerate(files)])
-    if not len(chosen):
+    shown_pixels = np.concatenate([_some(file, number) for number, file in enumerate(files)])
+    if not len(shown_pixels):
         raise UserError(f"the training tiles in {folder} hold hardly any pixel with data")
-    low, high = np.percentile((chosen - model.mean_) @ components.T, PERCENT, axis=0)
-    found = Pca(components, model.mean_, np.sqrt(model.var_), model.explained_variance_ratio_, low,
+    low, high = np.percentile((shown_pixels - model.mean_) @ components.T, PERCENT, axis=0)
+    pca = Pca(components, model.mean_, np.sqrt(model.var_), model.explained_variance_ratio_, low,
                 np.maximum(high, low + 1e-6))
     with atomic_path(folder / NAME) as temporary:
-        np.savez(temporary, **vars(found))
+        np.savez(temporary, **vars(pca))
     with atomic_path(folder / PROJECTION) as temporary:
-        np.save(temporary, found.projection())
-    return found
+        np.save(temporary, pca.projection())
+    return pca
 
 
 def load(path: str | Path) -> Pca:
@@ -153,5 +153,5 @@ def _some(file: Path, number: int) -> np.ndarray:
     stored = open_npy(file)
     area = stored.shape[1] * stored.shape[2]
     places = np.sort(np.random.default_rng([0, number]).choice(area, min(area, SHOWN_PX), replace=False))
-    found = np.asarray(stored[:, places // stored.shape[2], places % stored.shape[2]], np.float64).T
-    return found[np.isfinite(found).all(1)]
+    pixels = np.asarray(stored[:, places // stored.shape[2], places % stored.shape[2]], np.float64).T
+    return pixels[np.isfinite(pixels).all(1)]

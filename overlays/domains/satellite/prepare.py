@@ -82,8 +82,8 @@ def prepare(settings: Settings) -> dict:
         used = {row["group"] for row in rows}
         for city in labels.values:
             if city not in used:
-                found = any(name == city for name in cities.values())
-                reason = "its tiles were left out" if found else "no tile for it"
+                has_tile = any(name == city for name in cities.values())
+                reason = "its tiles were left out" if has_tile else "no tile for it"
                 dropped.append({"what": "label", "name": city, "reason": reason})
         if len(used) < 3:
             raise UserError(f"only {len(used)} cities have both a tile in {folder} and a label in {table}, fewer than "
@@ -168,19 +168,19 @@ def _convert(output: Path, folder: Path, cities: dict[Path, str | None], labels:
             side = int((MAX_VALUES / header.bands) ** 0.5)
             raise UserError(f"tile {file} has {header.height} x {header.width} pixels, more than training reads: "
                             f"cut a window of at most {side} x {side} around its city")
-        own = _unique(key(file.stem) or "tile", ids)
-        tile = convert_tile(header, output / "tiles" / f"{own}.npy")
+        tile_id = _unique(key(file.stem) or "tile", ids)
+        tile = convert_tile(header, output / "tiles" / f"{tile_id}.npy")
         if not tile.valid or tile.valid < settings.min_valid:
-            (output / "tiles" / f"{own}.npy").unlink()
+            (output / "tiles" / f"{tile_id}.npy").unlink()
             why = "no pixel with data" if not tile.valid else f"data in only {tile.valid:.0%} of its pixels"
             dropped.append({"what": "tile", "name": name, "reason": why})
             continue
-        ids.add(own)
+        ids.add(tile_id)
         value = labels.values[city]
-        means[own] = tile.mean
+        means[tile_id] = tile.mean
         kept.append(header)
         rows.append({
-            "id": own, "image": f"tiles/{own}.npy",
+            "id": tile_id, "image": f"tiles/{tile_id}.npy",
             "conversations": [
                 {"from": "human", "value": f"<image>\n{questions.question(labels.name)}"},
                 {"from": "gpt", "value": questions.answer(value, settings.decimals)}],
@@ -261,6 +261,6 @@ def _ceilings(folder: Path, labels: Labels, splits: dict[str, list[dict]]) -> di
     if not isinstance(signal, dict) or truth.get("label") != labels.name or not all(
             row["group"] in signal for part in splits.values() for row in part):
         return None
-    found = {name: r2([row["target"][labels.name] for row in part], [signal[row["group"]] for row in part])
+    values = {name: r2([row["target"][labels.name] for row in part], [signal[row["group"]] for row in part])
              for name, part in splits.items()}
-    return {name: round(value, 4) for name, value in found.items() if value is not None}
+    return {name: round(value, 4) for name, value in values.items() if value is not None}

@@ -19,9 +19,9 @@ SAME = {"steps": "the runs have different numbers of steps",
 
 def steps_of(folder: Path) -> int | None:
     """Optimisation steps of a run, from its trainer state."""
-    for place in (folder, folder.parent):
+    for candidate in (folder, folder.parent):
         try:
-            return json.loads((place / "trainer_state.json").read_text(encoding="utf-8"))["global_step"]
+            return json.loads((candidate / "trainer_state.json").read_text(encoding="utf-8"))["global_step"]
         except (OSError, ValueError, KeyError):
             continue
     return None
@@ -57,7 +57,7 @@ def siblings(metrics: dict) -> list[dict]:
     """Metrics of other methods' runs beside this one, on the same questions; base first."""
     checkpoint, split = Path(metrics["checkpoint"]), metrics["split"]
     run = checkpoint if (checkpoint / "run.json").is_file() else checkpoint.parent
-    found = {}
+    by_method = {}
     for file in sorted(run.parent.glob(f"*/{split}/metrics.json")):
         try:
             other = read_metrics(file.parent)
@@ -65,8 +65,8 @@ def siblings(metrics: dict) -> list[dict]:
             continue
         if file.parents[1] != run and other["method"] != metrics["method"] and all(
                 other.get(key) == metrics[key] for key in SAME):
-            found[other["method"]] = other
-    return sorted(found.values(), key=lambda other: other["method"] != "base")
+            by_method[other["method"]] = other
+    return sorted(by_method.values(), key=lambda other: other["method"] != "base")
 
 
 def differences(rows: Sequence[dict]) -> list[str]:

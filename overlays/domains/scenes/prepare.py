@@ -84,14 +84,14 @@ def prepare(settings: Settings) -> dict:
     scenes, repeated = _read_scenes(settings, asked)
     wanted = [scene for scene in scenes.values() if asked[scene.name] and not scene.problem]
     with prepared_folder(settings.output, "scenes") as folder:
-        rows, chosen = _write_frames(folder, wanted, settings.num_frames)
+        rows, frame_rows = _write_frames(folder, wanted, settings.num_frames)
         lost = _unusable(scenes, questions)
-        kept, more = _split(questions, {name: scene for name, scene in scenes.items() if name in chosen}, settings)
+        kept, more = _split(questions, {name: scene for name, scene in scenes.items() if name in frame_rows}, settings)
         _check_splits(kept, settings, lost, more)
-        records = {split: [_record([item], chosen[item[1].scene], rows["image"]) for item in found]
-                   for split, found in kept.items()}
+        records = {split: [_record([item], frame_rows[item[1].scene], rows["image"]) for item in members]
+                   for split, members in kept.items()}
         if settings.turns > 1:
-            records["train"] = [_record(items, chosen[items[0][1].scene], rows["image"])
+            records["train"] = [_record(items, frame_rows[items[0][1].scene], rows["image"])
                                 for items in _together(kept["train"], settings.turns, settings.seed)]
         for split in SPLITS:
             write_jsonl(folder / f"{split}.jsonl", records[split])
@@ -133,18 +133,18 @@ def _resolve(settings: Settings) -> tuple[Settings, str]:
 
 def _read_scenes(settings: Settings, asked: Counter) -> tuple[dict[str, Scene], list[dict]]:
     """(scenes by name, those that a second infos file names again)."""
-    found: dict[str, Scene] = {}
+    scenes: dict[str, Scene] = {}
     repeated = []
     for path in settings.infos:
         split = next((name for name in SPLITS if f"_{name}" in f"_{path.stem.lower()}"), None)
         if split is None:
             raise UserError(f"the name of the infos file {path} says neither train, val nor test")
         for scene in read_infos(path, split, settings.data, asked, settings.depth_scale):
-            if scene.name in found:
+            if scene.name in scenes:
                 repeated.append({"scene": scene.name, "reason": f"named again in {path.name}", "questions": 0})
             else:
-                found[scene.name] = scene
-    return found, repeated
+                scenes[scene.name] = scene
+    return scenes, repeated
 
 
 def _read_questions(settings: Settings) -> tuple[list[Question], list[dict]]:
@@ -172,24 +172,24 @@ def _write_frames(folder: Path, scenes: list[Scene], number: int) -> tuple[dict[
     rows: dict[str, list] = {name: [] for name in (
         "scene", "image", "depth", "pose", "axis_align", "depth_intrinsic", "color_intrinsic", "depth_size",
         "color_size", "depth_scale")}
-    chosen: dict[str, list[int]] = {}
+    frame_rows: dict[str, list[int]] = {}
     for scene in tqdm(scenes, desc="choosing frames", unit="scene", disable=None):
-        place, names = Path("posed_images") / scene.name, {}
+        folder_of_scene, names = Path("posed_images") / scene.name, {}
         for frame, color_size, depth_size in choose_frames(scene, number):
             for source in (frame.image, frame.depth):
                 if source not in names:
                     names[source] = _free_name(source, names.values())
-                    link(source, folder / place / names[source])
-            chosen.setdefault(scene.name, []).append(len(rows["scene"]))
-            values = {"scene": scene.name, "image": (place / names[frame.image]).as_posix(),
-                      "depth": (place / names[frame.depth]).as_posix(), "pose": frame.pose,
+                    link(source, folder / folder_of_scene / names[source])
+            frame_rows.setdefault(scene.name, []).append(len(rows["scene"]))
+            values = {"scene": scene.name, "image": (folder_of_scene / names[frame.image]).as_posix(),
+                      "depth": (folder_of_scene / names[frame.depth]).as_posix(), "pose": frame.pose,
                       "axis_align": scene.axis_align, "depth_intrinsic": frame.depth_intrinsic,
                       "color_intrinsic": frame.color_intrinsic, "depth_size": depth_size, "color_size": color_size,
                       "depth_scale": scene.depth_scale}
             for name, value in values.items():
                 rows[name].append(value)
     kinds = {"scene": str, "image": str, "depth": str, "depth_size": np.int32, "color_size": np.int32}
-    return {name: np.array(values, dtype=kinds.get(name, np.float64)) for name, values in rows.items()}, chosen
+    return {name: np.array(values, dtype=kinds.get(name, np.float64)) for name, values in rows.items()}, frame_rows
 
 
 def choose_frames(scene: Scene, count: int) -> list[tuple[Frame, tuple[int, int], tuple[int, int]]]:
@@ -246,17 +246,17 @@ def _with_depth_camera(frame: Frame, color: tuple[int, int], depth: tuple[int, i
 
 def _sizes(frame: Frame) -> tuple[tuple[int, int], tuple[int, int], str]:
     """((height, width) of the colour picture, of the depth picture, what is wrong or "")."""
-    found = []
+    sizes = []
     for path, what in ((frame.image, "colour"), (frame.depth, "depth")):
         try:
             with Image.open(path) as picture:
                 problem = depth_problem(picture) if what == "depth" else _color_problem(picture)
                 if problem:
                     return (0, 0), (0, 0), f"{what} picture {problem}"
-                found.append((picture.height, picture.width))
+                sizes.append((picture.height, picture.width))
         except Exception:  # decoders raise what they like on bad bytes: OSError, SyntaxError, struct.error, ...
             return (0, 0), (0, 0), f"{what} picture cannot be read"
-    return found[0], found[1], ""
+    return sizes[0], sizes[1], ""
 
 
 def _color_problem(picture: Image.Image) -> str:
@@ -294,27 +294,27 @@ def _split(questions: list[Question], scenes: dict[str, Scene], settings: Settin
     dropped, ids = [], Counter()
     seen: dict[tuple, tuple[str, int]] = {}  # where in `kept` a question is
     for question in questions:
-        own = f"{question.dataset}-{question.id}"
+        name_of_row = f"{question.dataset}-{question.id}"
         asked = (question.dataset, question.scene, question.situation, question.text)
         scene = scenes.get(question.scene)
         split = question.split if settings.split == "questions" else scene and scene.split
         problem = question.problem
         if not problem and asked in seen:
             problem = "asked before"
-            before, place = seen[asked]
-            name, first = kept[before][place]
+            before, position = seen[asked]
+            name, first = kept[before][position]
             more = tuple(answer for answer in question.answers if answer not in first.answers)
             if more and before == split:
                 problem = "asked before; its answers are added there"
-                kept[before][place] = name, replace(first, answers=first.answers + more)
+                kept[before][position] = name, replace(first, answers=first.answers + more)
         if not problem and scene and split is None:
             problem = "its file's name says neither train, val nor test"
         if problem:
-            dropped.append({"id": own, "scene": question.scene, "reason": problem})
+            dropped.append({"id": name_of_row, "scene": question.scene, "reason": problem})
         elif scene:
             seen[asked] = split, len(kept[split])
-            ids[own] += 1  # files may number their questions alike
-            kept[split].append((own + (f"-{ids[own]}" if ids[own] > 1 else ""), question))
+            ids[name_of_row] += 1  # files may number their questions alike
+            kept[split].append((name_of_row + (f"-{ids[name_of_row]}" if ids[name_of_row] > 1 else ""), question))
     return kept, dropped
 
 
@@ -324,9 +324,9 @@ def _together(items: list[tuple[str, Question]], turns: int, seed: int) -> list[
     for item in items:
         by_scene.setdefault(item[1].scene, []).append(item)
     groups = []
-    for name, own in by_scene.items():
-        random.Random(f"{seed}:{name}").shuffle(own)
-        groups += [own[start:start + turns] for start in range(0, len(own), turns)]
+    for name, members in by_scene.items():
+        random.Random(f"{seed}:{name}").shuffle(members)
+        groups += [members[start:start + turns] for start in range(0, len(members), turns)]
     return groups
 
 
@@ -338,9 +338,9 @@ def _record(items: list[tuple[str, Question]], rows: list[int], images: np.ndarr
         if not turns:
             text = f"{'<image>' * len(rows)}\n{INSTRUCTION}\n{text}"
         turns += [{"from": "human", "value": text}, {"from": "gpt", "value": question.answers[0]}]
-    own, first = items[0]
+    name, first = items[0]
     asks = {"task": task_of(types[0]), "question_type": types[0], "answers": list(first.answers)}
-    return {"id": own, "image": [str(images[row]) for row in rows], "conversations": turns,
+    return {"id": name, "image": [str(images[row]) for row in rows], "conversations": turns,
             **(asks if len(items) == 1 else {"question_types": types}), "group": first.scene,
             "scene": {"metadata": METADATA, "frames": rows}}
 
@@ -371,7 +371,7 @@ def _counts(kept: dict, records: dict, scenes: dict[str, Scene], rows: dict, que
     return {
         "scenes": {split: len({question.scene for _, question in items}) for split, items in kept.items()},
         "questions": {split: len(items) for split, items in kept.items()},
-        "records": {split: len(found) for split, found in records.items()},
+        "records": {split: len(members) for split, members in records.items()},
         "by_type": {split: {f"{task_of(kind)}: {kind}": number for kind, number in sorted(counts.items())}
                     for split, counts in types.items()},
         "frames": len(rows["scene"]),

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from spectral.io import envi
 
-from overlays.domains.cuprite.bands import band_faults, good_bands
+from overlays.domains.cuprite.bands import good_bands, skip_reasons
 from overlays.domains.cuprite.classes import BY_NAME, CLASSES, RULE_CODES
 from overlays.domains.cuprite.cube import open_cube
 from overlays.domains.cuprite.labels import MicaLabeller, ferric_iron, read_label_raster
@@ -25,7 +25,7 @@ LIBRARY_NAMES = {
 def labelled(scene):
     """(codes, truth, spectra, wavelengths) of the valid pixels of the sample scene."""
     cube = open_cube(scene)
-    good = good_bands(band_faults(cube))
+    good = good_bands(skip_reasons(cube))
     spectra = cube.read(0, 0, *cube.shape[:2], good)
     valid = np.isfinite(spectra).all(-1)
     labeller = MicaLabeller(cube.wavelength_nm[good], cube.fwhm_nm[good])

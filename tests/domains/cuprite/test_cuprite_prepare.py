@@ -149,8 +149,9 @@ def test_a_mistake_ends_in_one_sentence_and_status_2(scene, tmp_path):
 def test_kill_in_the_middle_leaves_the_last_good_state_and_a_rerun_works(scene, tmp_path):
     output = tmp_path / "out"
     output.mkdir()
-    for name in ("metadata.json", "train.jsonl"):
-        (output / name).write_text("{}")
+    before = {"metadata.json": '{"domain": "cuprite"}', "train.jsonl": "{}"}
+    for name, text in before.items():
+        (output / name).write_text(text)
     command = [sys.executable, str(ROOT / "scripts" / "prepare_cuprite.py"), "--cube", str(scene), "--tile-size", "16",
                "--output", str(output), "--workers", "2"]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -160,7 +161,7 @@ def test_kill_in_the_middle_leaves_the_last_good_state_and_a_rerun_works(scene, 
     assert process.poll() is None
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
-    assert {path.name: path.read_text() for path in output.iterdir()} == {"metadata.json": "{}", "train.jsonl": "{}"}
+    assert {path.name: path.read_text() for path in output.iterdir()} == before
     prepare(Settings(cube=scene, output=output, tile_size=16, workers=1))
     assert records(output, "train")
     assert [path.name for path in tmp_path.iterdir()] == ["out"]

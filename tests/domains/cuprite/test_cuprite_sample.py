@@ -5,7 +5,7 @@ import pytest
 from spectral.io import envi
 
 from overlays.domains.cuprite.areas import split_areas, tile_starts
-from overlays.domains.cuprite.bands import band_faults, good_bands
+from overlays.domains.cuprite.bands import good_bands, skip_reasons
 from overlays.domains.cuprite.classes import CLASSES
 from overlays.domains.cuprite.cube import open_cube
 from overlays.errors import UserError
@@ -33,7 +33,7 @@ def test_header_has_what_a_real_one_has(scene):
 def test_abundances_are_shares_and_absent_outside_the_data(scene):
     truth = read_abundances(scene.parent)
     cube = open_cube(scene)
-    good = good_bands(band_faults(cube))
+    good = good_bands(skip_reasons(cube))
     valid = np.isfinite(cube.read(0, 0, *cube.shape[:2], good)).all(-1)
     total = truth[:, :, :len(CLASSES)].sum(-1)
     assert (~valid).any()

@@ -109,7 +109,7 @@ def test_rows_that_cannot_be_converted_are_named_and_nothing_is_written(tmp_path
         ({"messages": [{"role": "user", "content": "<image>"}]}, "row 2:.*no image file left"),
         ({"messages": [{"role": "user", "content": "x"}], "images": ["p.png"]}, "row 2:.*no message shows"),
         ({"messages": [{"role": ["user"], "content": "x"}]}, "row 2:.*none of user"),
-        ({"messages": [{"role": "user", "content": [{"type": ["text"]}]}]}, "row 2:.*no text, image or video"),
+        ({"messages": [{"role": "user", "content": [{"type": ["text"]}]}]}, "row 2:.*not text, image or video"),
         ({**good, "images": 3}, "row 2:.*'images' must be a path or a list of paths, not 3"),
         ({**good, "videos": [{"path": "a"}]}, "row 2:.*'videos' must be a path"),
         ({**good, "image": "x.png"}, "row 2:.*names x.png under 'image'.*call the key 'images'"),

@@ -72,7 +72,7 @@ def test_refusals_of_the_hub_are_one_sentence(monkeypatch, tmp_path, kind, messa
 
 
 def test_a_camera_cannot_name_another_folder(tmp_path):
-    with pytest.raises(UserError, match="no name such as"):
+    with pytest.raises(UserError, match="is not a name such as"):
         list(download.fetch(tmp_path, [0], camera="../labels"))
 
 

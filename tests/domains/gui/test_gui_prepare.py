@@ -203,7 +203,7 @@ def prepared(folder, lines, **settings):
         Image.new("RGB", (100, 50)).save(folder / "a.png")
     (folder / "rows.jsonl").write_text("\n".join(map(json.dumps, [*lines, tap(2), tap(3)])))
     metadata = prepare(Settings(**{"jsonl": [folder / "rows.jsonl"], "output": folder / "out",
-                                   "users": {"train": "1", "val": "2", "test": "3"}} | settings))
+                                   "train_users": ("1",), "val_users": ("2",), "test_users": ("3",)} | settings))
     return metadata, list(records.read(folder / "out" / "train.jsonl"))
 
 

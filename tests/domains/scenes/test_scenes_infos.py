@@ -118,9 +118,9 @@ def test_a_sound_scene(tmp_path, entry):
     (np.full((4, 4), -np.inf), "pose is not finite"),
     (np.full((4, 4), np.nan), "pose is not finite"),
     (np.eye(3), "pose is 3 x 3, not 4 x 4"),
-    (np.diag([2.0, 2, 2, 1]), "pose is no rotation"),
-    (np.diag([1.0, 1, -1, 1]), "pose is no rotation"),
-    (np.eye(4)[::-1], "pose is no rotation"),
+    (np.diag([2.0, 2, 2, 1]), "pose is not a rotation"),
+    (np.diag([1.0, 1, -1, 1]), "pose is not a rotation"),
+    (np.eye(4)[::-1], "pose is not a rotation"),
     ("text", "pose cannot be read"),
     ([[10**400] * 4] * 4, "pose cannot be read"),
     (np.eye(4) * 1j, "pose cannot be read"),
@@ -178,7 +178,7 @@ def test_a_pose_left_out_of_the_entry_comes_from_its_text_file(tmp_path, entry):
     (lambda e, root: e["images"][1].update(img_path="scannet/\udcff.jpg"), "holds half a character"),
     (lambda e, root: e["images"][1].update(e["images"][0]), "named before in its entry"),
     (lambda e, root: e["images"][1].update(depth_cam2img=np.diag([0.0, 5, 1])), "depth intrinsics are not finite and"),
-    (lambda e, root: e["images"][1].update(cam2img=[1, 2]), "colour intrinsics are no 3 x 3"),
+    (lambda e, root: e["images"][1].update(cam2img=[1, 2]), "colour intrinsics are not a 3 x 3"),
 ])
 def test_frames_that_lack_something_are_listed(tmp_path, entry, change, reason):
     change(entry, tmp_path)

@@ -294,7 +294,7 @@ def test_splits_by_question_file_refuse_a_scene_on_two_sides(copy, tmp_path):
 
 
 @pytest.mark.parametrize("settings, message", [
-    (Settings(split="x"), "--split is infos or questions"),
+    (Settings(split="x"), "--split must be infos or questions"),
     (Settings(num_frames=0), "--num-frames must be at least 1"),
     (Settings(turns=0), "--turns must be at least 1"),
     (Settings(depth_scale=0), "--depth-scale must be a number above 0"),
