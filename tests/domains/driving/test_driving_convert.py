@@ -132,6 +132,6 @@ def test_rows_that_cannot_be_converted_are_named_and_nothing_is_written(tmp_path
     (tmp_path / "empty.jsonl").touch()
     for source, target, message in (("empty.jsonl", "o.jsonl", "holds no row"), ("no.parquet", "o.jsonl", "no file"),
                                     ("in.jsonl", "in.jsonl", "overwritten"), ("in.jsonl", "o.csv", "must be"),
-                                    (".", "o.jsonl", "no data set folder")):
+                                    (".", "o.jsonl", "not a data set folder")):
         with pytest.raises(UserError, match=message):
             convert(tmp_path / source, tmp_path / target)
