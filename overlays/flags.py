@@ -18,6 +18,9 @@ class Parser(argparse.ArgumentParser):
         end = words.index("--") if "--" in words else len(words)
         return super().parse_known_args([*map(_dashed, words[:end]), *words[end:]], namespace)
 
+    def add_argument(self, *names: str, **keywords):
+        return super().add_argument(*map(_dashed, names), **keywords)
+
     def error(self, message: str) -> None:
         raise UserError(f"{message} (--help lists the flags)")
 

@@ -1,6 +1,5 @@
 """Fetch a real Cuprite scene (the sample scene needs no download: scripts/prepare_cuprite.py makes it)."""
 
-import argparse
 from pathlib import Path
 
 import _bootstrap  # (re-runs in .venv, puts the repository on the path)
@@ -9,10 +8,11 @@ from overlays import errors
 from overlays.archives import unpack_beside
 from overlays.domains.cuprite.download import SCENES, fetch
 from overlays.errors import UserError
+from overlays.flags import Parser
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Fetch a real Cuprite scene; an interrupted download is continued.")
+    parser = Parser(description="Fetch a real Cuprite scene; an interrupted download is continued.")
     parser.add_argument("--scene", choices=SCENES, default="cuprite95",
                         help="; ".join(f"{name}: {scene.about}" for name, scene in SCENES.items()))
     parser.add_argument("--url", action="append", help="fetch this address instead (may be repeated)")

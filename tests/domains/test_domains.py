@@ -53,6 +53,14 @@ def test_evaluation_takes_both_spellings_and_refuses_what_it_does_not_know(name)
         parser.parse_args(["--max_new_tokens", "0"])
 
 
+def test_help_shows_one_spelling_however_a_flag_was_declared():
+    parser = flags.Parser(prog="x")
+    parser.add_argument("--dataset_use", nargs="+")
+    assert "--dataset-use" in parser.format_help() and "--dataset_use" not in parser.format_help()
+    assert parser.parse_args(["--dataset_use", "a_b"]).dataset_use == ["a_b"]
+    assert parser.parse_args(["--dataset-use=a_b"]).dataset_use == ["a_b"]
+
+
 def test_a_value_that_is_not_a_choice_is_one_sentence():
     with pytest.raises(UserError, match="argument --channels: invalid choice: 'some'"):
         prepare.main(["--channels", "some"], domain="cuprite")
@@ -117,6 +125,15 @@ def test_a_missing_incomplete_or_old_sample_is_made_anew(name, tmp_path, monkeyp
             samples.ensure(name)
             assert made == [folder] * calls
     assert f"making the sample data in {folder}" in caplog.text
+
+
+def test_samples_are_written_by_one_command(tmp_path, monkeypatch, capsys):
+    from overlays.samples import __main__ as command
+
+    monkeypatch.setattr("sys.argv", ["samples", "satellite", "--output", str(tmp_path), "--cities", "20", "--seed", "3"])
+    command.main()
+    assert samples.read_note(tmp_path)["seed"] == 3 and len(list((tmp_path / "tiles").iterdir())) == 21
+    assert capsys.readouterr().out == f"sample data: {tmp_path}\n"
 
 
 def test_the_sample_scene_has_the_classes_of_the_domain():
