@@ -130,7 +130,7 @@ def test_a_missing_incomplete_or_old_sample_is_made_anew(name, tmp_path, monkeyp
 def test_samples_are_written_by_one_command(tmp_path, monkeypatch, capsys):
     from overlays.samples import __main__ as command
 
-    monkeypatch.setattr("sys.argv", ["samples", "satellite", "--output", str(tmp_path), "--cities", "20", "--seed", "3"])
+    monkeypatch.setattr("sys.argv", f"samples satellite --output {tmp_path} --cities 20 --seed 3".split())
     command.main()
     assert samples.read_note(tmp_path)["seed"] == 3 and len(list((tmp_path / "tiles").iterdir())) == 21
     assert capsys.readouterr().out == f"sample data: {tmp_path}\n"
