@@ -1,4 +1,4 @@
-"""Files that are whole or absent: atomic writes and checksums."""
+"""Files that are complete or absent: atomic writes and checksums."""
 
 import errno
 import hashlib
@@ -6,11 +6,9 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-
-from overlays.errors import UserError
 
 _NO_LINK = (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP, errno.EACCES, errno.ENOSYS)
 SURROGATE = re.compile("[\ud800-\udfff]")
@@ -43,17 +41,14 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
 
 
 @contextmanager
-def whole_folder(output: str | Path) -> Iterator[Path]:
+def complete_folder(output: str | Path, check: Callable[[Path], None]) -> Iterator[Path]:
     """A hidden folder beside `output` that takes its place at the end; an end by force leaves `output` as it was.
 
-    Raises:
-        UserError: `output` is a file, or a folder that holds other things than prepared data (no metadata.json).
+    Args:
+        check: raises UserError where `output` must not be replaced; asked at the start and again at the end.
     """
     output = Path(output)
-    if output.exists() and not output.is_dir():
-        raise UserError(f"output {output} is a file: give a folder")
-    if output.is_dir() and any(output.iterdir()) and not (output / "metadata.json").is_file():
-        raise UserError(f"output folder {output} holds other files: give an empty or new folder")
+    check(output)
     output.parent.mkdir(parents=True, exist_ok=True)
     for left in output.parent.glob(f".{output.name}.*.tmp"):
         owner = left.name.split(".")[-2]
@@ -69,6 +64,7 @@ def whole_folder(output: str | Path) -> Iterator[Path]:
     temporary.mkdir()
     try:
         yield temporary
+        check(output)
         if output.exists():
             output.rename(old)
         temporary.rename(output)

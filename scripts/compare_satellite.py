@@ -1,15 +1,15 @@
-"""Figures of several satellite runs on held-out cities, one below the other, with the baselines and the ceiling."""
+"""Metrics of several satellite runs on held-out cities, one below the other, with baselines and noise ceiling."""
 
-import argparse
 import json
 from pathlib import Path
 
 import _bootstrap  # noqa: F401  (re-runs in .venv, puts the repository on the path)
 
-from overlays import errors
+from overlays import errors, report
 from overlays.errors import UserError
+from overlays.flags import Parser
 
-FIGURES = (("r2", "R2"), ("rmse", "RMSE"), ("mae", "MAE"), ("pearson", "Pearson"))
+MEASURED = {"r2": "R2", "rmse": "RMSE", "mae": "MAE", "pearson": "Pearson"}
 
 
 def read(file: Path) -> dict | None:
@@ -21,39 +21,33 @@ def read(file: Path) -> dict | None:
         raise UserError(f"{file} is damaged: {error}") from None
 
 
-def steps(run: Path) -> int | None:
-    """Optimisation steps of a run, as its trainer counted them."""
-    return (read(run / "trainer_state.json") or {}).get("global_step")
-
-
-def line(label: str, figures: dict | None, extra: str = "") -> str:
-    values = [(figures or {}).get(key) for key, _ in FIGURES]
-    return f"{label:<34}" + "".join(f"{'-' if value is None else format(value, '.3f'):>9}" for value in values) + extra
+def line(label: str, metrics: dict | None, extra: str = "") -> str:
+    return f"{label:<34}" + "".join(f"{report.number((metrics or {}).get(key)):>9}" for key in MEASURED) + extra
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = Parser(description=__doc__)
     parser.add_argument("runs", nargs="+", metavar="LABEL=FOLDER", help="run folders that evaluate_satellite.py scored")
     parser.add_argument("--split", choices=("train", "val", "test"), default="test")
     flags = parser.parse_args()
-    found = []
+    rows = []
     for word in flags.runs:
         label, _, folder = word.rpartition("=")
         metrics = read(Path(folder) / flags.split / "metrics.json")
         if metrics is None:
             raise UserError(f"{folder} is not scored: run scripts/evaluate_satellite.py --checkpoint {folder} first")
-        found.append((label or folder, Path(folder), metrics))
-    print(f"{'':<34}" + "".join(f"{name:>9}" for _, name in FIGURES))
-    for label, folder, metrics in found:
-        count = steps(folder)
-        print(line(label, metrics, f"   {count} steps" if count else ""))
-    last = found[-1][2]
+        rows.append((label or folder, Path(folder), metrics))
+    print(f"{'':<34}" + "".join(f"{name:>9}" for name in MEASURED.values()))
+    for label, folder, metrics in rows:
+        steps = (read(folder / "trainer_state.json") or {}).get("global_step")
+        print(line(label, metrics, f"   {steps} steps" if steps else ""))
+    last = rows[-1][2]
     for name, label in (("mean", "training mean"), ("ridge", "ridge on mean embeddings")):
         print(line(label, (last.get("baseline") or {}).get(name)))
     if last.get("ceiling") is not None:
-        print(f"{'ceiling (noise of the sample)':<34}{last['ceiling']:>9.3f}")
+        print(f"{'noise ceiling of the sample':<34}{last['ceiling']:>9.3f}")
     print(f"{last['n']} cities of the {flags.split} split")
-    for label, folder, _ in found:
+    for label, folder, _ in rows:
         pairs = read(folder / "preferences.json")
         if pairs:
             print(f"{label}: preference accuracy {pairs['accuracy']:.3f} on {pairs['n']} held-out pairs, mean margin "

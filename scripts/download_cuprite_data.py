@@ -1,17 +1,18 @@
 """Fetch a real Cuprite scene (the sample scene needs no download: scripts/prepare_cuprite.py makes it)."""
 
-import argparse
 from pathlib import Path
 
 import _bootstrap  # (re-runs in .venv, puts the repository on the path)
 
 from overlays import errors
-from overlays.domains.cuprite.download import SCENES, fetch, unpack
+from overlays.archives import unpack_beside
+from overlays.domains.cuprite.download import SCENES, fetch
 from overlays.errors import UserError
+from overlays.flags import Parser
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Fetch a real Cuprite scene; an interrupted download is continued.")
+    parser = Parser(description="Fetch a real Cuprite scene; an interrupted download is continued.")
     parser.add_argument("--scene", choices=SCENES, default="cuprite95",
                         help="; ".join(f"{name}: {scene.about}" for name, scene in SCENES.items()))
     parser.add_argument("--url", action="append", help="fetch this address instead (may be repeated)")
@@ -24,7 +25,7 @@ def main() -> None:
     folder = options.output or _bootstrap.ROOT / "data" / "raw" / "cuprite" / options.scene
     for url in options.url or scene.urls:
         path = fetch(url, folder, options.sha256, "" if options.url else f"see {scene.page}")
-        unpacked = unpack(path)
+        unpacked = unpack_beside(path)
         print(f"{path}: {path.stat().st_size} bytes" + (f", unpacked to {unpacked}" if unpacked else ""))
     if not options.url:
         print(f"next: {scene.next_step.format(folder=folder)}")

@@ -1,15 +1,15 @@
 """Fetch chunks of PhysicalAI-Autonomous-Vehicles (gated: needs a login; the sample clips need no download)."""
 
-import argparse
 from pathlib import Path
 
 import _bootstrap  # (re-runs in .venv, puts the repository on the path)
 
 from overlays import errors
+from overlays.flags import Parser
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         description="Fetch chunks of nvidia/PhysicalAI-Autonomous-Vehicles: one camera and the egomotion. The set is "
         "gated: accept its licence on the hub and run `hf auth login` once. An interrupted download is continued.")
     parser.add_argument("--chunks", default="0", help="numbers and ranges: 0-2,7 (default: 0; about 100 clips each)")

@@ -13,10 +13,11 @@ import _bootstrap  # noqa: F401  (re-runs in .venv, puts the repository on the p
 from overlays import errors
 from overlays.errors import UserError
 from overlays.files import to_json, write_json, write_jsonl
+from overlays.flags import Parser
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         description="Draw answers from a model trained with --head none and write preference pairs for "
                     "overlays.train_dpo.")
     parser.add_argument("--checkpoint", required=True, help="run folder or checkpoint of the model (--head none)")

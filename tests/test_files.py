@@ -1,4 +1,4 @@
-"""Files are whole or absent."""
+"""Files are complete or absent."""
 
 import errno
 import json
@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from overlays.files import atomic_path, link, sha256, whole_folder, write_json, write_jsonl
+from overlays.files import atomic_path, complete_folder, link, sha256, write_json, write_jsonl
 
 
 def test_a_failed_write_leaves_what_was_there(tmp_path):
@@ -34,13 +34,13 @@ def test_a_folder_is_replaced_as_a_whole(tmp_path):
 
 def test_prepared_data_survives_a_kill_between_the_two_renames(tmp_path):
     output = tmp_path / "prepared"
-    with whole_folder(output) as folder:
+    with complete_folder(output, lambda folder: None) as folder:
         (folder / "metadata.json").write_text("first")
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
     output.rename(tmp_path / f".prepared.old.{dead.pid}.tmp")
     (tmp_path / f".prepared.{dead.pid}.tmp").mkdir()
-    with pytest.raises(RuntimeError), whole_folder(output):
+    with pytest.raises(RuntimeError), complete_folder(output, lambda folder: None):
         raise RuntimeError
     assert (output / "metadata.json").read_text() == "first"
     assert [path.name for path in tmp_path.iterdir()] == ["prepared"]

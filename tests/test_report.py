@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from overlays import report
+from overlays.report import Cards, Cell, Paragraph, Picture, Section, Table
 
 VOID = {"meta", "img", "br", "link"}
 
@@ -41,17 +42,16 @@ def tile(tmp_path):
 
 
 def sample(tile, **change):
-    return report.Sample(**{"name": "t1", "question": "Which?", "prediction": "alunite", "truth": "kaolinite",
+    return report.Sample(**{"name": "t1", "question": "Which?", "prediction": "alunite", "target": "kaolinite",
                             "right": False, "images": (tile,)} | change)
 
 
 def test_a_page_is_well_formed_and_loads_nothing_from_outside(tmp_path, tile):
     file = tmp_path / "out" / "report.html"
     report.write(file, "Title", "Lead", [
-        report.section("Figures", report.figures([report.Figure("accuracy", "of 10 rows", 0.9, 0.6)])),
-        report.section("Rows", report.table(["name", "f1"], [["alunite", 0.5]], "per mineral")),
-        report.section("Curve", report.picture(tile, "loss")),
-        report.section("Answers", report.samples([sample(tile)])),
+        Section("Metrics", [Table(["metric", "model"], [[Cell("accuracy", note="10 rows"), Cell("0.9", "better")]])]),
+        Section("Rows", [Table(["name", "f1"], [["alunite", 0.5]], "per mineral")]),
+        Section("Curve", [Picture(tile, "loss")]), Section("Answers", [Cards([sample(tile)])]),
     ], "made by a test")
     text = file.read_text(encoding="utf-8")
     checked = Checker(text)
@@ -65,22 +65,11 @@ def test_a_page_is_well_formed_and_loads_nothing_from_outside(tmp_path, tile):
 def test_texts_are_escaped_everywhere():
     evil = '<script>alert("1")</script>&'
     text = report.page(evil, evil, [
-        report.section(evil, report.paragraph(evil)), report.table([evil], [[evil, evil]], evil),
-        report.figures([report.Figure(evil, evil, 1.0)]),
-        report.samples([report.Sample(evil, evil, evil, evil, True, ())])], evil)
+        Section(evil, [Paragraph(evil), Table([evil], [[evil, evil], [Cell(evil, note=evil)]], evil),
+                       Cards([report.Sample(evil, evil, evil, evil, True, ())])])], evil)
     checked = Checker(text)
     assert "script" not in {tag for tag, _ in checked.tags}
     assert sum(word.count("<script>") for word in checked.words) == 16
-
-
-def test_a_gain_is_good_where_higher_or_lower_is_better():
-    def tone(model, baseline, lower):
-        row = report.figures([report.Figure("x", "y", model, baseline, lower)])
-        return re.search(r'class="(better|worse)"', row)
-
-    assert tone(0.9, 0.5, False).group(1) == "better" and tone(0.9, 0.5, True).group(1) == "worse"
-    assert tone(0.1, 0.5, False).group(1) == "worse" and tone(0.1, 0.5, True).group(1) == "better"
-    assert tone(0.5, 0.5, False) is None and tone(None, 0.5, False) is None and tone(0.5, None, False) is None
 
 
 @pytest.mark.parametrize(("value", "shown"), [(0.12345, "0.123"), (1.0, "1.000"), (7, "7"), (None, "–"), ("a", "a")])
@@ -89,7 +78,8 @@ def test_numbers(value, shown):
 
 
 def test_right_wrong_and_unjudged_answers_differ(tile):
-    shown = [report.samples([sample(tile, right=right)]) for right in (True, False, None)]
+    shown = [report.page("t", "l", [Section("", [Cards([sample(tile, right=right)])])]).split("</style>")[1]
+             for right in (True, False, None)]
     assert "✓ right" in shown[0] and "✗ wrong" in shown[1] and "verdict" not in shown[2]
 
 
@@ -103,6 +93,6 @@ def test_pictures_are_reduced_and_small_tiles_stay_sharp(tmp_path, tile):
 
 def test_a_missing_or_broken_picture_leaves_the_page_whole(tmp_path):
     (tmp_path / "broken.png").write_bytes(b"not a picture")
-    assert all(report.picture(path) == "" for path in (tmp_path / "none.png", tmp_path / "broken.png", None))
-    assert report.section("Curve", "") == ""
-    assert "broken.png" in report.samples([sample(tmp_path / "broken.png")])
+    lost = [Section("Curve", [Picture(path)]) for path in (tmp_path / "none.png", tmp_path / "broken.png", None)]
+    text = report.page("t", "l", [*lost, Section("Answers", [Cards([sample(tmp_path / "broken.png")])])])
+    assert "Curve" not in text and text.count("<section>") == 1 and "broken.png" in text

@@ -1,45 +1,27 @@
-"""The one table of domains: what prepares, samples and scores each. A new domain is a new row."""
+"""The one table of domains, name -> "module:object" of its `base.Domain`, loaded when first asked for."""
 
-from __future__ import annotations
-
-from collections.abc import Callable
-from dataclasses import dataclass
 from importlib import import_module
 
+from overlays.errors import UserError
 
-@dataclass(frozen=True)
-class Domain:
-    """Where a domain's three entry points live, as "module:function"; loaded when first asked for."""
-
-    name: str
-    prepare_at: str
-    sample_at: str
-    score_at: str
-
-    @property
-    def prepare(self) -> Callable:
-        """`prepare(settings)`: raw files -> annotation files, media and metadata.json."""
-        return _load(self.prepare_at)
-
-    @property
-    def sample(self) -> Callable:
-        """`sample(output, ...)`: writes a small raw data set in the real layout, deterministic by seed."""
-        return _load(self.sample_at)
-
-    @property
-    def score(self) -> Callable:
-        """`score(predictions, train=()) -> dict`: pure; sets the model beside its trivial baselines."""
-        return _load(self.score_at)
+DOMAINS: dict[str, str] = {name: f"overlays.domains.{name}.domain:DOMAIN"
+                           for name in ("cuprite", "driving", "satellite", "gui", "scenes")}
 
 
-def _load(place: str) -> Callable:
-    module, name = place.split(":")
-    return getattr(import_module(module), name)
+def register(name: str, location: str) -> None:
+    """Add a domain of another package to the table; `location` is "module:object"."""
+    DOMAINS[name] = location
 
 
-def _domain(name: str) -> Domain:
-    package = f"overlays.domains.{name}"
-    return Domain(name, f"{package}.prepare:prepare", f"{package}.sample:sample", f"{package}.score:score")
-
-
-DOMAINS: dict[str, Domain] = {name: _domain(name) for name in ("cuprite", "driving", "satellite", "gui", "scenes")}
+def get(name: str):
+    """The `base.Domain` of that name, or the one at "module:object". Raises UserError where there is none."""
+    location = DOMAINS.get(name, name)
+    module, colon, attribute = location.partition(":")
+    if not colon:
+        raise UserError(f"there is no domain {name!r}; known are {', '.join(DOMAINS)}, and module:object names another")
+    try:
+        return getattr(import_module(module), attribute)
+    except (ModuleNotFoundError, AttributeError) as error:
+        if name in DOMAINS:
+            raise
+        raise UserError(f"there is no domain at {name}: {error}") from None

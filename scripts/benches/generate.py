@@ -19,18 +19,18 @@ def run() -> dict[str, float]:
     from overlays.data import chat, records
     from overlays.data.media import MediaOptions, apply_resolution
     from overlays.domains.gui.prepare import Settings, prepare
-    from overlays.domains.gui.sample import sample
     from overlays.model import tiny
     from overlays.model.load import load_for_inference
     from overlays.predict import answer_batch
+    from overlays.samples.gui import write
 
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         users = [1, 11, 74]
-        sample(folder / "raw", users=users, episodes={"test": 11, "train": 1, "val": 1})
+        write(folder / "raw", users=users, episodes={"test": 11, "train": 1, "val": 1})
         prepare(Settings(raw=folder / "raw", output=folder / "data", screenshot_pixels=270 * 600,
-                         users={"train": "11", "val": "74", "test": "1"}))
+                         train_users=("11",), val_users=("74",), test_users=("1",)))
         model, processor = load_for_inference(tiny.build("qwen3_vl", folder / "model"))
         apply_resolution(processor, MediaOptions(min_pixels=4096, max_pixels=36864))
         rows = list(records.read(folder / "data" / "test.jsonl"))[:QUESTIONS]

@@ -36,9 +36,9 @@ def run() -> dict[str, float]:
 
 def full_scene(folder: Path) -> Path:
     """A scene of full size, tiled from the sample; returns its header."""
-    from overlays.domains.cuprite.sample import sample
+    from overlays.samples.cuprite import write
 
-    header = sample(folder / "sample")
+    header = write(folder / "sample")
     text = header.read_text().replace("samples = 480", f"samples = {SAMPLES}")
     text = text.replace("lines = 400", f"lines = {LINES}")
     small = np.memmap(header.with_suffix(".img"), "<i2", "r", shape=(400, BANDS, 480))

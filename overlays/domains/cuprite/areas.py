@@ -6,9 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from overlays.domains.base import SPLITS
 from overlays.errors import UserError
-
-SPLITS = ("train", "val", "test")
 
 
 @dataclass(frozen=True)
@@ -76,8 +75,8 @@ def split_areas(kept: np.ndarray, rows: list[int], cols: list[int], shape: tuple
     table, across, along = (kept, rows, cols) if along_cols else (kept.T, cols, rows)
     for buffers in BUFFERS:
         gaps = [round(tile * share) for share in buffers]
-        found = _best_cut(table, across, along, tile, gaps, fractions, wanted)
-        if found:
+        boxes = _best_cut(table, across, along, tile, gaps, fractions, wanted)
+        if boxes:
             break
     else:
         raise UserError(
@@ -85,7 +84,7 @@ def split_areas(kept: np.ndarray, rows: list[int], cols: list[int], shape: tuple
             f"{', '.join(wanted)}: give --tile-size {max(min(shape) // 3, 1)} or less, or check --min-valid")
     height, width = shape if along_cols else shape[::-1]
     areas = {}
-    for name, (top, bottom, left, right) in found.items():
+    for name, (top, bottom, left, right) in boxes.items():
         area = (top, height if bottom is None else bottom, left, width if right is None else right)
         areas[name] = Area(*area) if along_cols else Area(area[2], area[3], area[0], area[1])
     return areas

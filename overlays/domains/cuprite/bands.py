@@ -10,42 +10,42 @@ from overlays.errors import UserError
 WATER_NM = ((1340.0, 1460.0), (1780.0, 2000.0))
 
 
-def band_faults(cube: Cube) -> list[str]:
+def skip_reasons(cube: Cube) -> list[str]:
     """Why each band is left out: "" for a good band, else "header", "water", "constant" or "overlap".
 
     The file's own good-band list decides; without one, windows of atmospheric water (1340-1460 and 1780-2000 nm,
     widened by half a band's FWHM on both sides) do. Bands that never vary, and bands whose wavelength does not
     advance on the good bands before them (overlapping spectrometers), are left out in any case. No index is fixed.
     """
-    faults = [""] * cube.shape[2]
+    reasons = [""] * cube.shape[2]
     if cube.good is not None:
-        faults = ["" if good else "header" for good in cube.good]
+        reasons = ["" if good else "header" for good in cube.good]
     else:
         for band, (centre, width) in enumerate(zip(cube.wavelength_nm, cube.fwhm_nm, strict=True)):
             if any(low - width / 2 <= centre <= high + width / 2 for low, high in WATER_NM):
-                faults[band] = "water"
+                reasons[band] = "water"
     spectra = probe(cube)
     lit = np.isfinite(spectra).any(0)
     span = np.full(cube.shape[2], 0.0)
     span[lit] = np.nanmax(spectra[:, lit], axis=0) - np.nanmin(spectra[:, lit], axis=0)
     highest = -np.inf
     for band, centre in enumerate(cube.wavelength_nm):
-        if faults[band]:
+        if reasons[band]:
             continue
         if span[band] <= 0:
-            faults[band] = "constant"
+            reasons[band] = "constant"
         elif centre <= highest:
-            faults[band] = "overlap"
+            reasons[band] = "overlap"
         else:
             highest = centre
-    if sum(not fault for fault in faults) < 3:
+    if sum(not reason for reason in reasons) < 3:
         raise UserError(f"cube {cube.path} has fewer than three usable bands: check its bad-band list")
-    return faults
+    return reasons
 
 
-def good_bands(faults: list[str]) -> np.ndarray:
-    """Indexes of the bands without a fault; their wavelengths ascend."""
-    return np.array([band for band, fault in enumerate(faults) if not fault])
+def good_bands(reasons: list[str]) -> np.ndarray:
+    """Indexes of the bands that are not left out; their wavelengths ascend."""
+    return np.array([band for band, reason in enumerate(reasons) if not reason])
 
 
 def nearest_band(cube: Cube, good: np.ndarray, target_nm: float, purpose: str) -> int:

@@ -296,7 +296,7 @@ def _to_nm(unit: str, values: np.ndarray, where: object) -> float:
 
 def _widths(path: Path, centres: np.ndarray, widths: np.ndarray | None) -> np.ndarray:
     if len(centres) < 2:
-        raise UserError(f"cube {path} has one band, which is no spectrum: give a cube of many bands")
+        raise UserError(f"cube {path} has one band, which is not a spectrum: give a cube of many bands")
     if widths is not None and (widths > 0).all():
         return widths
     spacing = np.abs(np.gradient(centres))
@@ -344,7 +344,7 @@ def _settle_scale(cube: Cube, scale: float | None) -> Cube:
         middle /= cube.scale
     if not 0.005 < middle < 1.5:
         raise UserError(f"cube {cube.path} has a median value of {middle:.4g} after division by scale {cube.scale:g}, "
-                        "which is no reflectance: give --scale, or correct radiance for the atmosphere first")
+                        "which is not reflectance: give --scale, or correct radiance for the atmosphere first")
     return cube
 
 

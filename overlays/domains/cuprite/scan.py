@@ -112,12 +112,12 @@ def _window(task: tuple) -> tuple[int, dict]:
     iron = np.zeros((rows, width), bool)
     if mica and len(flat):
         codes[valid], rule[valid], fit[valid] = _labeller(centres.tobytes(), cube.fwhm_nm[good].tobytes())(flat)
-    found = ferric_iron(flat, centres)
-    if found is not None:
-        iron[valid] = found
+    ferric = ferric_iron(flat, centres)
+    if ferric is not None:
+        iron[valid] = ferric
     values = spectra[:, :, np.searchsorted(good, keep)]
     return row, {"valid": valid, "codes": codes, "rule": rule, "fit": fit, "values": values,
-                 "iron": None if found is None else iron}
+                 "iron": None if ferric is None else iron}
 
 
 def _run(tasks: list[tuple], workers: int) -> Iterator[tuple[int, dict]]:

@@ -70,8 +70,8 @@ def read_answer(text: str, n: int) -> Answer:
 
     Signs, exponents, square instead of round brackets and any text around the list are taken. The list is the first
     run of `n` groups in brackets with only commas, semicolons and space between them, else the longest run; groups of
-    words alone are no part of one. Reading ends at the first group of the list that is no pair, so that no pair moves
-    to another time.
+    words alone do not count. Reading ends at the first group of the list that is not a pair, so that no pair moves to
+    another time.
     """
     runs: list[list[str]] = []
     end = None
@@ -83,8 +83,8 @@ def read_answer(text: str, n: int) -> Answer:
             runs.append([])
         runs[-1].append(group[1])
         end = group.end()
-    chosen = next((run for run in runs if len(run) >= n), max(runs, key=len, default=[]))
-    pairs = list(takewhile(bool, map(_pair, chosen)))
+    run_taken = next((run for run in runs if len(run) >= n), max(runs, key=len, default=[]))
+    pairs = list(takewhile(bool, map(_pair, run_taken)))
     if not pairs:
         return Answer(None, "unreadable", 0)
     status = "whole" if len(pairs) == n else "extra" if len(pairs) > n else "partial"
@@ -93,10 +93,10 @@ def read_answer(text: str, n: int) -> Answer:
 
 
 def _pair(text: str) -> tuple[float, float] | None:
-    found = _PAIR.fullmatch(text)
-    if not found:
+    match = _PAIR.fullmatch(text)
+    if not match:
         return None
-    v, k = (float(number.replace("\u2212", "-").replace("\u2013", "-")) for number in found.groups())
+    v, k = (float(number.replace("\u2212", "-").replace("\u2013", "-")) for number in match.groups())
     return (v, k) if abs(v) <= MAX_SPEED_MPS and abs(k) <= MAX_CURVATURE else None
 
 

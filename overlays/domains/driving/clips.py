@@ -16,9 +16,9 @@ from pathlib import Path
 
 import numpy as np
 
+from overlays import archives
 from overlays.data.video import opened
-from overlays.domains.driving import archives
-from overlays.domains.driving.faults import ClipFault, no_room
+from overlays.domains.driving.skips import ClipSkip, no_room
 from overlays.errors import UserError
 from overlays.files import atomic_path
 
@@ -43,8 +43,8 @@ class File:
         if self.member:
             state = [Path(self.member.filename).name, self.member.file_size, self.member.CRC]
         else:
-            found = self.path.stat()
-            state = [self.path.name, found.st_size, found.st_mtime_ns]
+            state_of_file = self.path.stat()
+            state = [self.path.name, state_of_file.st_size, state_of_file.st_mtime_ns]
         return hashlib.sha256(json.dumps(state).encode()).hexdigest()[:12]
 
     def place(self, target: Path) -> None:
@@ -86,42 +86,42 @@ def find(raw: Path, camera: str = CAMERA) -> tuple[list[Clip], list[dict]]:
     raw = Path(raw)
     if not raw.is_dir():
         raise UserError(f"there is no folder {raw}: give the one that holds camera/ and labels/")
-    place = raw / "camera" / camera
-    if not place.is_dir():
+    folder = raw / "camera" / camera
+    if not folder.is_dir():
         there = sorted(path.name for path in (raw / "camera").glob("*") if path.is_dir())
         hint = f"there are {', '.join(there)}" if there else "it must hold camera/<camera> and labels/egomotion"
         raise UserError(f"{raw} holds no camera {camera}: {hint}")
     refused: list[dict] = []
-    pictures = _files(place, refused)
+    pictures = _files(folder, refused)
     motion = _files(raw / "labels" / "egomotion", refused)
-    found: dict[str, dict[str, File]] = {}
+    files_of: dict[str, dict[str, File]] = {}
     kinds = ((pictures, f".{camera}.mp4", "video"), (pictures, f".{camera}.timestamps.parquet", "timestamps"),
              (motion, ".egomotion.parquet", "egomotion"))
     for files, suffix, kind in kinds:
         for name, file in files.items():
             clip = name.removesuffix(suffix)
             if clip != name and re.fullmatch(r"[\w][\w.-]*", clip):
-                found.setdefault(clip, {})[kind] = file
-    if not found and not refused:
+                files_of.setdefault(clip, {})[kind] = file
+    if not files_of and not refused:
         raise UserError(f"{raw} holds no clip of {camera}: neither archives nor <clip>.{camera}.mp4")
     index = read_index(raw)
     clips = []
-    for name in sorted(found):
+    for name in sorted(files_of):
         valid, split = index.get(name, (True, None))
-        files = found[name]
+        files = files_of[name]
         clips.append(Clip(name, files.get("video"), files.get("timestamps"), files.get("egomotion"), split, valid))
     return clips, refused
 
 
 def _files(folder: Path, refused: list[dict]) -> dict[str, File]:
     """Name -> file below a folder, archives looked into; a plain file goes before an archive's."""
-    found: dict[str, File] = {}
+    files: dict[str, File] = {}
     for archive in sorted(folder.rglob("*.zip")):
         try:
-            found |= {name: File(archive, info) for name, info in archives.members(archive).items()}
+            files |= {name: File(archive, info) for name, info in archives.members(archive).items()}
         except UserError as error:
             refused.append({"archive": archive.name, "reason": "refused archive", "detail": str(error)})
-    return found | {path.name: File(path) for path in sorted(folder.rglob("*"))
+    return files | {path.name: File(path) for path in sorted(folder.rglob("*"))
                     if path.suffix in (".mp4", ".parquet") and path.is_file()}
 
 
@@ -161,7 +161,7 @@ def read_timestamps(file: File, name: str) -> np.ndarray:
     """(F,) int64 microseconds: when each frame was taken. They may begin above or below 0.
 
     Raises:
-        ClipFault: no parquet file, no column `timestamp` of whole numbers.
+        ClipSkip: no parquet file, no column `timestamp` of whole numbers.
     """
     import pandas as pd
 
@@ -170,12 +170,12 @@ def read_timestamps(file: File, name: str) -> np.ndarray:
     except MemoryError:
         raise
     except Exception as error:  # pyarrow raises many kinds on bad bytes
-        raise ClipFault("unreadable timestamps", f"{name}: {' '.join(str(error).split())[:200]}") from None
+        raise ClipSkip("unreadable timestamps", f"{name}: {' '.join(str(error).split())[:200]}") from None
     if "timestamp" not in table.columns or table["timestamp"].dtype.kind not in "iu":
-        raise ClipFault("unreadable timestamps", f"{name} has no column timestamp of whole microseconds")
+        raise ClipSkip("unreadable timestamps", f"{name} has no column timestamp of whole microseconds")
     if table["timestamp"].isna().any():
         row = int(np.flatnonzero(table["timestamp"].isna())[0])
-        raise ClipFault("unreadable timestamps", f"{name}: row {row} has no timestamp")
+        raise ClipSkip("unreadable timestamps", f"{name}: row {row} has no timestamp")
     return table["timestamp"].to_numpy(np.int64)
 
 
@@ -184,7 +184,7 @@ def frame_stamps(path: Path) -> tuple[np.ndarray, int]:
     ones cannot be decoded, because the file starts within a group of pictures. Nothing else is decoded.
 
     Raises:
-        ClipFault: no video, or cut short.
+        ClipSkip: no video, or cut short.
     """
     with _opened(path) as (container, stream):
         size, stamps, first_key = path.stat().st_size, set(), None
@@ -192,7 +192,7 @@ def frame_stamps(path: Path) -> tuple[np.ndarray, int]:
             if packet.pts is None or not packet.size or packet.is_discard:
                 continue
             if packet.is_corrupt or (packet.pos is not None and packet.pos + packet.size > size):
-                raise ClipFault("truncated video", f"{path.name} ends within frame {len(stamps)}")
+                raise ClipSkip("truncated video", f"{path.name} ends within frame {len(stamps)}")
             if first_key is None and packet.is_keyframe:
                 first_key = packet.pts
             stamps.add(packet.pts)
@@ -209,20 +209,20 @@ def frame_stamps(path: Path) -> tuple[np.ndarray, int]:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[tuple]:
-    """As `video.opened`, with every error but a full disk as a ClipFault."""
+    """As `video.opened`, with every error but a full disk as a ClipSkip."""
     import av
 
     try:
         with opened(path) as found:
             yield found
-    except ClipFault:
+    except ClipSkip:
         raise
     except UserError as error:
-        raise ClipFault("unreadable video", str(error)) from None
+        raise ClipSkip("unreadable video", str(error)) from None
     except (av.error.FFmpegError, OSError) as error:
         if no_room(error):
             raise
-        raise ClipFault("unreadable video", f"{path.name}: {' '.join(str(error).split())}") from None
+        raise ClipSkip("unreadable video", f"{path.name}: {' '.join(str(error).split())}") from None
 
 
 def cut(path: Path, stamps: np.ndarray, starts: list[int], frames: int, targets: list[Path],
@@ -239,7 +239,7 @@ def cut(path: Path, stamps: np.ndarray, starts: list[int], frames: int, targets:
         the starts of the stretches that were not written because one of their frames cannot be decoded.
 
     Raises:
-        ClipFault: a video that cannot be decoded or written so, or a file that differs from its source.
+        ClipSkip: a video that cannot be decoded or written so, or a file that differs from its source.
     """
     number_of = {stamp: number for number, stamp in enumerate(stamps.tolist())}
     waiting = list(zip(starts, targets, strict=True))
@@ -253,7 +253,7 @@ def cut(path: Path, stamps: np.ndarray, starts: list[int], frames: int, targets:
             if number is None or frame.is_corrupt:
                 continue
             if getattr(frame, "rotation", 0):
-                raise ClipFault("rotated video", f"{path.name} is rotated: prepare it without --cut")
+                raise ClipSkip("rotated video", f"{path.name} is rotated: prepare it without --cut")
             while waiting and number >= waiting[0][0] + frames:  # its last frame never came
                 lost.append(waiting.pop(0)[0])
             if not waiting:
@@ -292,14 +292,14 @@ def _encode(pictures: list, target: Path, rate, quality: int) -> None:
         except (av.error.FFmpegError, ValueError, AssertionError) as error:
             if no_room(error):
                 raise
-            raise ClipFault("cannot be cut", f"{target.name}: H.264 takes no {first.width} x {first.height} "
+            raise ClipSkip("cannot be cut", f"{target.name}: H.264 takes no {first.width} x {first.height} "
                                              f"{first.format.name} ({' '.join(str(error).split())}): prepare it "
                                              "without --cut") from None
         with av.open(str(temporary), metadata_errors="ignore") as container:
             again = [frame.to_ndarray() for frame in container.decode(container.streams.video[0])]
         same = len(again) == len(arrays) and (quality or all(map(np.array_equal, again, arrays)))
         if not same:
-            raise ClipFault("segment differs", f"{target.name} does not hold the {len(arrays)} frames of its source")
+            raise ClipSkip("segment differs", f"{target.name} does not hold the {len(arrays)} frames of its source")
 
 
 def remove_leftovers(folder: Path) -> None:

@@ -6,16 +6,16 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 from pathlib import Path
 
-from overlays import errors
+from overlays import errors, paths
 from overlays.domains.driving import prepare
 from overlays.errors import UserError
+from overlays.flags import Parser
 
-FIGURES = ("mae_v", "mae_k", "rmse_v", "rmse_k", "ade", "fde", "turn_sign_accuracy", "parse_rate")
+MEASURED = ("mae_v", "mae_k", "rmse_v", "rmse_k", "ade", "fde", "turn_sign_accuracy", "parse_rate")
 
 
 def prepare_past(video: Path, past: Path, workers: int = 2) -> None:
@@ -36,57 +36,57 @@ def prepare_past(video: Path, past: Path, workers: int = 2) -> None:
         raise UserError(f"{video} was prepared with --past-motion: prepare it without")
     if (past / "metadata.json").is_file() and not _differences(asked, _metadata(past)):
         return
-    raw = prepare.ROOT / parameters["raw"]  # an absolute path stays one
+    raw = paths.ROOT / parameters["raw"]  # an absolute path stays one
     prepare.prepare(prepare.Settings(**{
-        **parameters, "raw": None if raw == prepare.SAMPLE else raw, "past_motion": True, "output": past,
-        "split_fractions": tuple(parameters["split_fractions"]), "workers": workers,
+        **parameters, "raw": None if raw == paths.RAW / "driving" / "sample" else raw, "past_motion": True,
+        "output": past, "split_fractions": tuple(parameters["split_fractions"]), "workers": workers,
     }))
-    found = _differences(asked, _metadata(past))
-    if found:
-        raise UserError(f"{video} and {past} differ in {', '.join(found)}, so their scores cannot be compared: prepare "
-                        f"{video} again")
+    differing = _differences(asked, _metadata(past))
+    if differing:
+        raise UserError(f"{video} and {past} differ in {', '.join(differing)}, so their scores cannot be compared: "
+                        f"prepare {video} again")
 
 
 def _metadata(folder: Path) -> dict:
     file = folder / "metadata.json"
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-        if found["domain"] != "driving":
+        metadata = json.loads(file.read_text(encoding="utf-8"))
+        if metadata["domain"] != "driving":
             raise ValueError
     except (OSError, ValueError, KeyError, TypeError):
         raise UserError(f"{file} is not that of prepared driving clips: prepare them again") from None
-    return found
+    return metadata
 
 
 def _differences(one: dict, other: dict) -> list[str]:
     """Keys in which two metadata differ; past_motion does not count, and none is as good as a zero."""
-    one, other = ({**found, **found["parameters"], **found["counts"], "parameters": None, "counts": None,
-                   "past_motion": None} for found in (one, other))
+    one, other = ({**metadata, **metadata["parameters"], **metadata["counts"], "parameters": None, "counts": None,
+                   "past_motion": None} for metadata in (one, other))
     return sorted(key for key in one.keys() | other.keys() if (one.get(key) or None) != (other.get(key) or None))
 
 
 def table(folder: Path) -> str:
-    """The figures of the runs `video` and `past` below a folder beside the baselines, as text."""
-    found = {name: json.loads((folder / name / "test" / "metrics.json").read_text(encoding="utf-8"))
+    """The metrics of the runs `video` and `past` below a folder beside the baselines, as text."""
+    metrics = {name: json.loads((folder / name / "test" / "metrics.json").read_text(encoding="utf-8"))
              for name in ("video", "past")}
-    rows = {"video only": found["video"], "video and past motion": found["past"], **found["past"]["baseline"]}
-    lines = [f"{'':<24}" + "".join(f"{key.replace('turn_sign_accuracy', 'turn sign'):>12}" for key in FIGURES)]
+    rows = {"video only": metrics["video"], "video and past motion": metrics["past"], **metrics["past"]["baseline"]}
+    lines = [f"{'':<24}" + "".join(f"{key.replace('turn_sign_accuracy', 'turn sign'):>12}" for key in MEASURED)]
     for name, row in rows.items():
         if row:
-            cells = ("-" if row[key] is None else f"{row[key]:.5f}" for key in FIGURES)
+            cells = ("-" if row[key] is None else f"{row[key]:.5f}" for key in MEASURED)
             lines.append(f"{name.replace('_', ' '):<24}" + "".join(f"{cell:>12}" for cell in cells))
     return "\n".join(lines)
 
 
 def main() -> None:
     """Command line of the comparison."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = Parser(description=__doc__.splitlines()[0])
     steps = parser.add_subparsers(dest="step", required=True)
     steps.add_parser("prepare", help="prepare data/prepared/driving_past as data/prepared/driving is")
-    steps.add_parser("table", help="print the figures of both runs").add_argument("folder", type=Path)
+    steps.add_parser("table", help="print the metrics of both runs").add_argument("folder", type=Path)
     options = parser.parse_args()
     if options.step == "prepare":
-        prepare_past(prepare.OUTPUT, prepare.OUTPUT.with_name("driving_past"), os.cpu_count() or 1)
+        prepare_past(paths.PREPARED / "driving", paths.PREPARED / "driving_past", os.cpu_count() or 1)
     else:
         print(table(options.folder))
 

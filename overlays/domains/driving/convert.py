@@ -80,7 +80,7 @@ def _messages(record: Mapping) -> dict:
     for turn in turns:
         role = records.ROLES.get(str(turn.get("from"))) if isinstance(turn, Mapping) else None
         if role is None or not isinstance(turn.get("value"), str):
-            raise UserError(f"record {name} has a turn that is no text of human, gpt or system: {turn}")
+            raise UserError(f"record {name} has a turn that is not text of human, gpt or system: {turn}")
         content = _split(turn["value"], files, name)
         shown = any(part["type"] != "text" for part in content)
         messages.append({"role": role, "content": content if shown else turn["value"]})
@@ -151,12 +151,12 @@ def _items(part: object, files: dict[str, list[str]], name: object) -> list[tupl
     if kind == "text" and isinstance(part.get("text"), str):
         return [(item["type"], item[item["type"]]) for item in _split(part["text"], files, name)]
     if kind not in records.PLACEHOLDERS:
-        raise UserError(f"row {name} has a part that is no text, image or video: {part}")
+        raise UserError(f"row {name} has a part that is not text, image or video: {part}")
     value = part.get(kind)
     if value is None:
         value = _split(records.PLACEHOLDERS[kind], files, name)[0][kind]
     if not isinstance(value, str):
-        raise UserError(f"row {name} has a {kind} that is no path: {str(part)[:100]}")
+        raise UserError(f"row {name} has a {kind} that is not a path: {str(part)[:100]}")
     return [(kind, value)]
 
 
@@ -190,7 +190,7 @@ def read_rows(path: Path) -> Iterator[dict]:
         try:
             table = datasets.load_from_disk(str(path))
         except (OSError, ValueError) as error:
-            raise UserError(f"{path} is no data set folder: {' '.join(str(error).split())[:200]}") from None
+            raise UserError(f"{path} is not a data set folder: {' '.join(str(error).split())[:200]}") from None
         if isinstance(table, datasets.DatasetDict):
             raise UserError(f"{path} holds several splits ({', '.join(table)}): name one, such as {path / min(table)}")
         yield from map(_from_columns, table)
@@ -236,7 +236,7 @@ def write_rows(path: Path, rows: Iterable[dict]) -> None:
         import pyarrow
 
         if path.exists() and not (path / "dataset_info.json").is_file():
-            raise UserError(f"{path} is there and no data set folder: give another name")
+            raise UserError(f"{path} is there and not a data set folder: give another name")
         table = datasets.Dataset(pyarrow.Table.from_pylist([_to_columns(row) for row in rows], _schema()))
         with atomic_path(path) as temporary:
             table.save_to_disk(str(temporary))
@@ -318,7 +318,7 @@ def convert(source: Path, target: Path, to: str | None = None) -> tuple[int, str
                 json.dumps(new, ensure_ascii=False).encode()
                 yield new
             except UnicodeEncodeError as error:
-                raise UserError(f"{source}, row {count}: text that is no Unicode (half of a surrogate pair) near "
+                raise UserError(f"{source}, row {count}: text that is not Unicode (half of a surrogate pair) near "
                                 f"{error.object[max(0, error.start - 20):error.start]!r}") from None
             except UserError as error:
                 raise UserError(f"{source}, row {count}: {error}") from None

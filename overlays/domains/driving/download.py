@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from overlays.domains.driving import archives
+from overlays import archives
 from overlays.domains.driving.clips import CAMERA
 from overlays.errors import UserError
 
@@ -26,10 +26,10 @@ def chunk_numbers(text: str) -> list[int]:
     """
     numbers: set[int] = set()
     for word in text.split(","):
-        found = re.fullmatch(r"\s*(\d{1,4})(?:\s*-\s*(\d{1,4}))?\s*", word)
-        if not found or (found[2] and int(found[2]) < int(found[1])):
+        match = re.fullmatch(r"\s*(\d{1,4})(?:\s*-\s*(\d{1,4}))?\s*", word)
+        if not match or (match[2] and int(match[2]) < int(match[1])):
             raise UserError(f"--chunks takes numbers and ranges such as 0-2,7, got {text!r}")
-        numbers |= set(range(int(found[1]), int(found[2] or found[1]) + 1))
+        numbers |= set(range(int(match[1]), int(match[2] or match[1]) + 1))
     return sorted(numbers)
 
 
@@ -51,7 +51,7 @@ def fetch(folder: Path, chunks: list[int], camera: str = CAMERA, revision: str |
         UserError: no access, no network, no such chunk or camera, an archive that cannot be trusted.
     """
     if not re.fullmatch(r"camera_[a-z0-9_]+", camera):
-        raise UserError(f"camera {camera!r} is no name such as {CAMERA}")
+        raise UserError(f"camera {camera!r} is not a name such as {CAMERA}")
     yield _file(INDEX, folder, revision)
     splits = _file(SPLITS, folder, revision, optional=True)
     if splits:

@@ -11,7 +11,7 @@ from scipy.interpolate import CubicSpline
 from scipy.spatial.transform import Rotation, Slerp
 
 from overlays.domains.driving.answers import MAX_CURVATURE, MAX_SPEED_MPS
-from overlays.domains.driving.faults import ClipFault, check_unit
+from overlays.domains.driving.skips import ClipSkip, check_unit
 
 POSE = ("qx", "qy", "qz", "qw", "x", "y", "z")
 VELOCITY = ("vx", "vy", "vz")
@@ -107,7 +107,7 @@ def read(source: Path | bytes, name: str = "") -> Egomotion:
     which may open a gap.
 
     Raises:
-        ClipFault: no parquet file, columns missing or of text, fewer than two rows, timestamps out of order or not in
+        ClipSkip: no parquet file, columns missing or of text, fewer than two rows, timestamps out of order or not in
             microseconds.
     """
     import pandas as pd
@@ -118,19 +118,19 @@ def read(source: Path | bytes, name: str = "") -> Egomotion:
     except MemoryError:
         raise
     except Exception as error:  # pyarrow raises many kinds on bad bytes
-        raise ClipFault("unreadable egomotion", f"{name}: {' '.join(str(error).split())[:200]}") from None
+        raise ClipSkip("unreadable egomotion", f"{name}: {' '.join(str(error).split())[:200]}") from None
     if "timestamp" not in table.columns and table.index.name == "timestamp":
         table = table.reset_index()
     missing = [column for column in ("timestamp", *POSE, *VELOCITY) if column not in table.columns]
     if missing:
-        raise ClipFault("egomotion without columns", f"{name} lacks {', '.join(missing)}")
+        raise ClipSkip("egomotion without columns", f"{name} lacks {', '.join(missing)}")
     times = table["timestamp"].to_numpy()
     if times.dtype.kind not in "iu":
-        raise ClipFault("unreadable egomotion", f"{name}: timestamp must be whole microseconds, not {times.dtype}")
+        raise ClipSkip("unreadable egomotion", f"{name}: timestamp must be whole microseconds, not {times.dtype}")
     times = times.astype(np.int64)
     if (np.diff(times) < 0).any():
         row = int(np.flatnonzero(np.diff(times) < 0)[0]) + 1
-        raise ClipFault("egomotion out of order", f"{name}: row {row} ({times[row]} us) is before the row above it "
+        raise ClipSkip("egomotion out of order", f"{name}: row {row} ({times[row]} us) is before the row above it "
                                                   f"({times[row - 1]} us)")
     values = np.stack([_numbers(table, column, name) for column in (*POSE, *VELOCITY)], 1)
     finite = np.isfinite(values).all(1) & (np.linalg.norm(values[:, :4], axis=1) > 0.5)
@@ -142,7 +142,7 @@ def read(source: Path | bytes, name: str = "") -> Egomotion:
     repairs = {reason: number for reason, number in repairs.items() if number}
     if len(kept) < 2:
         left_out = ", ".join(f"{number} {reason}" for reason, number in repairs.items())
-        raise ClipFault("unreadable egomotion", f"{name} has fewer than two usable rows of {len(table)}"
+        raise ClipSkip("unreadable egomotion", f"{name} has fewer than two usable rows of {len(table)}"
                                                 f"{f' (left out: {left_out})' if left_out else ''}")
     check_unit(times[kept], name)
     times, values = times[kept], values[kept]
@@ -156,11 +156,11 @@ def read(source: Path | bytes, name: str = "") -> Egomotion:
 
 
 def _numbers(table, column: str, name: str) -> np.ndarray:
-    """(N,) float64 of a column, NaN where it has no value. Raises ClipFault where it holds something else."""
+    """(N,) float64 of a column, NaN where it has no value. Raises ClipSkip where it holds something else."""
     try:
         return table[column].to_numpy(np.float64, na_value=np.nan)
     except (TypeError, ValueError):
-        raise ClipFault("unreadable egomotion", f"{name}: column {column} holds something else than numbers") from None
+        raise ClipSkip("unreadable egomotion", f"{name}: column {column} holds something else than numbers") from None
 
 
 def fit_curvature(times_us: np.ndarray, rotation: Rotation, speed: np.ndarray, span_s: float = FIT_S) -> np.ndarray:

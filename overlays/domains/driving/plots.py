@@ -1,4 +1,4 @@
-"""Pictures of predicted against true motion: velocity and curvature over time, the driven path, a video of both."""
+"""Plots of predicted against true motion: velocity and curvature over time, the driven path, a video of both."""
 
 from __future__ import annotations
 
@@ -7,70 +7,62 @@ from pathlib import Path
 
 import numpy as np
 
+from overlays import plotting
 from overlays.domains.driving.score import Row, integrate
 from overlays.errors import UserError
 from overlays.files import atomic_path
 
-TRUE, SAID, PAST = "#1b6ca8", "#c8501e", "#777777"
-
-
-def _figure(width: float, height: float, columns: int, **options):
-    """(figure, axes) that no display is needed for."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure, figure.subplots(1, columns, **options)
+TARGET, PREDICTED, PAST = "#1b6ca8", "#c8501e", "#777777"
 
 
 def draw_window(row: Row, file: Path) -> None:
     """Velocity, curvature and path of one window, predicted, true and (before 0 s) past, as a PNG."""
-    figure, (speed, bend, way) = _figure(9.6, 2.7, 3, width_ratios=(1.25, 1.25, 1))
+    figure = plotting.figure(9.6, 2.7)
+    speed, bend, way = figure.subplots(1, 3, width_ratios=(1.25, 1.25, 1))
     unread = row.status == "unreadable"
-    style = {"color": SAID, "marker": "o", "markersize": 4, "linestyle": ":" if unread else "-",
+    style = {"color": PREDICTED, "marker": "o", "markersize": 4, "linestyle": ":" if unread else "-",
              "label": "held (unreadable)" if unread else "predicted"}
     for axes, column, unit in ((speed, 0, "velocity (m/s)"), (bend, 1, "curvature (1/m)")):
         if len(row.past) > 1:
             axes.plot(row.past_times, row.past[:, column], color=PAST, marker="o", markersize=3, label="past")
-        axes.plot(row.times, row.truth[:, column], color=TRUE, marker="o", markersize=4, label="true")
-        axes.plot(row.times, row.said[:, column], **style)
+        axes.plot(row.times, row.target[:, column], color=TARGET, marker="o", markersize=4, label="true")
+        axes.plot(row.times, row.predicted[:, column], **style)
         axes.axvline(0, color="#bbbbbb", linewidth=1)
         axes.set(xlabel="seconds", ylabel=unit)
         axes.grid(alpha=0.3)
     low, high = speed.get_ylim()
     speed.set_ylim(min(low, (low + high) / 2 - 1), max(high, (low + high) / 2 + 1))  # no cliff out of 0.1 m/s
-    largest = max(np.abs(row.truth[:, 1]).max(), np.abs(row.said[:, 1]).max(), np.abs(row.past[:, 1]).max(), 0.002)
+    largest = max(0.002, *(np.abs(pairs[:, 1]).max() for pairs in (row.target, row.predicted, row.past)))
     bend.set_ylim(-1.15 * largest, 1.15 * largest)
     speed.legend(fontsize=7)
     reach = 1.0
-    for pairs, colour in ((row.truth, TRUE), (row.said, SAID)):
+    for pairs, colour in ((row.target, TARGET), (row.predicted, PREDICTED)):
         path = np.concatenate([np.zeros((1, 3)), integrate(row.times, pairs)])
         way.plot(path[:, 1], path[:, 0], color=colour, marker="o", markersize=4)
         reach = max(reach, np.abs(path[:, 1]).max() * 1.2)
     way.set(xlabel="left (m)", ylabel="forward (m)", xlim=(reach, -reach))
     way.grid(alpha=0.3)
-    with atomic_path(file) as temporary:
-        figure.savefig(temporary, dpi=110)
+    plotting.save(figure, file)
 
 
 def draw_scatter(rows: Sequence[Row], file: Path) -> None:
     """Predicted against true velocity and curvature of every pair, as a PNG."""
-    figure, panels = _figure(8.4, 3.8, 2)
-    truth, said = np.concatenate([row.truth for row in rows]), np.concatenate([row.said for row in rows])
+    figure = plotting.figure(8.4, 3.8)
+    panels = figure.subplots(1, 2)
+    target, predicted = np.concatenate([row.target for row in rows]), np.concatenate([row.predicted for row in rows])
     for axes, column, name in zip(panels, (0, 1), ("velocity (m/s)", "curvature (1/m)"), strict=True):
-        ends = [min(truth[:, column].min(), said[:, column].min()), max(truth[:, column].max(), said[:, column].max())]
+        both = np.concatenate([target[:, column], predicted[:, column]])
+        ends = [both.min(), both.max()]
         axes.plot(ends, ends, color="#bbbbbb", linewidth=1)
-        axes.scatter(truth[:, column], said[:, column], s=9, alpha=0.5, color=TRUE, linewidths=0)
+        axes.scatter(target[:, column], predicted[:, column], s=9, alpha=0.5, color=TARGET, linewidths=0)
         axes.set(xlabel=f"true {name}", ylabel=f"predicted {name}")
         axes.grid(alpha=0.3)
-    with atomic_path(file) as temporary:
-        figure.savefig(temporary, dpi=110)
+    plotting.save(figure, file)
 
 
 # ---- video
 
-BRIGHT_TRUE, BRIGHT_SAID = "#6db6ee", "#f2935f"  # on black
+BRIGHT_TARGET, BRIGHT_PREDICTED = "#6db6ee", "#f2935f"  # on black
 SCENE, PANEL = (480, 320), 320  # pixels: width and height of the picture, side of the panel beside it
 
 
@@ -110,10 +102,10 @@ def _overlay(row: Row, frame: np.ndarray, second: float) -> np.ndarray:
     size = round(scene.width * scale), round(scene.height * scale)
     picture.paste(scene.resize(size), ((SCENE[0] - size[0]) // 2, (SCENE[1] - size[1]) // 2))
     pen, left, big = ImageDraw.Draw(picture), SCENE[0], ImageFont.load_default(15)
-    paths = [np.concatenate([np.zeros((1, 3)), integrate(row.times, pairs)]) for pairs in (row.truth, row.said)]
+    paths = [np.concatenate([np.zeros((1, 3)), integrate(row.times, pairs)]) for pairs in (row.target, row.predicted)]
     reach = max(5.0, *(np.abs(path[:, :2]).max() for path in paths))
     scale, foot = (PANEL - 110) / reach, (left + PANEL / 2, PANEL - 20)
-    for path, pairs, colour, name, line in zip(paths, (row.truth, row.said), (BRIGHT_TRUE, BRIGHT_SAID),
+    for path, pairs, colour, name, line in zip(paths, (row.target, row.predicted), (BRIGHT_TARGET, BRIGHT_PREDICTED),
                                                ("true", "predicted"), (10, 32), strict=True):
         points = [(foot[0] - y * scale, foot[1] - x * scale) for x, y, _ in path]
         pen.line(points, fill=colour, width=4)

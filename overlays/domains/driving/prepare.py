@@ -2,76 +2,63 @@
 
 from __future__ import annotations
 
-import json
 import math
+import os
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Literal
 
 import numpy as np
 from tqdm import tqdm
 
+from overlays import samples
 from overlays.data import records as annotation
+from overlays.domains.base import SPLITS, check_output, parameters, unfinished_mark, write_metadata
 from overlays.domains.driving import clips, egomotion
 from overlays.domains.driving.answers import format_pairs, question
 from overlays.domains.driving.clips import CAMERA, SPLIT_NAMES, Clip
-from overlays.domains.driving.faults import ClipFault, no_room
+from overlays.domains.driving.convert import to_messages
+from overlays.domains.driving.skips import ClipSkip, no_room
 from overlays.domains.driving.windows import Drop, Pairs, Window, cut, frame_rate
 from overlays.errors import UserError
-from overlays.files import write_json, write_jsonl
-
-ROOT = Path(__file__).resolve().parents[3]
-SAMPLE = ROOT / "data" / "raw" / "driving" / "sample"
-OUTPUT = ROOT / "data" / "prepared" / "driving"
-SPLITS = ("train", "val", "test")
-MARKER = ".driving"  # in a folder that a run began to fill: one that was killed may go on there
+from overlays.files import write_jsonl
+from overlays.flags import check_choices, option
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What `prepare` is asked to do.
+    """Prepare driving clips with egomotion; without --raw, the sample clips."""
 
-    Attributes:
-        raw: folder with camera/ and labels/; None makes the sample clips and takes them.
-        camera: which camera.
-        output: folder of the prepared data.
-        pairs: pairs in an answer, spread evenly over the second; None takes the sample's value, or one a frame.
-        past_motion: the prompt tells the pairs of the second that is seen.
-        stride: frames from one window to the next; None takes one second.
-        max_gap_s: longest gap in the egomotion that is interpolated; None takes 0.1 s, or for a clip whose rows are
-            further apart one and a half of its usual steps.
-        cut: write every window as a file of its own instead of naming frames of the clip.
-        cut_quality: x264's; 0 is lossless.
-        splits: "index" takes the index's, "own" deals the clips out, "auto" is "index" where every clip has one.
-        split_fractions: of train, val and test, for own splits.
-        messages: write messages/{train,val,test}.jsonl in the Hugging Face layout as well.
-        motion_only: no videos: motion.jsonl with the pairs of every window, for logs without pictures.
-        limit: clips at most, the first by name.
-        workers: processes.
-        seed: of own splits.
-    """
-
-    raw: Path | None = None
-    camera: str = CAMERA
-    output: Path = OUTPUT
-    pairs: int | None = None
-    past_motion: bool = False
-    stride: int | None = None
-    max_gap_s: float | None = None
-    cut: bool = False
-    cut_quality: int = 0
-    splits: str = "auto"
-    split_fractions: tuple[float, float, float] = (0.8, 0.1, 0.1)
-    messages: bool = False
-    motion_only: bool = False
-    limit: int | None = None
-    workers: int = 2
-    seed: int = 0
+    raw: Path | None = option(None, "folder with camera/<camera> and labels/egomotion, archives or unpacked (default: "
+                              "the sample clips, made in data/raw/driving/sample)")
+    camera: str = option(CAMERA, "which camera")
+    output: Path | None = option(None, "folder (default: data/prepared/driving; driving_motion with --motion-only)")
+    pairs: int | None = option(None, "pairs in an answer, spread evenly over the second (default: one a frame, 30, "
+                               "or what suits the sample)")
+    past_motion: bool = option(False, "tell the pairs of the second that is seen")
+    stride: int | None = option(None, "frames from one window to the next (default: one second)")
+    max_gap_s: float | None = option(None, "seconds without egomotion that are still interpolated (default: 0.1, or "
+                                     "1.5 times the usual step of a clip with fewer rows)", flag="max-gap")
+    cut: bool = option(False, "write every window as a video of its own")
+    cut_quality: int = option(0, "x264 quality of these: 0 lossless, 18 looks so")
+    splits: Literal["auto", "index", "own"] = option(
+        "auto", "index: the splits of clip_index.parquet; own: clips assigned at random; auto: those of the index "
+        "where it names all clips")
+    split_fractions: tuple[float, float, float] = option((0.8, 0.1, 0.1), "train,val,test of own splits",
+                                                         parse=annotation.parse_fractions)
+    messages: bool = option(False, "messages: write messages/*.jsonl in the Hugging Face layout as well",
+                            flag="format", values={"training": False, "messages": True})
+    motion_only: bool = option(False, "no videos: motion.jsonl with the pairs of every window, for logs without "
+                               "pictures")
+    limit: int | None = option(None, "clips at most, the first by name")
+    workers: int = option(os.cpu_count() or 1, "processes")
+    seed: int = option(0, "of own splits")
 
 
 @dataclass
@@ -80,7 +67,7 @@ class Outcome:
 
     clip: str
     records: list[dict] = field(default_factory=list)
-    fault: tuple[str, str] | None = None
+    skip_reason: tuple[str, str] | None = None
     dropped: list[Drop] = field(default_factory=list)
     fps: int = 0
     repairs: dict[str, int] = field(default_factory=dict)
@@ -102,19 +89,20 @@ def prepare(settings: Settings) -> dict:
         metadata, as in metadata.json.
 
     Raises:
-        UserError: something about the input or the settings that the user can mend, or not one window.
+        UserError: something about the input or the settings that the user can fix, or not one window.
     """
-    settings = _settle(settings)
-    found, refused = clips.find(settings.raw, settings.camera)
-    found = found[:settings.limit]
+    settings = _resolve(settings)
+    all_clips, refused = clips.find(settings.raw, settings.camera)
+    all_clips = all_clips[:settings.limit]
     output = Path(settings.output)
-    _check_output(output)
+    check_output(output, "driving")
     output.mkdir(parents=True, exist_ok=True)
+    unfinished = unfinished_mark(output, "driving")
     if not (output / "metadata.json").is_file():
-        (output / MARKER).touch()
+        unfinished.touch()
     clips.remove_leftovers(output)
-    outcomes = list(_run(found, settings))
-    split_of, splits_by = _splits(found, outcomes, settings)
+    outcomes = list(_run(all_clips, settings))
+    split_of, splits_by = _splits(all_clips, outcomes, settings)
     records: dict[str, list[dict]] = {split: [] for split in SPLITS}
     for outcome in outcomes:
         split = split_of.get(outcome.clip)
@@ -125,22 +113,21 @@ def prepare(settings: Settings) -> dict:
     if not metadata["counts"]["windows"]:
         reasons = metadata["dropped"]["archives"] + metadata["dropped"]["clips"] + metadata["dropped"]["windows"]
         first = f": {reasons[0].get('detail') or reasons[0]['reason']}" if reasons else ""
-        raise UserError(f"not one window could be made of {len(found)} clips in {settings.raw} "
+        raise UserError(f"not one window could be made of {len(all_clips)} clips in {settings.raw} "
                         f"({len(reasons)} drops{first})")
     _write(output, settings, records)
-    write_json(output / "metadata.json", metadata)
-    (output / MARKER).unlink(missing_ok=True)
+    metadata = write_metadata(output, "driving", metadata)
+    unfinished.unlink(missing_ok=True)
     return metadata
 
 
-def _settle(settings: Settings) -> Settings:
+def _resolve(settings: Settings) -> Settings:
     """Fill in the sample and its defaults, and check the parameters."""
     values = {**settings.__dict__}
     if settings.raw is None:
-        values["raw"] = ensure_sample(SAMPLE)
-    note = Path(values["raw"]) / "sample.json"
-    if note.is_file() and settings.pairs is None:
-        values["pairs"] = json.loads(note.read_text(encoding="utf-8")).get("prepare", {}).get("pairs")
+        values["raw"] = samples.ensure("driving")
+    if settings.pairs is None:
+        values["pairs"] = samples.settings_beside(Path(values["raw"])).get("pairs")
     for name in ("pairs", "stride", "limit", "workers"):
         if values[name] is not None and values[name] < 1:
             raise UserError(f"--{name} must be at least 1, got {values[name]}")
@@ -148,8 +135,7 @@ def _settle(settings: Settings) -> Settings:
         raise UserError(f"--max-gap must be a number of seconds above 0, got {settings.max_gap_s}")
     if not 0 <= settings.cut_quality <= 51:
         raise UserError(f"--cut-quality must lie between 0 (lossless) and 51, got {settings.cut_quality}")
-    if settings.splits not in ("auto", "index", "own"):
-        raise UserError(f"--splits must be auto, index or own, got {settings.splits!r}")
+    check_choices(settings)
     fractions = settings.split_fractions
     if (len(fractions) != 3 or not all(map(math.isfinite, fractions)) or min(fractions) < 0 or fractions[0] <= 0
             or abs(sum(fractions) - 1) > 1e-6):
@@ -157,45 +143,19 @@ def _settle(settings: Settings) -> Settings:
     return Settings(**values)
 
 
-def ensure_sample(folder: Path) -> Path:
-    """The folder of the sample clips, made where it is missing, unfinished or of another version."""
-    from overlays.domains.driving.sample import VERSION, sample
-
-    note = folder / "sample.json"
-    if note.is_file() and json.loads(note.read_text(encoding="utf-8")).get("version") == VERSION:
-        return folder
-    return sample(folder)
-
-
-def _check_output(output: Path) -> None:
-    """Refuse a folder with other files than prepared clips, known by their metadata, or what a killed run left."""
-    if output.exists() and not output.is_dir():
-        raise UserError(f"output {output} is a file: give a folder")
-    there = sorted(path.name for path in output.iterdir() if path.name[0] != ".") if output.is_dir() else []
-    if there and not (output / MARKER).is_file() and _domain(output / "metadata.json") != "driving":
-        raise UserError(f"output folder {output} holds other files ({there[0]}): give an empty or new folder")
-
-
-def _domain(metadata: Path) -> str | None:
-    try:
-        return json.loads(metadata.read_text(encoding="utf-8"))["domain"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-
-
-def _run(found: list[Clip], settings: Settings) -> Iterator[Outcome]:
+def _run(all_clips: list[Clip], settings: Settings) -> Iterator[Outcome]:
     """Outcomes in the order of the clips."""
     work = partial(_prepare_clip, settings=settings)
-    workers = min(settings.workers, len(found) or 1)
-    with tqdm(total=len(found), desc="clips", unit="clip") as bar:
+    workers = min(settings.workers, len(all_clips) or 1)
+    with tqdm(total=len(all_clips), desc="clips", unit="clip") as bar:
         if workers == 1:
-            for clip in found:
+            for clip in all_clips:
                 yield work(clip)
                 bar.update()
             return
         try:
             with ProcessPoolExecutor(workers) as pool:
-                for outcome in pool.map(work, found, chunksize=4):
+                for outcome in pool.map(work, all_clips, chunksize=4):
                     yield outcome
                     bar.update()
         except BrokenProcessPool:
@@ -207,31 +167,31 @@ def _prepare_clip(clip: Clip, settings: Settings) -> Outcome:
     outcome = Outcome(clip.name)
     try:
         _fill(outcome, clip, settings)
-    except ClipFault as fault:
-        outcome.fault, outcome.records = (fault.reason, fault.detail), []
+    except ClipSkip as skip:
+        outcome.skip_reason, outcome.records = (skip.reason, skip.detail), []
     except UserError as error:
-        outcome.fault, outcome.records = ("damaged archive", str(error)), []
+        outcome.skip_reason, outcome.records = ("damaged archive", str(error)), []
     except Exception as error:  # one odd clip of thousands must not stop the others
-        said = (str(error).strip().splitlines() or ["no message"])[0][:200]
+        message = f"{type(error).__name__}: {(str(error).strip().splitlines() or ['no message'])[0][:200]}"
         if no_room(error):
-            raise UserError(f"disk or memory ran out at clip {clip.name} ({type(error).__name__}: {said}): make room "
-                            "and run again; what is there is kept") from None
-        outcome.fault, outcome.records = ("cannot be prepared", f"{clip.name}: {type(error).__name__}: {said}"), []
+            raise UserError(f"disk or memory ran out at clip {clip.name} ({message}): make room and run again; what is "
+                            "there is kept") from None
+        outcome.skip_reason, outcome.records = ("cannot be prepared", f"{clip.name}: {message}"), []
     return outcome
 
 
 def _fill(outcome: Outcome, clip: Clip, settings: Settings) -> None:
-    """Windows and media of one clip. Raises ClipFault or UserError."""
+    """Windows and media of one clip. Raises ClipSkip or UserError."""
     if not clip.valid:
-        raise ClipFault("marked invalid", f"clip_index.parquet says that {clip.name} is not valid")
+        raise ClipSkip("marked invalid", f"clip_index.parquet says that {clip.name} is not valid")
     if clip.split is not None and settings.splits != "own" and clip.split not in SPLIT_NAMES:
-        raise ClipFault("unknown split", f"clip_index.parquet puts {clip.name} into {clip.split!r}")
+        raise ClipSkip("unknown split", f"clip_index.parquet puts {clip.name} into {clip.split!r}")
     if clip.egomotion is None:
-        raise ClipFault("no egomotion", f"{clip.name} has no .egomotion.parquet")
+        raise ClipSkip("no egomotion", f"{clip.name} has no .egomotion.parquet")
     if clip.timestamps is None:
-        raise ClipFault("no timestamps", f"{clip.name} has no .{settings.camera}.timestamps.parquet")
+        raise ClipSkip("no timestamps", f"{clip.name} has no .{settings.camera}.timestamps.parquet")
     if clip.video is None and not settings.motion_only:
-        raise ClipFault("no video", f"{clip.name} has no .{settings.camera}.mp4")
+        raise ClipSkip("no video", f"{clip.name} has no .{settings.camera}.mp4")
     motion = egomotion.read(clip.egomotion.read(), f"{clip.name}.egomotion.parquet")
     outcome.repairs, outcome.fitted, outcome.bent = motion.repairs, bool(motion.fitted.any()), motion.bent
     times = clips.read_timestamps(clip.timestamps, clip.name)
@@ -245,8 +205,8 @@ def _fill(outcome: Outcome, clip: Clip, settings: Settings) -> None:
     name = f"{clip.name}.{clip.video.digest()}"
     length = windows[0].end - windows[0].start
     if settings.cut:
-        with TemporaryDirectory(dir=settings.output, prefix=".video.") as place:
-            video = Path(place) / f"{clip.name}.mp4"
+        with TemporaryDirectory(dir=settings.output, prefix=".video.") as temporary:
+            video = Path(temporary) / f"{clip.name}.mp4"
             clip.video.place(video)
             stamps, _ = _stamps(video, times)
             names = {window.start: f"segments/{name}-{window.start:05d}.mp4" for window in windows}
@@ -267,10 +227,10 @@ def _fill(outcome: Outcome, clip: Clip, settings: Settings) -> None:
 
 
 def _stamps(video: Path, times: np.ndarray) -> tuple[np.ndarray, int]:
-    """As `clips.frame_stamps`, one for every timestamp of the camera. Raises ClipFault."""
+    """As `clips.frame_stamps`, one for every timestamp of the camera. Raises ClipSkip."""
     stamps, leading = clips.frame_stamps(video)
     if len(stamps) != len(times):
-        raise ClipFault("frames and timestamps differ",
+        raise ClipSkip("frames and timestamps differ",
                         f"{video.name} has {len(stamps)} frames, {len(times)} timestamps")
     return stamps, leading
 
@@ -305,10 +265,10 @@ def _record(clip: Clip, window: Window, fps: int, settings: Settings, media: dic
     }
 
 
-def _splits(found: list[Clip], outcomes: list[Outcome], settings: Settings) -> tuple[dict[str, str], str]:
+def _splits(all_clips: list[Clip], outcomes: list[Outcome], settings: Settings) -> tuple[dict[str, str], str]:
     """Clip -> split for every clip with a window, and whose splits they are: "index" or "own"."""
     used = {outcome.clip: len(outcome.records) for outcome in outcomes if outcome.records}
-    given = {clip.name: SPLIT_NAMES[clip.split] for clip in found
+    given = {clip.name: SPLIT_NAMES[clip.split] for clip in all_clips
              if clip.name in used and clip.split in SPLIT_NAMES}
     if settings.splits == "index" and len(given) < len(used):
         lacking = sorted(set(used) - set(given))
@@ -318,29 +278,24 @@ def _splits(found: list[Clip], outcomes: list[Outcome], settings: Settings) -> t
         return given, "index"
     rows = [{"clip": name} for name, number in used.items() for _ in range(number)]
     shares = dict(zip(SPLITS, settings.split_fractions, strict=True))
-    dealt = annotation.split_groups(rows, shares, "clip", settings.seed)
-    return {row["clip"]: split for split, members in dealt.items() for row in members}, "own"
+    assigned = annotation.split_groups(rows, shares, "clip", settings.seed)
+    return {row["clip"]: split for split, members in assigned.items() for row in members}, "own"
 
 
 def _metadata(settings: Settings, outcomes: list[Outcome], refused: list[dict], records: dict[str, list[dict]],
               splits_by: str) -> dict:
-    def shown(path: Path) -> str:
-        path = Path(path).resolve()
-        return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else str(path)
-
     every = [record for split in SPLITS for record in records[split]]
-    lost_clips = [{"clip": o.clip, "reason": o.fault[0], "detail": o.fault[1]} for o in outcomes if o.fault]
+    lost_clips = [{"clip": o.clip, "reason": o.skip_reason[0], "detail": o.skip_reason[1]} for o in outcomes
+                  if o.skip_reason]
     lost_windows = [{"clip": o.clip, "start": start, "reason": reason, "detail": detail} for o in outcomes
-                    for start, reason, detail in sorted(o.dropped) if not o.fault]
+                    for start, reason, detail in sorted(o.dropped) if not o.skip_reason]
     repairs: Counter[str] = Counter()
     for outcome in outcomes:
         repairs.update(outcome.repairs)
     future = np.array([pair for record in every for pair in zip(record["future"]["v"], record["future"]["k"],
                                                                 strict=True)]).reshape(-1, 2)
-    parameters = {key: shown(value) if isinstance(value, Path) else list(value) if isinstance(value, tuple) else value
-                  for key, value in asdict(settings).items() if key not in ("workers", "output")}
     return {
-        "domain": "driving", "format": 1, "parameters": parameters, "splits_by": splits_by,
+        "format": 1, "parameters": parameters(settings), "splits_by": splits_by,
         "fps": sorted({outcome.fps for outcome in outcomes if outcome.records}),
         "counts": {
             "clips": len(outcomes), "clips_used": sum(bool(outcome.records) for outcome in outcomes),
@@ -370,8 +325,6 @@ def _write(output: Path, settings: Settings, records: dict[str, list[dict]]) -> 
     for split in SPLITS:
         write_jsonl(output / f"{split}.jsonl", records[split])
         if settings.messages:
-            from overlays.domains.driving.convert import to_messages
-
             write_jsonl(output / "messages" / f"{split}.jsonl", map(to_messages, records[split]))
     named = {record["video"] for split in SPLITS for record in records[split]}
     for folder in ("clips", "segments"):

@@ -1,8 +1,8 @@
-"""Scores of predicted motion beside four baselines that need no model. Pure: rows in, figures out.
+"""Scores of predicted motion beside four baselines that need no model. Pure.
 
 Rules, the same for the model and the baselines:
-- Errors are taken over all pairs of all rows: MAE and RMSE of velocity (m/s) and curvature (1/m). Truth is the record's
-  `future`, not its text, which is rounded.
+- Errors are taken over all pairs of all rows: MAE and RMSE of velocity (m/s) and curvature (1/m). The target is
+  the record's `future`, not its text, which is rounded.
 - Paths are integrated from velocity and curvature (see `integrate`); ADE is the mean distance in m over all pairs, FDE
   that at the last pair of each row.
 - An answer without a readable pair counts as if the last known motion went on; one with too few pairs goes on with its
@@ -15,6 +15,7 @@ Rules, the same for the model and the baselines:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
@@ -28,30 +29,30 @@ SLOW_MPS = 1.0
 HORIZONS_S = (0.25, 0.5, 1.0)
 BASELINES = ("train_mean", "hold_v_zero_k", "hold_both", "linear_v_hold_k")
 PAIRS = "as {'v': [...], 'k': [...]} of finite numbers"
-REMEDY = "predict on a driving split that scripts/prepare_physical_ai.py made"
-FIGURES = ("mae_v", "mae_k", "rmse_v", "rmse_k", "ade", "fde", "turn_sign_accuracy")
+REMEDY = "predict on a split that python -m overlays.prepare driving made"
+MEASURED = ("mae_v", "mae_k", "rmse_v", "rmse_k", "ade", "fde", "turn_sign_accuracy")
 
 
 @dataclass(frozen=True)
 class Row:
-    """One window: truth, the known past and what was said.
+    """One window: target, the known past and the prediction.
 
-    times: (P,) seconds from the last frame seen. truth, said: (P, 2) m/s and 1/m. past_times: (Q,), past: (Q, 2).
+    times: (P,) seconds from the last frame seen. target, predicted: (P, 2) m/s and 1/m. past_times: (Q,), past: (Q, 2).
     status: of `answers.Answer`.
     """
 
     id: str
     times: np.ndarray
-    truth: np.ndarray
+    target: np.ndarray
     past_times: np.ndarray
     past: np.ndarray
-    said: np.ndarray
+    predicted: np.ndarray
     status: str
 
     @property
     def low_speed(self) -> bool:
         """Whether the car is slower than 1 m/s at some pair."""
-        return bool((np.abs(self.truth[:, 0]) < SLOW_MPS).any())
+        return bool((np.abs(self.target[:, 0]) < SLOW_MPS).any())
 
 
 def integrate(times: np.ndarray, pairs: np.ndarray) -> np.ndarray:
@@ -101,8 +102,8 @@ def read_row(row: dict, mean: np.ndarray | None = None) -> Row:
     """
     part = "true future"
     try:
-        truth = _pairs(row["future"])
-        count = len(truth)
+        target = _pairs(row["future"])
+        count = len(target)
         times = _ascending(row.get("times") or np.arange(1, count + 1) / count, count)
         if times[0] <= 0:
             raise ValueError
@@ -115,8 +116,8 @@ def read_row(row: dict, mean: np.ndarray | None = None) -> Row:
     except (AttributeError, KeyError, TypeError, ValueError):
         raise UserError(f"row {row.get('id')!r} has no {part} {PAIRS} with as many ascending times; {REMEDY}") from None
     answer = read_answer(str(row.get("prediction") or ""), count)
-    said = answer.pairs if answer.pairs is not None else np.repeat(known[-1:], count, 0)
-    return Row(str(row.get("id")), times, truth, known_times, known, said, answer.status)
+    predicted = answer.pairs if answer.pairs is not None else np.repeat(known[-1:], count, 0)
+    return Row(str(row.get("id")), times, target, known_times, known, predicted, answer.status)
 
 
 def _pairs(motion: dict) -> np.ndarray:
@@ -156,11 +157,11 @@ def guess(name: str, row: Row, mean: np.ndarray) -> np.ndarray:
 
 
 def score(predictions: Sequence[dict], train: Iterable[dict] = ()) -> dict:
-    """Figures of predictions (rows of predictions.jsonl) and of the baselines on the same rows.
+    """Metrics of predictions (rows of predictions.jsonl) and of the baselines on the same rows.
 
     Returns:
         n, parse_rate, n_whole, n_extra, n_partial, n_unreadable, n_turns, mae_v, mae_k, rmse_v, rmse_k, ade, fde,
-        turn_sign_accuracy; the same figures under `horizons` (by second: n, mae_v, mae_k, distance), `low_speed`,
+        turn_sign_accuracy; the same metrics under `horizons` (by second: n, mae_v, mae_k, distance), `low_speed`,
         `moving` and `readable`; and under `baseline` for each of BASELINES (train_mean is None without `train`).
 
     Raises:
@@ -173,36 +174,58 @@ def score(predictions: Sequence[dict], train: Iterable[dict] = ()) -> dict:
     statuses = [row.status for row in rows]
     counts = {f"n_{name}": statuses.count(name) for name in ("whole", "extra", "partial", "unreadable")}
     parsed = counts["n_whole"] + counts["n_extra"]
-    metrics = {"n": len(rows), "parse_rate": parsed / len(rows), **counts, **_figures(rows, lambda row: row.said)}
+    metrics = {"n": len(rows), "parse_rate": parsed / len(rows), **counts, **_measure(rows, lambda row: row.predicted)}
     whole = [row for row in rows if row.status in ("whole", "extra")]
-    metrics["readable"] = _group(whole, lambda row: row.said)
+    metrics["readable"] = _group(whole, lambda row: row.predicted)
     metrics["turn_threshold_per_m"] = TURN_PER_M
     metrics["baseline"] = {
         name: None if name == "train_mean" and mean is None else
-        {"n": len(rows), "parse_rate": 1.0, **_figures(rows, lambda row, name=name: guess(name, row, mean))}
+        {"n": len(rows), "parse_rate": 1.0, **_measure(rows, lambda row, name=name: guess(name, row, mean))}
         for name in BASELINES
     }
     return metrics
 
 
-def _figures(rows: Sequence[Row], said: Callable[[Row], np.ndarray]) -> dict:
-    """Figures over all rows, by horizon, and of slow and moving rows apart."""
+def statistic(predictions: Sequence[dict], train: Iterable[dict]) -> Callable[[Sequence[int]], dict]:
+    """Function: numbers of rows, which may repeat -> MEASURED and the parse rate. From sums of each row: fast."""
+    mean = train_mean(train)
+    rows = [read_row(row, mean) for row in predictions]
+    errors = [np.abs(row.predicted - row.target) for row in rows]
+    apart = [_distances(row, row.predicted) for row in rows]
+    turns = [abs(row.target[:, 1].mean()) >= TURN_PER_M for row in rows]
+    right = [turn and np.sign(row.predicted[:, 1].mean()) == np.sign(row.target[:, 1].mean())
+             for turn, row in zip(turns, rows, strict=True)]
+    sums = np.stack([[len(error), *error.sum(0), *(error**2).sum(0), distance.sum(), distance[-1], turn, sign,
+                      row.status in ("whole", "extra"), 1]
+                     for row, error, distance, turn, sign in zip(rows, errors, apart, turns, right, strict=True)])
+
+    def measure(chosen: Sequence[int]) -> dict:
+        pairs, v, k, v2, k2, distance, last, turn, sign, parsed, count = sums[chosen].sum(0)
+        return {"mae_v": v / pairs, "mae_k": k / pairs, "rmse_v": math.sqrt(v2 / pairs),
+                "rmse_k": math.sqrt(k2 / pairs), "ade": distance / pairs, "fde": last / count,
+                "turn_sign_accuracy": sign / turn if turn else None, "parse_rate": parsed / count}
+
+    return measure
+
+
+def _measure(rows: Sequence[Row], predict: Callable[[Row], np.ndarray]) -> dict:
+    """Metrics over all rows, by horizon, and of slow and moving rows apart."""
     slow = [row for row in rows if row.low_speed]
     moving = [row for row in rows if not row.low_speed]
     return {
-        **{key: value for key, value in _group(rows, said).items() if key != "n"},
-        "horizons": {f"{second:g}": _at(rows, said, second) for second in HORIZONS_S},
-        "low_speed": _group(slow, said), "moving": _group(moving, said),
+        **{key: value for key, value in _group(rows, predict).items() if key != "n"},
+        "horizons": {f"{second:g}": _at(rows, predict, second) for second in HORIZONS_S},
+        "low_speed": _group(slow, predict), "moving": _group(moving, predict),
     }
 
 
-def _group(rows: Sequence[Row], said: Callable[[Row], np.ndarray]) -> dict:
+def _group(rows: Sequence[Row], predict: Callable[[Row], np.ndarray]) -> dict:
     if not rows:
-        return {"n": 0, "n_turns": 0} | dict.fromkeys(FIGURES)
-    errors = np.concatenate([said(row) - row.truth for row in rows])
-    apart = [_distances(row, said(row)) for row in rows]
-    turns = [row for row in rows if abs(row.truth[:, 1].mean()) >= TURN_PER_M]
-    right = [np.sign(said(row)[:, 1].mean()) == np.sign(row.truth[:, 1].mean()) for row in turns]
+        return {"n": 0, "n_turns": 0} | dict.fromkeys(MEASURED)
+    errors = np.concatenate([predict(row) - row.target for row in rows])
+    apart = [_distances(row, predict(row)) for row in rows]
+    turns = [row for row in rows if abs(row.target[:, 1].mean()) >= TURN_PER_M]
+    right = [np.sign(predict(row)[:, 1].mean()) == np.sign(row.target[:, 1].mean()) for row in turns]
     mae, rmse = np.abs(errors).mean(0), np.sqrt((errors**2).mean(0))
     return {
         "n": len(rows), "n_turns": len(turns), "mae_v": float(mae[0]), "mae_k": float(mae[1]),
@@ -212,20 +235,20 @@ def _group(rows: Sequence[Row], said: Callable[[Row], np.ndarray]) -> dict:
     }
 
 
-def _distances(row: Row, said: np.ndarray) -> np.ndarray:
+def _distances(row: Row, predicted: np.ndarray) -> np.ndarray:
     """(P,) metres between the predicted and the true path."""
-    return np.linalg.norm(integrate(row.times, said)[:, :2] - integrate(row.times, row.truth)[:, :2], axis=1)
+    return np.linalg.norm(integrate(row.times, predicted)[:, :2] - integrate(row.times, row.target)[:, :2], axis=1)
 
 
-def _at(rows: Sequence[Row], said: Callable[[Row], np.ndarray], second: float) -> dict:
+def _at(rows: Sequence[Row], predict: Callable[[Row], np.ndarray], second: float) -> dict:
     """Mean errors at the pair nearest to `second`, over the rows that have one within 0.1 s."""
-    found = []
+    errors = []
     for row in rows:
-        place = int(np.abs(row.times - second).argmin())
-        if abs(row.times[place] - second) <= 0.1:
-            guessed = said(row)
-            found.append([*np.abs(guessed[place] - row.truth[place]), _distances(row, guessed)[place]])
-    means = np.mean(found, 0) if found else [None] * 3
+        nearest = int(np.abs(row.times - second).argmin())
+        if abs(row.times[nearest] - second) <= 0.1:
+            predicted = predict(row)
+            errors.append([*np.abs(predicted[nearest] - row.target[nearest]), _distances(row, predicted)[nearest]])
+    means = np.mean(errors, 0) if errors else [None] * 3
     names = ("mae_v", "mae_k", "distance")
-    return {"n": len(found)} | {name: None if mean is None else float(mean)
+    return {"n": len(errors)} | {name: None if mean is None else float(mean)
                                 for name, mean in zip(names, means, strict=True)}

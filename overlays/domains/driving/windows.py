@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from overlays.domains.driving.egomotion import LOW_SPEED_MPS, Egomotion
-from overlays.domains.driving.faults import ClipFault, check_unit
+from overlays.domains.driving.skips import ClipSkip, check_unit
 
 Drop = tuple[int, str, str]  # first frame of a window that is left out, the reason it is counted under, what exactly
 
@@ -44,14 +44,14 @@ def frame_rate(timestamps_us: np.ndarray, name: str = "camera") -> int:
     """Whole frames in a second, from the median distance of the timestamps: 30 for 29.97.
 
     Raises:
-        ClipFault: fewer than two timestamps, or timestamps out of order or not in microseconds.
+        ClipSkip: fewer than two timestamps, or timestamps out of order or not in microseconds.
     """
     if len(timestamps_us) < 2:
-        raise ClipFault("too short", f"{name} has {len(timestamps_us)} frames")
+        raise ClipSkip("too short", f"{name} has {len(timestamps_us)} frames")
     steps = np.diff(timestamps_us)
     if (steps <= 0).any():
         frame = int(np.flatnonzero(steps <= 0)[0]) + 1
-        raise ClipFault("camera timestamps out of order", f"{name}: frame {frame} ({timestamps_us[frame]} us) is not "
+        raise ClipSkip("camera timestamps out of order", f"{name}: frame {frame} ({timestamps_us[frame]} us) is not "
                                                           f"after frame {frame - 1} ({timestamps_us[frame - 1]} us)")
     check_unit(timestamps_us, name)
     return max(1, round(1e6 / float(np.median(steps))))
@@ -77,15 +77,15 @@ def cut(timestamps_us: np.ndarray, egomotion: Egomotion, pairs: int | None = Non
         frames of which none is missing.
 
     Raises:
-        ClipFault: too short for one window, or timestamps out of order.
+        ClipSkip: too short for one window, or timestamps out of order.
     """
     timestamps_us = np.asarray(timestamps_us, np.int64)
     second = frame_rate(timestamps_us, name)
     if len(timestamps_us) < 2 * second:
-        raise ClipFault("too short", f"{name} has {len(timestamps_us)} frames, one window takes {2 * second}")
+        raise ClipSkip("too short", f"{name} has {len(timestamps_us)} frames, one window takes {2 * second}")
     if pairs is not None and not 1 <= pairs <= second:
-        raise ClipFault("too few frames", f"{name} has {second} frames a second, {pairs} pairs were asked for")
-    chosen = pair_frames(second, pairs or second)
+        raise ClipSkip("too few frames", f"{name} has {second} frames a second, {pairs} pairs were asked for")
+    frames_of_pairs = pair_frames(second, pairs or second)
     steps = np.diff(timestamps_us)
     usual = np.median(steps)
     windows, dropped, gap = [], [], max_gap_s or egomotion.usual_gap_s
@@ -101,6 +101,6 @@ def cut(timestamps_us: np.ndarray, egomotion: Egomotion, pairs: int | None = Non
         motion = egomotion.at(times)
         seconds = (times - times[second - 1]) / 1e6
         past, future = (Pairs(seconds[at], motion.speed[at], motion.curvature[at])
-                        for at in (chosen, second + chosen))
+                        for at in (frames_of_pairs, second + frames_of_pairs))
         windows.append(Window(start, start + second, int(times[0]), past, future))
     return windows, dropped

@@ -50,9 +50,9 @@ def parse_point(text: str) -> tuple[float, float] | None:
     text = unicodedata.normalize("NFKC", text).translate(_OTHER_LETTERS)
     text = _CLOSED.sub("]", _OPENED.sub("[", text))
     blocks = _BLOCK.findall(text)
-    found = (_last_group(blocks[-1]) or _numbers(_BARE.fullmatch(blocks[-1]))) if blocks else None
-    found = found or _last_group(text) or _last_named(text)
-    return _centre(found) if found and all(map(math.isfinite, found)) else None
+    numbers = (_last_group(blocks[-1]) or _numbers(_BARE.fullmatch(blocks[-1]))) if blocks else None
+    numbers = numbers or _last_group(text) or _last_named(text)
+    return _centre(numbers) if numbers and all(map(math.isfinite, numbers)) else None
 
 
 def _numbers(match: re.Match | None) -> list[float] | None:
@@ -76,8 +76,8 @@ def _last_group(text: str) -> list[float] | None:
 
 
 def _last_named(text: str) -> list[float] | None:
-    found = (_NAMED_BOX.findall(text) or _NAMED.findall(text))[-1:]
-    return [float(number) for number in found[0]] if found else None
+    matches = (_NAMED_BOX.findall(text) or _NAMED.findall(text))[-1:]
+    return [float(number) for number in matches[0]] if matches else None
 
 
 def _centre(numbers: list[float]) -> tuple[float, float]:

@@ -31,7 +31,7 @@ class Counts:
 
     Attributes:
         steps: taps so far of each user and session, which number the next one.
-        other: lines whose action is no tap, by action.
+        other: lines whose action is not a tap, by action.
         roles: turns of roles that are neither system, user nor assistant; they are left out.
     """
 
@@ -53,8 +53,8 @@ def read(file: Path, counts: Counts) -> Iterator[Tap | tuple[str, str]]:
         if action and action_name(action) not in CLICKS:
             counts.other[action_name(action)] += 1
             continue
-        found = _tap(file, line, where, counts)
-        yield found if isinstance(found, Tap) else (where, found)
+        item = _tap(file, line, where, counts)
+        yield item if isinstance(item, Tap) else (where, item)
 
 
 def _tap(file: Path, line: dict, where: str, counts: Counts) -> Tap | str:
@@ -70,7 +70,7 @@ def _tap(file: Path, line: dict, where: str, counts: Counts) -> Tap | str:
     if not isinstance(picture, str) or not picture:
         return "no screenshot is named"
     system = next((text for role, text, image in reversed(turns) if role == "system" and not image), "")
-    asked, said = _asked_and_said(turns)
+    asked, answer = _asked_and_said(turns)
     wish = line.get("instruction")
     wish = wish.strip() if isinstance(wish, str) else ""
     wish = wish or (_INSTRUCTION.search(asked) or [None, asked])[1].strip()
@@ -80,12 +80,12 @@ def _tap(file: Path, line: dict, where: str, counts: Counts) -> Tap | str:
     if isinstance(screenshot, str):
         return screenshot
     scale = None if line.get("click_px") else (GRID, GRID)
-    click = point_of(line["click_px"]) if scale is None else answers.parse_point(said)
+    click = point_of(line["click_px"]) if scale is None else answers.parse_point(answer)
     if click is None:
         return "neither click_px nor an answer with a point" if scale else "click_px is neither two nor four numbers"
     step = counts.steps[int(user), episode]
     counts.steps[int(user), episode] += 1
-    block = _REFERRING.search(said)
+    block = _REFERRING.search(answer)
     return Tap(int(user), episode, step, screenshot, click, wish, None, where, block[1].strip() if block else None,
                system or None, scale)
 
@@ -95,7 +95,7 @@ def _turns(messages: object) -> list[tuple[str, str, str | None]] | str:
     if not isinstance(messages, list):
         return "no messages"
     if not all(isinstance(message, dict) for message in messages):
-        return "a message is no object"
+        return "a message is not an object"
     named = [(str(message.get("role")), message) for message in messages]
     return [(records.ROLES.get(role, role), *_content(message.get("content"))) for role, message in named]
 
@@ -106,10 +106,10 @@ def _asked_and_said(turns: list[tuple[str, str, str | None]]) -> tuple[str, str]
     Where no answer names a point: the last question and the last answer.
     """
     questions = [i for i, (role, _, image) in enumerate(turns) if role == "user" or (role == "system" and image)]
-    said = [i for i, (role, *_) in enumerate(turns) if role == "assistant"]
-    used = next((i for i in reversed(said) if answers.parse_point(turns[i][1])), None)
+    replies = [i for i, (role, *_) in enumerate(turns) if role == "assistant"]
+    used = next((i for i in reversed(replies) if answers.parse_point(turns[i][1])), None)
     before = [i for i in questions if used is None or i < used] or questions
-    used = said[-1] if used is None and said else used
+    used = replies[-1] if used is None and replies else used
     return turns[before[-1]][1] if before else "", "" if used is None else turns[used][1]
 
 

@@ -104,12 +104,12 @@ def _row(line: str) -> dict | str:
         row = json.loads(line)
     except (ValueError, RecursionError):
         if call(line) is None:
-            return "is no JSON"
+            return "is not JSON"
         row = line
     if isinstance(row, str):
         row = {"action": row}
     if not isinstance(row, dict):
-        return "is no action"
+        return "is not an action"
     if isinstance(row.get("action"), dict):  # {"action": {"type": "click", ...}, "screenshot": ...}
         inner = row.pop("action")
         row = row | inner

@@ -9,11 +9,11 @@ KINDS = ("episode", "sample")
 
 
 def make_folds(records: Sequence[dict], count: int, kind: str = "episode", seed: int = 0) -> list[list[dict]]:
-    """Deal the records of one user out to `count` folds of like size; the same for the same seed everywhere.
+    """Assign the records of one user to `count` folds of like size; the same for the same seed everywhere.
 
     Args:
         records: of one user, each with "user", "episode" and "id".
-        kind: "episode" keeps an episode in one fold; "sample" deals single records.
+        kind: "episode" keeps an episode in one fold; "sample" assigns single records.
 
     Raises:
         UserError: fewer than two folds, or more folds than there are episodes (samples).

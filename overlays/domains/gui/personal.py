@@ -7,14 +7,16 @@ import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 
 from overlays.domains.gui import rows as prediction_rows
 from overlays.domains.gui.coordinates import check_seen
-from overlays.domains.gui.folds import make_folds
+from overlays.domains.gui.folds import KINDS, make_folds
 from overlays.errors import UserError
 from overlays.files import write_json, write_jsonl
+from overlays.flags import option
 
 DONE = "metrics.json"  # the last file of a fold's folder
 ROWS = "predictions.jsonl"
@@ -24,33 +26,26 @@ _FOLD = re.compile(r"user_[^/]+/(?:episode|sample)_fold_[0-9]+")
 
 @dataclass(frozen=True)
 class Settings:
-    """How an adapter is trained.
+    """Train and test an adapter for each user and fold, from the global checkpoint. An interrupted run is resumed."""
 
-    Attributes:
-        folds: K, of each user.
-        kinds: how folds are dealt out, of folds.KINDS.
-        lora_r, lora_alpha, lora_dropout, targets: the adapter; projections of the language model.
-        lr, epochs, batch_size, grad_accum, warmup_steps, weight_decay: its training.
-        max_new_tokens, eval_batch_size: its test.
-    """
-
-    folds: int = 3
-    kinds: tuple[str, ...] = ("episode", "sample")
-    lora_r: int = 8
-    lora_alpha: int = 32
-    lora_dropout: float = 0.05
+    folds: int = option(3, "K, of each user")
+    kinds: tuple[Literal["episode", "sample"], ...] = option(KINDS, "what stays together in a fold", flag="folds-by",
+                                                             listed=True)
+    lora_r: int = option(8, "rank of the adapter")
+    lora_alpha: int = option(32, "scale of the adapter")
+    lora_dropout: float = option(0.05, "of the adapter")
     targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-    lr: float = 2e-5
-    epochs: float = 3
-    batch_size: int = 1
-    grad_accum: int = 4
-    warmup_steps: float = 5
-    weight_decay: float = 0.01
-    max_new_tokens: int = 96
-    eval_batch_size: int = 16
-    min_pixels: int = 28 * 28 * 16
-    max_pixels: int = 28 * 28 * 1280
-    seed: int = 42
+    lr: float = option(2e-5, "learning rate", flag="learning-rate")
+    epochs: float = option(3, "of each fold", flag="num-train-epochs")
+    batch_size: int = option(1, "of training", flag="per-device-train-batch-size")
+    grad_accum: int = option(4, "batches of an optimisation step", flag="gradient-accumulation-steps")
+    warmup_steps: float = option(5, "steps, or their share below 1")
+    weight_decay: float = option(0.01, "of the adapter")
+    max_new_tokens: int = option(96, "of an answer")
+    eval_batch_size: int = option(16, "of the test")
+    min_pixels: int = option(28 * 28 * 16, "of a screenshot")
+    max_pixels: int = option(28 * 28 * 1280, "of a screenshot")
+    seed: int = option(42, "of folds and training")
 
     def check(self) -> None:
         """Raise UserError where a value trains nothing or cannot be."""
@@ -89,7 +84,7 @@ class Job:
 
 
 def jobs(records: Sequence[dict], settings: Settings, note: Callable[[str], None] = print) -> list[Job]:
-    """Every user, way of dealing out and fold; a user with too few episodes is left out and told.
+    """Every user, kind of folds and fold; a user with too few episodes is left out and told.
 
     Raises:
         UserError: no user is left, or a setting cannot be.
@@ -98,21 +93,22 @@ def jobs(records: Sequence[dict], settings: Settings, note: Callable[[str], None
     users: dict[str, list[dict]] = {}
     for record in records:
         users.setdefault(str(record["user"]), []).append(record)
-    found, problem = [], "there are no records"
-    for user, own in users.items():
+    work, problem = [], "there are no records"
+    for user, records_of_user in users.items():
         try:
-            dealt = [(kind, make_folds(own, settings.folds, kind, settings.seed)) for kind in settings.kinds]
+            folds_by_kind = [(kind, make_folds(records_of_user, settings.folds, kind, settings.seed))
+                             for kind in settings.kinds]
         except UserError as error:
             problem = str(error)
             note(f"note: {problem}; left out")
             continue
-        for kind, folds in dealt:
+        for kind, folds in folds_by_kind:
             for fold, test in enumerate(folds):
                 train = [row for i, part in enumerate(folds) if i != fold for row in part]
-                found.append(Job(user, kind, fold, train, test))
-    if not found:
-        raise UserError(f"no user can be dealt out to {settings.folds} folds: {problem}")
-    return found
+                work.append(Job(user, kind, fold, train, test))
+    if not work:
+        raise UserError(f"no user can be divided into {settings.folds} folds: {problem}")
+    return work
 
 
 def finished(folder: Path, identity: dict) -> list[dict] | None:
@@ -175,7 +171,7 @@ def run(work: Sequence[Job], checkpoint: Path, media_root: Path, output: Path, s
     from transformers import set_seed
 
     from overlays.data.media import MediaOptions, apply_resolution
-    from overlays.domains.gui.score import distances, figures
+    from overlays.domains.gui.score import click_metrics, distances
     from overlays.model import card, load, parts
     from overlays.predict import predict
 
@@ -210,7 +206,7 @@ def run(work: Sequence[Job], checkpoint: Path, media_root: Path, output: Path, s
         card.write(folder, adapted, [])
         processor.save_pretrained(folder)
         model = adapted.unload()
-        metrics = figures(distances(rows))
+        metrics = click_metrics(distances(rows))
         write_json(folder / DONE, {"identity": own, "train_loss": loss, **metrics})
         note(f"{label}: {len(job.train)} taps, loss {loss:.3f}, click accuracy {metrics['click_accuracy']:.3f} "
              f"on {metrics['n']}")
@@ -276,14 +272,14 @@ def read(output: Path) -> dict[str, list[dict]]:
     Raises:
         UserError: the folder holds none.
     """
-    found: dict[str, list[dict]] = {}
+    rows_by_kind: dict[str, list[dict]] = {}
     for name, identity in _read_job(Path(output))["folds"].items():
         rows = finished(Path(output) / name, identity)
         if rows is not None:
-            found.setdefault(name.split("/")[-1].split("_fold_")[0], []).extend(rows)
-    if not found:
+            rows_by_kind.setdefault(name.split("/")[-1].split("_fold_")[0], []).extend(rows)
+    if not rows_by_kind:
         raise UserError(f"{output} holds no finished fold: run scripts/train_gui_personal.sh")
-    return found
+    return rows_by_kind
 
 
 def unfinished(output: Path) -> list[str]:

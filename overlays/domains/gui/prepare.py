@@ -3,21 +3,19 @@
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from overlays import samples
 from overlays.data import records
+from overlays.domains.base import SPLITS, prepared_folder, write_metadata
 from overlays.domains.gui import answers, coordinates, desktop, fingertip, screenshots
 from overlays.domains.gui.taps import CLICKS, Tap
+from overlays.domains.gui.users import parse_users
 from overlays.errors import UserError
-from overlays.files import whole_folder, write_json
+from overlays.flags import option
 
-ROOT = Path(__file__).resolve().parents[3]
-SAMPLE = ROOT / "data" / "raw" / "gui" / "sample"
-OUTPUT = ROOT / "data" / "prepared" / "gui"
-SPLIT_USERS = {"train": "11-73", "val": "74-83", "test": "1-10"}
-SAMPLE_SCREENSHOT_PIXELS = 270 * 600  # the drawn screens are flat: a quarter of their side loses nothing
 PLACES = {"en": (("upper", "middle", "lower"), ("left", "centre", "right")),
           "zh": (("上", "中", "下"), ("左", "中", "右"))}
 _PLACEHOLDER = re.compile("|".join(map(re.escape, records.PLACEHOLDERS.values())))
@@ -25,39 +23,20 @@ _PLACEHOLDER = re.compile("|".join(map(re.escape, records.PLACEHOLDERS.values())
 
 @dataclass(frozen=True)
 class Settings:
-    """What `prepare` is asked to do.
+    """Prepare GUI grounding data; without --raw and --jsonl, from drawn sample screens."""
 
-    Attributes:
-        raw: folder of users in fingertip-20k's layout; None with no jsonl makes the sample and takes it.
-        jsonl: files with `messages`, one tap a line (see desktop.py).
-        output: folder of the prepared data.
-        users: by split, ranges and lists such as "1-10 15".
-        family: model type that the answers are written for; it decides the convention of coordinates.
-        min_pixels, max_pixels: of the image as the model sees it; they matter where the family names pixels.
-        screenshot_pixels: store screenshots at no more pixels than this; None keeps the files as they are.
-    """
-
-    raw: Path | None = None
-    jsonl: Sequence[Path] = ()
-    output: Path = OUTPUT
-    users: dict[str, str] = field(default_factory=lambda: dict(SPLIT_USERS))
-    family: str = "qwen3_vl"
-    min_pixels: int = 28 * 28 * 16
-    max_pixels: int = 28 * 28 * 1280
-    screenshot_pixels: int | None = None
-
-
-def parse_users(text: str | Iterable[str]) -> list[int]:
-    """User numbers of ranges and lists: "1-10 15", "1,3,5-7". Raises UserError where a word is neither."""
-    words = (text if isinstance(text, str) else " ".join(text)).replace(",", " ").split()
-    users: set[int] = set()
-    for word in words:
-        first, dash, last = word.partition("-")
-        numbers = [first, last] if dash else [first]
-        if not all(number.isdecimal() and len(number) < 10 for number in numbers) or int(numbers[-1]) < int(first):
-            raise UserError(f"users are numbers and ranges such as 1-10 15, not {word!r}")
-        users.update(range(int(first), int(last or first) + 1))
-    return sorted(users)
+    raw: Path | None = option(None, "folder of users in fingertip-20k's layout")
+    jsonl: tuple[Path, ...] = option((), "files with `messages`, one tap a line", listed=True)
+    output: Path | None = option(None, "folder (default: data/prepared/gui)")
+    train_users: tuple[str, ...] = option(("11-73",), "ranges and lists such as 1-10 15", listed=True)
+    val_users: tuple[str, ...] = option(("74-83",), "as --train-users", listed=True)
+    test_users: tuple[str, ...] = option(("1-10",), "as --train-users", listed=True, also=("--users",))
+    family: str = option("qwen3_vl", "model type the answers are for: qwen2_5_vl names pixels of the image it sees, "
+                         "the others the 0-1000 grid")
+    min_pixels: int = option(28 * 28 * 16, "of training, for qwen2_5_vl")
+    max_pixels: int = option(28 * 28 * 1280, "of training, for qwen2_5_vl")
+    screenshot_pixels: int | None = option(None, "store screenshots at no more pixels (default: as they are, or what "
+                                           "suits the sample)")
 
 
 @dataclass
@@ -66,7 +45,7 @@ class Finds:
 
     Attributes:
         drops: what was left out, each with its place and the reason.
-        other: actions that are no taps, by name.
+        other: actions other than taps, by name.
         counts: of the JSONL files.
         elsewhere: taps of JSONL files by their user, where that user is in no split.
         shares: sources whose points are shares of the screen, from 0 to 1.
@@ -83,7 +62,7 @@ class Finds:
 
 
 def prepare(settings: Settings) -> dict:
-    """Prepare the data; the output folder appears whole or not at all.
+    """Prepare the data; the output folder appears complete or not at all.
 
     Writes {train,val,test}.jsonl, images/ and metadata.json.
 
@@ -94,19 +73,19 @@ def prepare(settings: Settings) -> dict:
         UserError: no such folder or file, users in two splits, a split of users none of whom has data, or limits of
             pixels that cannot be.
     """
-    wanted = {split: parse_users(text) for split, text in settings.users.items()}
+    wanted = {split: parse_users(getattr(settings, f"{split}_users")) for split in SPLITS}
     _check_splits(wanted)
     _check_pixels(settings)
     pixels, raw = settings.screenshot_pixels, settings.raw
     if raw is None and not settings.jsonl:
-        raw = _sample()
-        pixels = SAMPLE_SCREENSHOT_PIXELS if pixels is None else pixels
+        raw = samples.ensure("gui")
+        pixels = samples.settings_beside(raw)["screenshot_pixels"] if pixels is None else pixels
     users = {user: split for split, members in wanted.items() for user in members}
     finds = Finds()
     taps = list(_taps(raw, settings.jsonl, users, finds))
-    found = {tap.user for tap in taps}
-    _check_found(wanted, found, raw, settings.jsonl)
-    with whole_folder(settings.output) as folder:
+    users_with_taps = {tap.user for tap in taps}
+    _check_found(wanted, users_with_taps, raw, settings.jsonl)
+    with prepared_folder(settings.output, "gui") as folder:
         rows: dict[str, list[dict]] = {split: [] for split in wanted}
         stored = screenshots.store_all(taps, _base(raw, settings.jsonl), folder, pixels)
         for tap in taps:
@@ -122,17 +101,7 @@ def prepare(settings: Settings) -> dict:
             if not members:
                 raise UserError(f"no tap is left for the {split} split: {_reasons(finds.drops)}")
             records.write(folder / f"{split}.jsonl", members)
-        metadata = _metadata(settings, rows, wanted, finds)
-        write_json(folder / "metadata.json", metadata)
-    return metadata
-
-
-def _sample() -> Path:
-    from overlays.domains.gui.sample import sample
-
-    if not (SAMPLE / "habits.json").is_file():
-        sample(SAMPLE)
-    return SAMPLE
+        return write_metadata(folder, "gui", _metadata(settings, rows, wanted, finds))
 
 
 def _check_splits(wanted: dict[str, list[int]]) -> None:
@@ -154,19 +123,20 @@ def _check_pixels(settings: Settings) -> None:
         raise UserError(f"--screenshot-pixels must be above 0, not {settings.screenshot_pixels}")
 
 
-def _check_found(wanted: dict[str, list[int]], found: set[int], raw: Path | None, files: Sequence[Path]) -> None:
-    place = raw or ", ".join(str(file) for file in files)
+def _check_found(wanted: dict[str, list[int]], users_with_taps: set[int], raw: Path | None,
+                 files: Sequence[Path]) -> None:
+    sources = raw or ", ".join(str(file) for file in files)
     for split, members in wanted.items():
-        if not found & set(members):
-            there = ", ".join(map(str, sorted(found)[:20])) or "none"
-            raise UserError(f"none of the {split} users has a tap in {place}; users with taps: {there} "
+        if not users_with_taps & set(members):
+            there = ", ".join(map(str, sorted(users_with_taps)[:20])) or "none"
+            raise UserError(f"none of the {split} users has a tap in {sources}; users with taps: {there} "
                             f"(choose others by --{split}-users)")
 
 
 def _base(raw: Path | None, files: Sequence[Path]) -> Path:
     """The folder that all sources lie in."""
-    places = [*([Path(raw)] if raw else []), *(Path(file).parent for file in files)]
-    return Path(os.path.commonpath([place.resolve() for place in places]))
+    folders = [*([Path(raw)] if raw else []), *(Path(file).parent for file in files)]
+    return Path(os.path.commonpath([folder.resolve() for folder in folders]))
 
 
 def _taps(raw: Path | None, files: Sequence[Path], users: dict[int, str], finds: Finds) -> Iterator[Tap]:
@@ -190,11 +160,11 @@ def _fingertip_taps(raw: Path, users: list[int], finds: Finds) -> Iterator[Tap]:
         raise UserError(f"there is no folder {raw}")
     there, others = fingertip.users(raw)
     for name in others:
-        finds.drop(name, "folder is no user, or one that is there before")
+        finds.drop(name, "folder is not a user, or one that is there before")
     for user in (user for user in users if user in there):
         episodes, others = fingertip.episodes(there[user])
         for name in others:
-            finds.drop(f"{user}/{name}", "folder is no episode (YYYYMMDD_HHMMSS)")
+            finds.drop(f"{user}/{name}", "folder is not an episode (YYYYMMDD_HHMMSS)")
         for episode in episodes:
             yield from _episode_taps(user, episode, finds)
 
@@ -251,7 +221,7 @@ def _record(tap: Tap, shot: screenshots.Stored, settings: Settings) -> dict | st
     convention, seen = coordinates.convention_of(settings.family), None
     if convention == coordinates.ABSOLUTE:
         seen = coordinates.resized(shot.stored, settings.family, settings.min_pixels, settings.max_pixels)
-    said = answers.answer(_plain(tap.referring or "") or _described(tap, grid, shot.size),
+    answer_text = answers.answer(_plain(tap.referring or "") or _described(tap, grid, shot.size),
                           coordinates.to_answer(grid, seen))
     system = [{"from": "system", "value": _plain(tap.system)}] if _plain(tap.system or "") else []
     return {
@@ -259,7 +229,7 @@ def _record(tap: Tap, shot: screenshots.Stored, settings: Settings) -> dict | st
         "task": "grounding", "group": str(tap.user), "grid": [round(value, 2) for value in grid],
         "screen": list(shot.size), **({"seen": list(seen)} if seen else {}),
         "conversations": [*system, {"from": "human", "value": answers.question(instruction, convention)},
-                          {"from": "gpt", "value": said}],
+                          {"from": "gpt", "value": answer_text}],
     }
 
 
@@ -279,8 +249,8 @@ def referring(label: str | None, grid: tuple[float, float]) -> str:
     chinese = bool(label) and any("\u4e00" <= letter <= "\u9fff" for letter in label)
     rows, columns = PLACES["zh" if chinese else "en"]
     row, column = rows[min(2, int(grid[1] * 3 / 1000))], columns[min(2, int(grid[0] * 3 / 1000))]
-    place = row + column if chinese else f"{row} {column}"
-    return f"{label}{'，' if chinese else ', '}{place}" if label else f"element at the {place}"
+    position = row + column if chinese else f"{row} {column}"
+    return f"{label}{'，' if chinese else ', '}{position}" if label else f"element at the {position}"
 
 
 def _reasons(drops: Sequence[dict]) -> str:

@@ -18,19 +18,19 @@ def read(file: Path) -> list[dict]:
         lines = file.read_bytes().split(b"\n")  # only "\n" ends a row: a question may hold U+2028 and its like
     except FileNotFoundError:
         return []
-    found, damaged = [], 0
+    rows, damaged = [], 0
     for line in lines:
         try:
             row = json.loads(line) if line.strip() else None
         except (ValueError, RecursionError):
             row = {}
         if isinstance(row, dict) and {"id", "question", "answer", "prediction"} <= row.keys():
-            found.append(row)
+            rows.append(row)
         else:
             damaged += row is not None
     if damaged:
         print(f"note: {damaged} damaged line{'' if damaged == 1 else 's'} of {file} left out")
-    return found
+    return rows
 
 
 def digest(value: object) -> str:

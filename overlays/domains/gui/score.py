@@ -1,15 +1,16 @@
 """Scores of GUI grounding: click accuracy within 140 grid units, L2 distance, parse rate, with bootstrap intervals."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from overlays.domains.base import intervals
 from overlays.domains.gui.answers import parse_point
 from overlays.domains.gui.coordinates import GRID, from_answer
 
 RADIUS = 140  # grid units: a click within it counts
 FARTHEST = GRID * 2**0.5  # the distance of an answer that names no point: the diagonal of the screen
-DRAWS = 2000
+MEASURED = ("click_accuracy", "mean_l2", "median_l2")  # have intervals
 
 
 def predicted_point(row: dict) -> tuple[float, float] | None:
@@ -27,7 +28,7 @@ def distances(rows: Sequence[dict]) -> np.ndarray:
     return np.array(found, dtype=np.float64)
 
 
-def figures(distance: np.ndarray) -> dict:
+def click_metrics(distance: np.ndarray) -> dict:
     """n, click_accuracy, mean_l2, median_l2, parse_rate of some distances.
 
     An unread answer is a miss; in the means of L2 it stands at the far end of the screen's diagonal, and so does a
@@ -40,23 +41,23 @@ def figures(distance: np.ndarray) -> dict:
     }
 
 
+def statistic(distance: np.ndarray) -> Callable[[np.ndarray], dict]:
+    """Function: numbers of rows, which may repeat -> their metrics."""
+    return lambda rows: click_metrics(distance[rows])
+
+
 def interval(distance: np.ndarray, groups: Sequence[str] | None = None, seed: int = 0) -> dict[str, list[float]]:
     """95 % bootstrap intervals of click_accuracy, mean_l2 and median_l2.
 
     Args:
         groups: what is drawn with replacement (episodes: their steps are not independent); None draws single rows.
     """
-    generator = np.random.default_rng(seed)
-    names = np.arange(len(distance)) if groups is None else np.unique(np.asarray(groups), return_inverse=True)[1]
-    members = [np.flatnonzero(names == name) for name in range(names.max() + 1)]
-    finite = np.minimum(distance, FARTHEST)
-    drawn = np.empty((DRAWS, 3))
-    for i in range(DRAWS):
-        rows = np.concatenate([members[j] for j in generator.integers(len(members), size=len(members))])
-        drawn[i] = (distance[rows] <= RADIUS).mean(), finite[rows].mean(), np.median(finite[rows])
-    low, high = np.percentile(drawn, [2.5, 97.5], axis=0)
-    return {key: [float(a), float(b)] for key, a, b in
-            zip(("click_accuracy", "mean_l2", "median_l2"), low, high, strict=True)}
+    return intervals(statistic(distance), range(len(distance)) if groups is None else groups, MEASURED, seed)
+
+
+def episode_of(row: dict) -> str:
+    """The episode of a row, which its user's name makes unique."""
+    return f"{row.get('user')}/{row.get('episode', row['id'])}"
 
 
 def best_constant(train: Sequence[dict]) -> tuple[float, float] | None:
@@ -79,15 +80,15 @@ def score(predictions: Sequence[dict], train: Sequence[dict] = ()) -> dict:
     """
     rows = list(predictions)
     distance = distances(rows)
-    episodes = [f"{row.get('user')}/{row.get('episode', row['id'])}" for row in rows]
-    metrics = figures(distance) | {"interval": interval(distance, episodes)}
+    episodes = [episode_of(row) for row in rows]
+    metrics = click_metrics(distance) | {"interval": interval(distance, episodes)}
     metrics["users"] = {}
     for user in sorted({row["user"] for row in rows if row.get("user") is not None}, key=_natural):
-        own = np.array([row.get("user") == user for row in rows])
-        metrics["users"][str(user)] = figures(distance[own]) | {
-            "interval": interval(distance[own], [name for name, kept in zip(episodes, own, strict=True) if kept])}
+        members = [number for number, row in enumerate(rows) if row.get("user") == user]
+        metrics["users"][str(user)] = click_metrics(distance[members]) | {
+            "interval": interval(distance[members], [episodes[number] for number in members])}
     point = best_constant(train)
-    metrics["baseline"] = {} if point is None else {"constant": figures(np.array(
+    metrics["baseline"] = {} if point is None else {"constant": click_metrics(np.array(
         [np.hypot(row["grid"][0] - point[0], row["grid"][1] - point[1]) for row in rows])) | {"point": list(point)}}
     return metrics
 
@@ -100,10 +101,6 @@ def _natural(user: object) -> tuple:
 def gain(before: Sequence[dict], after: Sequence[dict], seed: int = 0) -> tuple[float, tuple[float, float]]:
     """Gain in click accuracy of `after` over `before` on the same taps, and its 95 % interval over episodes."""
     difference = (distances(after) <= RADIUS).astype(float) - (distances(before) <= RADIUS)
-    names = np.unique([f"{row.get('user')}/{row.get('episode', row['id'])}" for row in after], return_inverse=True)[1]
-    members = [np.flatnonzero(names == name) for name in range(names.max() + 1)]
-    generator = np.random.default_rng(seed)
-    drawn = [difference[np.concatenate([members[j] for j in generator.integers(len(members), size=len(members))])]
-             .mean() for _ in range(DRAWS)]
-    low, high = np.percentile(drawn, [2.5, 97.5])
-    return float(difference.mean()), (float(low), float(high))
+    low, high = intervals(lambda rows: {"gain": difference[rows].mean()}, [episode_of(row) for row in after], ["gain"],
+                          seed)["gain"]
+    return float(difference.mean()), (low, high)

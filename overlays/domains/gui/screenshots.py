@@ -41,8 +41,8 @@ def name_of(tap: Tap, base: Path) -> str:
     Args:
         base: folder of the source; the name says nothing about where that lies.
     """
-    place = os.path.relpath(tap.screenshot.resolve(), base.resolve())
-    digest = hashlib.sha1(place.encode("utf-8", "surrogateescape"), usedforsecurity=False).hexdigest()[:10]
+    source = os.path.relpath(tap.screenshot.resolve(), base.resolve())
+    digest = hashlib.sha1(source.encode("utf-8", "surrogateescape"), usedforsecurity=False).hexdigest()[:10]
     stem = re.sub(r"[^\w-]+", "_", tap.screenshot.stem)[:_NAME]
     return f"images/{tap.user}/{digest}_{stem}{re.sub(r'[^.a-zA-Z0-9]', '', tap.screenshot.suffix)[:8]}"
 
@@ -52,8 +52,8 @@ def store_all(taps: Sequence[Tap], base: Path, folder: Path,
     """`store` of every user's screenshots, each once; keys are `key_of` a tap."""
     wanted = {key_of(tap): tap for tap in taps}
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        found = pool.map(lambda tap: store(tap.screenshot, name_of(tap, base), folder, pixels), wanted.values())
-        bar = tqdm(found, total=len(wanted), desc="reading screenshots", unit="screen", file=sys.stderr,
+        results = pool.map(lambda tap: store(tap.screenshot, name_of(tap, base), folder, pixels), wanted.values())
+        bar = tqdm(results, total=len(wanted), desc="reading screenshots", unit="screen", file=sys.stderr,
                    disable=len(wanted) < 200)
         return dict(zip(wanted, bar, strict=True))
 
@@ -66,7 +66,7 @@ def key_of(tap: Tap) -> tuple[int, Path]:
 def store(screenshot: Path, name: str, folder: Path, pixels: int | None) -> Stored | str:
     """Put a screenshot at folder/name, made smaller where it has more than `pixels`; a clause where it cannot be used.
 
-    What is refused here would stop a training later: bytes that are no image, one cut short, 16 bits a channel.
+    What is refused here would stop a training later: bytes that are not an image, one cut short, 16 bits a channel.
     """
     if not is_file(screenshot):
         return "screenshot is missing"

@@ -17,7 +17,7 @@ ROWS = 256  # of a window: a strip of a 64-band raster 10,000 pixels wide is 0.7
 
 
 def dequantise(codes: np.ndarray) -> np.ndarray:
-    """int8 codes -> float32 values, ((v / 127.5)^2) * sign(v); -128 is no data and becomes NaN.
+    """int8 codes -> float32 values, ((v / 127.5)^2) * sign(v); -128 means no data and becomes NaN.
 
     Source: the data catalogue of GOOGLE/SATELLITE_EMBEDDING/V1/ANNUAL. Vectors have unit length only after this map.
     """
@@ -25,13 +25,6 @@ def dequantise(codes: np.ndarray) -> np.ndarray:
     values *= np.abs(values)
     values[codes == NODATA] = np.nan
     return values
-
-
-def quantise(values: np.ndarray) -> np.ndarray:
-    """Values in -1..1 -> int8 codes, the nearest ones; NaN becomes -128. The inverse of `dequantise`."""
-    codes = np.rint(127.5 * np.sign(values) * np.sqrt(np.abs(values)))
-    codes = np.where(np.isnan(codes), NODATA, np.clip(codes, -127, 127))
-    return codes.astype(np.int8)
 
 
 @dataclass(frozen=True)
@@ -69,7 +62,7 @@ def open_raster(path: str | Path) -> Raster:
             kinds = set(file.dtypes)
             bands, height, width, transform, crs = file.count, file.height, file.width, file.transform, file.crs
     except rasterio.errors.RasterioError as error:
-        raise UserError(f"{path} is no raster that can be read: {reason(error)}") from None
+        raise UserError(f"{path} is not a raster that can be read: {reason(error)}") from None
     if not kinds <= {"int8"} and not kinds <= {"float32", "float64", "float16"}:
         raise UserError(f"raster {path} holds {', '.join(sorted(kinds))}: embeddings are int8 codes as exported, or "
                         "floating point values of unit length; export it again without scaling")

@@ -131,7 +131,7 @@ def _column(path: Path, columns: list[str], wanted: str | None, flag: str, usual
 def _decimal_commas(column):
     """A column whose numbers are written with a decimal comma ("1,5", "2") as one with points.
 
-    "1,234" beside nothing like "1,5" may be meant as a thousand and more: it stays, and is no number.
+    "1,234" beside nothing like "1,5" may be meant as a thousand and more: it stays, and is not a number.
     """
     words = [str(value).strip().removesuffix("%").strip() for value in column if not _missing(value)]
     commas = [word for word in words if "," in word]

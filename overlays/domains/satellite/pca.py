@@ -12,9 +12,10 @@ from tqdm import tqdm
 
 from overlays.data import records
 from overlays.data.rasters import NUMPY_ERRORS, open_npy
-from overlays.domains.satellite.prepare import read_metadata
+from overlays.domains.base import SPLITS, prepared_folder, write_metadata
+from overlays.domains.satellite.metadata import read_metadata
 from overlays.errors import UserError
-from overlays.files import atomic_path, whole_folder, write_json, write_jsonl
+from overlays.files import atomic_path, write_jsonl
 
 NAME, PROJECTION = "pca.npz", "pca_projection.npy"
 PERCENT = (2.0, 98.0)
@@ -76,17 +77,17 @@ def compute(folder: str | Path) -> Pca:
     # The sign of a component is arbitrary: its largest weight is made positive.
     turned = np.sign(model.components_[np.arange(3), np.abs(model.components_).argmax(1)])
     components = model.components_ * turned[:, None]
-    chosen = np.concatenate([_some(file, number) for number, file in enumerate(files)])
-    if not len(chosen):
+    shown_pixels = np.concatenate([_some(file, number) for number, file in enumerate(files)])
+    if not len(shown_pixels):
         raise UserError(f"the training tiles in {folder} hold hardly any pixel with data")
-    low, high = np.percentile((chosen - model.mean_) @ components.T, PERCENT, axis=0)
-    found = Pca(components, model.mean_, np.sqrt(model.var_), model.explained_variance_ratio_, low,
+    low, high = np.percentile((shown_pixels - model.mean_) @ components.T, PERCENT, axis=0)
+    pca = Pca(components, model.mean_, np.sqrt(model.var_), model.explained_variance_ratio_, low,
                 np.maximum(high, low + 1e-6))
     with atomic_path(folder / NAME) as temporary:
-        np.savez(temporary, **vars(found))
+        np.savez(temporary, **vars(pca))
     with atomic_path(folder / PROJECTION) as temporary:
-        np.save(temporary, found.projection())
-    return found
+        np.save(temporary, pca.projection())
+    return pca
 
 
 def load(path: str | Path) -> Pca:
@@ -95,7 +96,7 @@ def load(path: str | Path) -> Pca:
         with np.load(path, allow_pickle=False) as stored:
             return Pca(**{name: stored[name] for name in Pca.__dataclass_fields__})
     except NUMPY_ERRORS as error:
-        raise UserError(f"{path} is no PCA of scripts/compute_pca.py: {error}; run that again") from None
+        raise UserError(f"{path} is not a PCA of scripts/compute_pca.py: {error}; run that again") from None
 
 
 def prepare_rgb(folder: Path, output: Path) -> dict:
@@ -107,9 +108,9 @@ def prepare_rgb(folder: Path, output: Path) -> dict:
     _training_files(folder)
     metadata = read_metadata(folder)
     pca = load(folder / NAME) if (folder / NAME).is_file() else compute(folder)
-    with whole_folder(output) as temporary:
+    with prepared_folder(output, "satellite") as temporary:
         (temporary / "tiles").mkdir()
-        for split in ("train", "val", "test"):
+        for split in SPLITS:
             rows = list(records.read(folder / f"{split}.jsonl"))
             for row in tqdm(rows, desc=f"pictures of {split}", unit="tile"):
                 values = open_npy(folder / row["image"])
@@ -119,19 +120,18 @@ def prepare_rgb(folder: Path, output: Path) -> dict:
         (temporary / "means.npz").write_bytes((folder / "means.npz").read_bytes())
         metadata |= {"channels": 3, "pca": {"explained_variance": [round(float(part), 4) for part in pca.explained],
                                             "low": pca.low.tolist(), "high": pca.high.tolist()}}
-        write_json(temporary / "metadata.json", metadata)
-    return metadata
+        return write_metadata(temporary, "satellite", metadata)
 
 
 def _training_files(folder: Path) -> list[Path]:
     annotation = folder / "train.jsonl"
     if not annotation.is_file():
-        raise UserError(f"there is no prepared data in {folder}: run scripts/prepare_satellite.py first")
+        raise UserError(f"there is no prepared data in {folder}: run python -m overlays.prepare satellite first")
     if (folder / "metadata.json").is_file():
         read_metadata(folder)
     names = [row.get("image") for row in records.read(annotation)]
     if any(not isinstance(name, str) or Path(name).suffix != ".npy" for name in names):
-        raise UserError(f"{folder} holds pictures, not arrays: name the folder that prepare_satellite.py wrote")
+        raise UserError(f"{folder} holds pictures, not arrays: name the folder of arrays")
     files = [folder / name for name in names]
     if files and (bands := len(open_npy(files[0]))) < 3:
         raise UserError(f"the tiles in {folder} have {bands} bands, and three components need at least three")
@@ -153,5 +153,5 @@ def _some(file: Path, number: int) -> np.ndarray:
     stored = open_npy(file)
     area = stored.shape[1] * stored.shape[2]
     places = np.sort(np.random.default_rng([0, number]).choice(area, min(area, SHOWN_PX), replace=False))
-    found = np.asarray(stored[:, places // stored.shape[2], places % stored.shape[2]], np.float64).T
-    return found[np.isfinite(found).all(1)]
+    pixels = np.asarray(stored[:, places // stored.shape[2], places % stored.shape[2]], np.float64).T
+    return pixels[np.isfinite(pixels).all(1)]

@@ -4,52 +4,47 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
+from overlays import samples
 from overlays.data.rasters import MAX_VALUES
-from overlays.data.records import split_groups
+from overlays.data.records import parse_fractions, split_groups
+from overlays.domains.base import SPLITS, parameters, prepared_folder, write_metadata
 from overlays.domains.satellite import questions
 from overlays.domains.satellite.embeddings import NORM_TOLERANCE, Raster, open_raster, windows
 from overlays.domains.satellite.labels import Labels, key, match_tiles, read_labels
+from overlays.domains.satellite.score import r2
 from overlays.errors import UserError
-from overlays.files import atomic_path, sha256, whole_folder, write_json, write_jsonl
+from overlays.files import atomic_path, sha256, write_jsonl
+from overlays.flags import option
+from overlays.paths import relative
 
-ROOT = Path(__file__).resolve().parents[3]
-SAMPLE = ROOT / "data" / "raw" / "satellite" / "sample"
-OUTPUT = ROOT / "data" / "prepared" / "satellite"
 SUFFIXES = (".tif", ".tiff")
-SPLITS = ("train", "val", "test")
+TRUTH = "truth.json"  # the sample's signal without its noise
 MAX_DECIMALS = 12  # of an answer's number
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What `prepare` is asked to do.
+    """Prepare satellite embeddings and city labels; without --tiles, from the sample cities."""
 
-    Attributes:
-        tiles: folder of GeoTIFFs, searched with its subfolders; None makes the sample and takes it.
-        labels: .xlsx or .csv; None takes the only table in or beside the folder of tiles.
-        city_column, label_column: of the table; None finds them.
-        output: folder of the prepared data.
-        min_valid: least share of pixels with data in a tile.
-        decimals: of the number in an answer.
-        split_fractions: of train, val and test, in tiles; a city is never divided.
-        seed: of the split.
-    """
-
-    tiles: Path | None = None
-    labels: Path | None = None
-    city_column: str | None = None
-    label_column: str | None = None
-    output: Path = OUTPUT
-    min_valid: float = 0.5
-    decimals: int = 2
-    split_fractions: tuple[float, float, float] = (0.7, 0.15, 0.15)
-    seed: int = 0
+    tiles: Path | None = option(None, "folder of GeoTIFFs named after their cities, searched with its subfolders "
+                                "(default: the sample, made in data/raw/satellite/sample)")
+    labels: Path | None = option(None, "table, .xlsx or .csv (default: the only one in or beside --tiles)")
+    city_column: str | None = option(None, "column of the table that names the city (default: found)")
+    label_column: str | None = option(None, "column that holds the number (default: found)")
+    output: Path | None = option(None, "folder (default: data/prepared/satellite)")
+    rgb_pca: bool = option(False, "also a folder <output>_rgb of pictures by PCA; arrays that are prepared are taken "
+                           "as they are unless --tiles is given")
+    min_valid: float = option(0.5, "least share of pixels with data in a tile")
+    decimals: int = option(2, "of the number in an answer")
+    split_fractions: tuple[float, float, float] = option((0.7, 0.15, 0.15), "train,val,test, in tiles; a city is never "
+                                                         "divided", parse=parse_fractions)
+    seed: int = option(0, "of the split")
 
 
 @dataclass(frozen=True)
@@ -62,7 +57,7 @@ class Tile:
 
 
 def prepare(settings: Settings) -> dict:
-    """Prepare a data set; the output folder appears whole or not at all.
+    """Prepare a data set; the output folder appears complete or not at all.
 
     Writes {train,val,test}.jsonl, tiles/*.npy (bands, height, width) float16 with NaN where there is no data,
     means.npz (mean embedding of every tile over its pixels with data) and metadata.json.
@@ -71,7 +66,7 @@ def prepare(settings: Settings) -> dict:
         metadata, as in metadata.json; `dropped` lists every tile and label that is left out, and why.
 
     Raises:
-        UserError: something about the input or the settings that the user can mend.
+        UserError: something about the input or the settings that the user can fix.
     """
     _check(settings)
     folder, table = _inputs(settings)
@@ -82,13 +77,13 @@ def prepare(settings: Settings) -> dict:
     for file, city in cities.items():
         if city is None:
             dropped.append({"what": "tile", "name": _within(file, folder), "reason": "no label for it"})
-    with whole_folder(settings.output) as temporary:
+    with prepared_folder(settings.output, "satellite") as temporary:
         rows, means, rasters = _convert(temporary, folder, cities, labels, settings, dropped)
         used = {row["group"] for row in rows}
         for city in labels.values:
             if city not in used:
-                found = any(name == city for name in cities.values())
-                reason = "its tiles were left out" if found else "no tile for it"
+                has_tile = any(name == city for name in cities.values())
+                reason = "its tiles were left out" if has_tile else "no tile for it"
                 dropped.append({"what": "label", "name": city, "reason": reason})
         if len(used) < 3:
             raise UserError(f"only {len(used)} cities have both a tile in {folder} and a label in {table}, fewer than "
@@ -98,9 +93,8 @@ def prepare(settings: Settings) -> dict:
             write_jsonl(temporary / f"{name}.jsonl", [{**row, "split": name} for row in part])
         with atomic_path(temporary / "means.npz") as file:
             np.savez(file, **means)
-        metadata = _metadata(settings, folder, table, labels, splits, dropped, rasters)
-        write_json(temporary / "metadata.json", metadata)
-    return metadata
+        return write_metadata(temporary, "satellite",
+                              _metadata(settings, folder, table, labels, splits, dropped, rasters))
 
 
 def _check(settings: Settings) -> None:
@@ -115,21 +109,6 @@ def _check(settings: Settings) -> None:
                         "of train")
 
 
-def read_metadata(folder: Path) -> dict:
-    """metadata.json of a prepared folder. Raises UserError where there is none, or another domain's."""
-    file = folder / "metadata.json"
-    try:
-        metadata = json.loads(file.read_text(encoding="utf-8"))
-        domain, target = metadata.get("domain", "satellite"), metadata.get("target")
-    except FileNotFoundError:
-        raise UserError(f"there is no metadata.json in {folder}: run scripts/prepare_satellite.py first") from None
-    except (OSError, ValueError, AttributeError) as error:
-        raise UserError(f"{file} cannot be read: {error}; prepare the data again") from None
-    if domain != "satellite" or not isinstance(target, dict):
-        raise UserError(f"{folder} holds other data than prepare_satellite.py writes: name a folder of that")
-    return metadata
-
-
 def find_tiles(folder: Path) -> list[Path]:
     """GeoTIFFs below a folder, sorted, hidden ones left out. Raises UserError where there are none."""
     if not folder.is_dir():
@@ -139,13 +118,6 @@ def find_tiles(folder: Path) -> list[Path]:
     if not files:
         raise UserError(f"folder {folder} holds no GeoTIFF ({' or '.join(SUFFIXES)})")
     return files
-
-
-def ensure_sample(folder: Path) -> Path:
-    """The folder of the sample, which is made where it is missing, unfinished or of another version."""
-    from overlays.domains.satellite.sample import TRUTH, VERSION, sample
-
-    return folder if _truth(folder / TRUTH).get("version") == VERSION else sample(folder)
 
 
 def _truth(file: Path) -> dict:
@@ -161,7 +133,7 @@ def _inputs(settings: Settings) -> tuple[Path, Path]:
     """(folder of tiles, table of labels)."""
     if settings.tiles is None and settings.labels is not None:
         raise UserError("--labels needs --tiles, the folder of GeoTIFFs")
-    folder = ensure_sample(SAMPLE) if settings.tiles is None else Path(settings.tiles)
+    folder = samples.ensure("satellite") if settings.tiles is None else Path(settings.tiles)
     if settings.labels is not None:
         return folder, Path(settings.labels)
     if not folder.is_dir():
@@ -196,19 +168,19 @@ def _convert(output: Path, folder: Path, cities: dict[Path, str | None], labels:
             side = int((MAX_VALUES / header.bands) ** 0.5)
             raise UserError(f"tile {file} has {header.height} x {header.width} pixels, more than training reads: "
                             f"cut a window of at most {side} x {side} around its city")
-        own = _unique(key(file.stem) or "tile", ids)
-        tile = convert_tile(header, output / "tiles" / f"{own}.npy")
+        tile_id = _unique(key(file.stem) or "tile", ids)
+        tile = convert_tile(header, output / "tiles" / f"{tile_id}.npy")
         if not tile.valid or tile.valid < settings.min_valid:
-            (output / "tiles" / f"{own}.npy").unlink()
+            (output / "tiles" / f"{tile_id}.npy").unlink()
             why = "no pixel with data" if not tile.valid else f"data in only {tile.valid:.0%} of its pixels"
             dropped.append({"what": "tile", "name": name, "reason": why})
             continue
-        ids.add(own)
+        ids.add(tile_id)
         value = labels.values[city]
-        means[own] = tile.mean
+        means[tile_id] = tile.mean
         kept.append(header)
         rows.append({
-            "id": own, "image": f"tiles/{own}.npy",
+            "id": tile_id, "image": f"tiles/{tile_id}.npy",
             "conversations": [
                 {"from": "human", "value": f"<image>\n{questions.question(labels.name)}"},
                 {"from": "gpt", "value": questions.answer(value, settings.decimals)}],
@@ -239,7 +211,7 @@ def convert_tile(raster: Raster, path: Path) -> Tile:
         norm = float(np.median(np.concatenate(lengths))) if count else 1.0
         if abs(norm - 1) > NORM_TOLERANCE:
             raise UserError(f"the pixels of {raster.path} have length {norm:.2f} where embeddings have 1: "
-                            + ("these int8 values are no codes of a Satellite Embedding" if raster.coded else
+                            + ("these int8 values are not codes of a Satellite Embedding" if raster.coded else
                                "decode it as ((v / 127.5)^2) * sign(v), or give the int8 file as it was exported"))
     return Tile(count / (raster.height * raster.width), norm, (total / max(count, 1)).astype(np.float32))
 
@@ -261,16 +233,10 @@ def _examples(files: list[Path], labels: Labels) -> str:
 
 def _metadata(settings: Settings, folder: Path, table: Path, labels: Labels, splits: dict[str, list[dict]],
               dropped: list[dict], rasters: list[Raster]) -> dict:
-    def shown(path: Path) -> str:
-        path = path.resolve()
-        return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else str(path)
-
     train = np.array([row["target"][labels.name] for row in splits["train"]])
-    parameters = {name: shown(value) if isinstance(value, Path) else value for name, value in asdict(settings).items()
-                  if name != "output"}
     return {
-        "domain": "satellite", "format": 1, "parameters": parameters, "tiles": shown(folder),
-        "labels": {"path": shown(table), "sha256": sha256(table), "city_column": labels.city_column,
+        "format": 1, "parameters": parameters(settings), "tiles": relative(folder),
+        "labels": {"path": relative(table), "sha256": sha256(table), "city_column": labels.city_column,
                    "label_column": labels.label_column},
         "channels": rasters[0].bands,
         "target": {"name": labels.name, "train_mean": float(train.mean()), "train_std": float(train.std())},
@@ -290,14 +256,11 @@ def _metadata(settings: Settings, folder: Path, table: Path, labels: Labels, spl
 
 def _ceilings(folder: Path, labels: Labels, splits: dict[str, list[dict]]) -> dict[str, float] | None:
     """R2 by split of the sample's own signal without its noise; None for data whose noise nobody knows."""
-    from overlays.domains.satellite.sample import TRUTH
-    from overlays.domains.satellite.score import r2
-
     truth = _truth(folder / TRUTH)
     signal = truth.get("signal")
     if not isinstance(signal, dict) or truth.get("label") != labels.name or not all(
             row["group"] in signal for part in splits.values() for row in part):
         return None
-    found = {name: r2([row["target"][labels.name] for row in part], [signal[row["group"]] for row in part])
+    values = {name: r2([row["target"][labels.name] for row in part], [signal[row["group"]] for row in part])
              for name, part in splits.items()}
-    return {name: round(value, 4) for name, value in found.items() if value is not None}
+    return {name: round(value, 4) for name, value in values.items() if value is not None}

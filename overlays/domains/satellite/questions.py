@@ -20,5 +20,5 @@ def answer(value: float, decimals: int = 2) -> str:
 
 def parse_number(text: str | None) -> float | None:
     """The number of an answer; None where it holds none, or several different ones."""
-    found = {float(word.replace("−", "-").replace(",", ".")) for word in _NUMBER.findall(text or "")}
-    return found.pop() if len(found) == 1 else None
+    numbers = {float(word.replace("−", "-").replace(",", ".")) for word in _NUMBER.findall(text or "")}
+    return numbers.pop() if len(numbers) == 1 else None

@@ -23,15 +23,15 @@ def cider(candidates: Sequence[Sequence[str]], references: Sequence[Sequence[Seq
         candidates: one list of words per item.
         references: the lists of words of each item's references, at least one each.
     """
-    documents = [[_ngrams(words) for words in own] for own in references]
-    frequency = Counter(gram for own in documents for gram in {gram for counts in own for gram in counts})
+    documents = [[_ngrams(words) for words in counted] for counted in references]
+    frequency = Counter(gram for counted in documents for gram in {gram for counts in counted for gram in counts})
     total = math.log(max(len(documents), 1))
     weight = {gram: total - math.log(number) for gram, number in frequency.items()}
     scores = []
-    for words, own, texts in zip(candidates, documents, references, strict=True):
-        said = _vectors(_ngrams(words), weight, total)
-        against = [_similarity(said, _vectors(counts, weight, total), len(words) - len(text))
-                   for counts, text in zip(own, texts, strict=True)]
+    for words, counted, texts in zip(candidates, documents, references, strict=True):
+        candidate = _vectors(_ngrams(words), weight, total)
+        against = [_similarity(candidate, _vectors(counts, weight, total), len(words) - len(text))
+                   for counts, text in zip(counted, texts, strict=True)]
         scores.append(SCALE * sum(against) / len(against))
     return scores
 
@@ -48,9 +48,9 @@ def _vectors(counts: Counter, weight: dict, unseen: float) -> list[dict]:
     return vectors
 
 
-def _similarity(said: list[dict], true: list[dict], difference: int) -> float:
+def _similarity(candidate: list[dict], reference: list[dict], difference: int) -> float:
     total = 0.0
-    for one, other in zip(said, true, strict=True):
+    for one, other in zip(candidate, reference, strict=True):
         norms = math.sqrt(sum(v * v for v in one.values())) * math.sqrt(sum(v * v for v in other.values()))
         shared = sum(min(one[gram], value) * value for gram, value in other.items() if gram in one)
         total += shared / norms if norms else 0.0

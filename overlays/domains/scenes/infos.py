@@ -145,7 +145,7 @@ def load_pickle(path: Path) -> object:
                         "containers; get it from EmbodiedScan's own source") from None
     except Exception as error:  # what a broken pickle raises is open-ended: EOFError, KeyError, ValueError, ...
         words = " ".join(f"{type(error).__name__} {error}".split())
-        raise UserError(f"{path} is damaged or no pickle: {words}") from None
+        raise UserError(f"{path} is damaged or not a pickle: {words}") from None
 
 
 def read_infos(path: Path, split: str, root: Path, wanted: Container[str] | None = None,
@@ -164,7 +164,7 @@ def read_infos(path: Path, split: str, root: Path, wanted: Container[str] | None
     content = load_pickle(path)
     rows = content.get("data_list") if isinstance(content, dict) else None
     if not isinstance(rows, list):
-        raise UserError(f"{path} is no infos file of EmbodiedScan: it has no data_list")
+        raise UserError(f"{path} is not an infos file of EmbodiedScan: it has no data_list")
     shown = tqdm(rows, desc=f"reading {path.name}", unit="scene", disable=None)
     return [_scene(row, f"entry {number} of {path.name}", split, root, wanted, depth_scale)
             for number, row in enumerate(shown)]
@@ -194,7 +194,7 @@ def _scene(row: object, entry: str, split: str, root: Path, wanted: Container[st
     if row.get("depth_scale") is not None:
         own = _numbers(row["depth_scale"])
         if own.shape != () or not 0 < own < math.inf:
-            scene.problem = "its depth_scale is no number above 0"
+            scene.problem = "its depth_scale is not a number above 0"
             return scene
         scene.depth_scale = float(own)
     align = row.get("axis_align_matrix")
@@ -303,7 +303,7 @@ def _pose(value: object) -> tuple[np.ndarray, str]:
     rotation = matrix[:3, :3]
     if np.abs(rotation).max() > 2 or np.abs(rotation @ rotation.T - np.eye(3)).max() > 0.02 \
             or np.linalg.det(rotation) < 0:
-        return np.eye(4), "is no rotation"
+        return np.eye(4), "is not a rotation"
     if np.abs(matrix[3] - (0, 0, 0, 1)).max() > 1e-6:
         return np.eye(4), "does not end in 0 0 0 1"
     return matrix, ""
@@ -317,7 +317,7 @@ def _intrinsic(value: object) -> tuple[np.ndarray, str]:
     if not matrix.size:
         return np.eye(3), "cannot be read"
     if matrix.ndim != 2 or min(matrix.shape) < 3:
-        return np.eye(3), "are no 3 x 3 or 4 x 4 matrix"
+        return np.eye(3), "are not a 3 x 3 or 4 x 4 matrix"
     matrix = matrix[:3, :3]
     if not np.isfinite(matrix).all() or matrix[0, 0] <= 0 or matrix[1, 1] <= 0:
         return np.eye(3), "are not finite and positive"

@@ -17,7 +17,6 @@ colour camera, at its size or at another one of the same proportions.
 
 from __future__ import annotations
 
-import json
 import math
 import random
 from collections import Counter
@@ -25,20 +24,21 @@ from collections.abc import Container
 from dataclasses import dataclass, replace
 from itertools import chain, count
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from overlays import samples
 from overlays.data.geometry import depth_problem, is_turned
+from overlays.domains.base import SPLITS, prepared_folder, write_metadata
 from overlays.domains.scenes.infos import Frame, Scene, read_infos
-from overlays.domains.scenes.question_files import SPLITS, Question, find_files, question_type, read_questions, task_of
+from overlays.domains.scenes.question_files import Question, find_files, question_type, read_questions, task_of
 from overlays.errors import UserError
-from overlays.files import link, sha256, whole_folder, write_json, write_jsonl
+from overlays.files import link, sha256, write_jsonl
+from overlays.flags import check_choices, option
 
-ROOT = Path(__file__).resolve().parents[3]
-SAMPLE = ROOT / "data" / "raw" / "scenes" / "sample"
-OUTPUT = ROOT / "data" / "prepared" / "scenes"
 METADATA = "scene_metadata.npz"
 INSTRUCTION = "Answer with a word or a phrase."
 NUM_FRAMES = 32
@@ -46,35 +46,28 @@ NUM_FRAMES = 32
 
 @dataclass(frozen=True)
 class Settings:
-    """What `prepare` is asked to do.
+    """Prepare questions about posed RGB-D scenes; without --data, from the sample rooms."""
 
-    Attributes:
-        data: folder with embodiedscan_infos_*.pkl and the pictures; None makes the sample scenes and takes them.
-        infos: infos files, where they lie elsewhere; their names hold train, val or test.
-        questions: question files or folders of them; empty takes <data>/questions.
-        output: folder of the prepared data.
-        num_frames: frames a scene at most, evenly spaced; None takes the sample's value, or 32 for other data.
-        turns: questions of a scene that share a training record; None takes the sample's value, or 1.
-        split: "infos" (the infos file that a scene is in) or "questions" (the split in a question file's name, as
-            the published figures need it; a scene in two splits is refused).
-        seed: of the order in which questions share records.
-        depth_scale: stored depth units per metre; None takes 4000 for Matterport3D and 1000 for all else. A scene's
-            own "depth_scale" in its infos file goes first.
-    """
-
-    data: Path | None = None
-    infos: tuple[Path, ...] = ()
-    questions: tuple[Path, ...] = ()
-    output: Path = OUTPUT
-    num_frames: int | None = None
-    turns: int | None = None
-    split: str = "infos"
-    seed: int = 0
-    depth_scale: float | None = None
+    data: Path | None = option(None, "folder with embodiedscan_infos_*.pkl and posed_images or scannet/posed_images "
+                               "(default: the sample, made in data/raw/scenes/sample)")
+    infos: tuple[Path, ...] = option((), "infos files that lie elsewhere; their names hold train, val or test",
+                                     listed=True)
+    questions: tuple[Path, ...] = option((), "SQA3D, ScanQA or Video-3D-LLM files, or folders of them (default: "
+                                         "DATA/questions)", listed=True)
+    output: Path | None = option(None, "folder (default: data/prepared/scenes)")
+    num_frames: int | None = option(None, "frames of a scene at most, evenly spaced (default: "
+                                    f"{NUM_FRAMES}, or what suits the sample)")
+    turns: int | None = option(None, "questions of a scene that share one training record, whose frames are then seen "
+                               "once for all of them (default: 1, or what suits the sample)")
+    split: Literal["infos", "questions"] = option("infos", "by the infos file of a scene, or by the name of the "
+                                                  "question file, as published results need it")
+    seed: int = option(0, "of the order in which questions share records")
+    depth_scale: float | None = option(None, "stored depth units per metre, e.g. 5000 for TUM, 6553.5 for Replica "
+                                       "(default: 1000; 4000 for Matterport3D)")
 
 
 def prepare(settings: Settings) -> dict:
-    """Prepare scenes and questions; the output folder appears whole or not at all.
+    """Prepare scenes and questions; the output folder appears complete or not at all.
 
     Writes {train,val,test}.jsonl, scene_metadata.npz, posed_images/ (hard links to the chosen frames, copies where the
     file system has none) and metadata.json with all counts and drops.
@@ -83,43 +76,40 @@ def prepare(settings: Settings) -> dict:
         metadata, as in metadata.json.
 
     Raises:
-        UserError: something about the input or the settings that the user can mend.
+        UserError: something about the input or the settings that the user can fix.
     """
-    settings, source = _settle(settings)
+    settings, source = _resolve(settings)
     questions, files = _read_questions(settings)
     asked = Counter(question.scene for question in questions if not question.problem)
     scenes, repeated = _read_scenes(settings, asked)
     wanted = [scene for scene in scenes.values() if asked[scene.name] and not scene.problem]
-    with whole_folder(settings.output) as folder:
-        rows, chosen = _write_frames(folder, wanted, settings.num_frames)
+    with prepared_folder(settings.output, "scenes") as folder:
+        rows, frame_rows = _write_frames(folder, wanted, settings.num_frames)
         lost = _unusable(scenes, questions)
-        kept, more = _split(questions, {name: scene for name, scene in scenes.items() if name in chosen}, settings)
+        kept, more = _split(questions, {name: scene for name, scene in scenes.items() if name in frame_rows}, settings)
         _check_splits(kept, settings, lost, more)
-        records = {split: [_record([item], chosen[item[1].scene], rows["image"]) for item in found]
-                   for split, found in kept.items()}
+        records = {split: [_record([item], frame_rows[item[1].scene], rows["image"]) for item in members]
+                   for split, members in kept.items()}
         if settings.turns > 1:
-            records["train"] = [_record(items, chosen[items[0][1].scene], rows["image"])
+            records["train"] = [_record(items, frame_rows[items[0][1].scene], rows["image"])
                                 for items in _together(kept["train"], settings.turns, settings.seed)]
         for split in SPLITS:
             write_jsonl(folder / f"{split}.jsonl", records[split])
         np.savez_compressed(folder / METADATA, **rows)
-        metadata = {
-            "domain": "scenes", "source": source, "parameters": {
+        return write_metadata(folder, "scenes", {
+            "source": source, "parameters": {
                 "num_frames": settings.num_frames, "turns": settings.turns, "split": settings.split,
                 "seed": settings.seed, "depth_scale": settings.depth_scale, "instruction": INSTRUCTION},
             "files": files, "counts": _counts(kept, records, scenes, rows, questions),
             "dropped": {"frames": [{"scene": scene.name, "frame": frame, "reason": reason}
                                    for scene in scenes.values() for frame, reason in scene.dropped],
                         "scenes": lost + repeated, "questions": more},
-        }
-        write_json(folder / "metadata.json", metadata)
-    return metadata
+        })
 
 
-def _settle(settings: Settings) -> tuple[Settings, str]:
+def _resolve(settings: Settings) -> tuple[Settings, str]:
     """Settings with nothing open, and where the data came from."""
-    if settings.split not in ("infos", "questions"):
-        raise UserError(f"--split is infos or questions, not {settings.split!r}")
+    check_choices(settings)
     if settings.num_frames is not None and settings.num_frames < 1:
         raise UserError(f"--num-frames must be at least 1, not {settings.num_frames}")
     if settings.turns is not None and settings.turns < 1:
@@ -128,13 +118,9 @@ def _settle(settings: Settings) -> tuple[Settings, str]:
         raise UserError(f"--depth-scale must be a number above 0, not {settings.depth_scale}")
     data, frames, turns, source = settings.data, settings.num_frames, settings.turns, "user"
     if data is None:
-        from overlays.domains.scenes import sample
-
-        source, data = "sample", SAMPLE
-        frames, turns = frames or sample.PREPARE["num_frames"], turns or sample.PREPARE["turns"]
-        if not _is_current(SAMPLE, sample.VERSION):
-            print(f"no scenes are given: making the sample in {SAMPLE}")
-            sample.sample(SAMPLE)
+        source, data = "sample", samples.ensure("scenes")
+        suited = samples.settings_beside(data)
+        frames, turns = frames or suited["num_frames"], turns or suited["turns"]
     if not data.is_dir():
         raise UserError(f"there is no data folder {data}")
     infos = settings.infos or tuple(sorted(data.glob("embodiedscan_infos_*.pkl")))
@@ -145,27 +131,20 @@ def _settle(settings: Settings) -> tuple[Settings, str]:
                    turns=turns or 1), source
 
 
-def _is_current(folder: Path, version: int) -> bool:
-    try:
-        return json.loads((folder / "sample.json").read_text(encoding="utf-8")).get("version") == version
-    except (OSError, ValueError):
-        return False
-
-
 def _read_scenes(settings: Settings, asked: Counter) -> tuple[dict[str, Scene], list[dict]]:
     """(scenes by name, those that a second infos file names again)."""
-    found: dict[str, Scene] = {}
+    scenes: dict[str, Scene] = {}
     repeated = []
     for path in settings.infos:
         split = next((name for name in SPLITS if f"_{name}" in f"_{path.stem.lower()}"), None)
         if split is None:
             raise UserError(f"the name of the infos file {path} says neither train, val nor test")
         for scene in read_infos(path, split, settings.data, asked, settings.depth_scale):
-            if scene.name in found:
+            if scene.name in scenes:
                 repeated.append({"scene": scene.name, "reason": f"named again in {path.name}", "questions": 0})
             else:
-                found[scene.name] = scene
-    return found, repeated
+                scenes[scene.name] = scene
+    return scenes, repeated
 
 
 def _read_questions(settings: Settings) -> tuple[list[Question], list[dict]]:
@@ -193,24 +172,24 @@ def _write_frames(folder: Path, scenes: list[Scene], number: int) -> tuple[dict[
     rows: dict[str, list] = {name: [] for name in (
         "scene", "image", "depth", "pose", "axis_align", "depth_intrinsic", "color_intrinsic", "depth_size",
         "color_size", "depth_scale")}
-    chosen: dict[str, list[int]] = {}
+    frame_rows: dict[str, list[int]] = {}
     for scene in tqdm(scenes, desc="choosing frames", unit="scene", disable=None):
-        place, names = Path("posed_images") / scene.name, {}
+        folder_of_scene, names = Path("posed_images") / scene.name, {}
         for frame, color_size, depth_size in choose_frames(scene, number):
             for source in (frame.image, frame.depth):
                 if source not in names:
                     names[source] = _free_name(source, names.values())
-                    link(source, folder / place / names[source])
-            chosen.setdefault(scene.name, []).append(len(rows["scene"]))
-            values = {"scene": scene.name, "image": (place / names[frame.image]).as_posix(),
-                      "depth": (place / names[frame.depth]).as_posix(), "pose": frame.pose,
+                    link(source, folder / folder_of_scene / names[source])
+            frame_rows.setdefault(scene.name, []).append(len(rows["scene"]))
+            values = {"scene": scene.name, "image": (folder_of_scene / names[frame.image]).as_posix(),
+                      "depth": (folder_of_scene / names[frame.depth]).as_posix(), "pose": frame.pose,
                       "axis_align": scene.axis_align, "depth_intrinsic": frame.depth_intrinsic,
                       "color_intrinsic": frame.color_intrinsic, "depth_size": depth_size, "color_size": color_size,
                       "depth_scale": scene.depth_scale}
             for name, value in values.items():
                 rows[name].append(value)
     kinds = {"scene": str, "image": str, "depth": str, "depth_size": np.int32, "color_size": np.int32}
-    return {name: np.array(values, dtype=kinds.get(name, np.float64)) for name, values in rows.items()}, chosen
+    return {name: np.array(values, dtype=kinds.get(name, np.float64)) for name, values in rows.items()}, frame_rows
 
 
 def choose_frames(scene: Scene, count: int) -> list[tuple[Frame, tuple[int, int], tuple[int, int]]]:
@@ -267,17 +246,17 @@ def _with_depth_camera(frame: Frame, color: tuple[int, int], depth: tuple[int, i
 
 def _sizes(frame: Frame) -> tuple[tuple[int, int], tuple[int, int], str]:
     """((height, width) of the colour picture, of the depth picture, what is wrong or "")."""
-    found = []
+    sizes = []
     for path, what in ((frame.image, "colour"), (frame.depth, "depth")):
         try:
             with Image.open(path) as picture:
                 problem = depth_problem(picture) if what == "depth" else _color_problem(picture)
                 if problem:
                     return (0, 0), (0, 0), f"{what} picture {problem}"
-                found.append((picture.height, picture.width))
+                sizes.append((picture.height, picture.width))
         except Exception:  # decoders raise what they like on bad bytes: OSError, SyntaxError, struct.error, ...
             return (0, 0), (0, 0), f"{what} picture cannot be read"
-    return found[0], found[1], ""
+    return sizes[0], sizes[1], ""
 
 
 def _color_problem(picture: Image.Image) -> str:
@@ -315,27 +294,27 @@ def _split(questions: list[Question], scenes: dict[str, Scene], settings: Settin
     dropped, ids = [], Counter()
     seen: dict[tuple, tuple[str, int]] = {}  # where in `kept` a question is
     for question in questions:
-        own = f"{question.dataset}-{question.id}"
+        name_of_row = f"{question.dataset}-{question.id}"
         asked = (question.dataset, question.scene, question.situation, question.text)
         scene = scenes.get(question.scene)
         split = question.split if settings.split == "questions" else scene and scene.split
         problem = question.problem
         if not problem and asked in seen:
             problem = "asked before"
-            before, place = seen[asked]
-            name, first = kept[before][place]
+            before, position = seen[asked]
+            name, first = kept[before][position]
             more = tuple(answer for answer in question.answers if answer not in first.answers)
             if more and before == split:
                 problem = "asked before; its answers are added there"
-                kept[before][place] = name, replace(first, answers=first.answers + more)
+                kept[before][position] = name, replace(first, answers=first.answers + more)
         if not problem and scene and split is None:
             problem = "its file's name says neither train, val nor test"
         if problem:
-            dropped.append({"id": own, "scene": question.scene, "reason": problem})
+            dropped.append({"id": name_of_row, "scene": question.scene, "reason": problem})
         elif scene:
             seen[asked] = split, len(kept[split])
-            ids[own] += 1  # files may number their questions alike
-            kept[split].append((own + (f"-{ids[own]}" if ids[own] > 1 else ""), question))
+            ids[name_of_row] += 1  # files may number their questions alike
+            kept[split].append((name_of_row + (f"-{ids[name_of_row]}" if ids[name_of_row] > 1 else ""), question))
     return kept, dropped
 
 
@@ -345,9 +324,9 @@ def _together(items: list[tuple[str, Question]], turns: int, seed: int) -> list[
     for item in items:
         by_scene.setdefault(item[1].scene, []).append(item)
     groups = []
-    for name, own in by_scene.items():
-        random.Random(f"{seed}:{name}").shuffle(own)
-        groups += [own[start:start + turns] for start in range(0, len(own), turns)]
+    for name, members in by_scene.items():
+        random.Random(f"{seed}:{name}").shuffle(members)
+        groups += [members[start:start + turns] for start in range(0, len(members), turns)]
     return groups
 
 
@@ -359,9 +338,9 @@ def _record(items: list[tuple[str, Question]], rows: list[int], images: np.ndarr
         if not turns:
             text = f"{'<image>' * len(rows)}\n{INSTRUCTION}\n{text}"
         turns += [{"from": "human", "value": text}, {"from": "gpt", "value": question.answers[0]}]
-    own, first = items[0]
+    name, first = items[0]
     asks = {"task": task_of(types[0]), "question_type": types[0], "answers": list(first.answers)}
-    return {"id": own, "image": [str(images[row]) for row in rows], "conversations": turns,
+    return {"id": name, "image": [str(images[row]) for row in rows], "conversations": turns,
             **(asks if len(items) == 1 else {"question_types": types}), "group": first.scene,
             "scene": {"metadata": METADATA, "frames": rows}}
 
@@ -392,7 +371,7 @@ def _counts(kept: dict, records: dict, scenes: dict[str, Scene], rows: dict, que
     return {
         "scenes": {split: len({question.scene for _, question in items}) for split, items in kept.items()},
         "questions": {split: len(items) for split, items in kept.items()},
-        "records": {split: len(found) for split, found in records.items()},
+        "records": {split: len(members) for split, members in records.items()},
         "by_type": {split: {f"{task_of(kind)}: {kind}": number for kind, number in sorted(counts.items())}
                     for split, counts in types.items()},
         "frames": len(rows["scene"]),

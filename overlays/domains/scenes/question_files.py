@@ -8,10 +8,10 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from overlays.domains.base import SPLITS
 from overlays.domains.scenes.infos import is_half, printable, scene_name
 from overlays.errors import UserError
 
-SPLITS = ("train", "val", "test")
 # First pattern that fits a question names its type; the types of WHERE need the geometry of the scene.
 TYPES: tuple[tuple[str, str], ...] = (
     ("distance", r"\bhow far\b|\bhow many (?:metres|meters|feet|steps)\b|\bdistance\b"),
@@ -61,18 +61,18 @@ def find_files(paths: list[Path]) -> list[Path]:
     Raises:
         UserError: a path that is not there, or none found.
     """
-    found = []
+    files = []
     for path in paths:
         if path.is_dir():
-            found += sorted(file for file in path.rglob("*.json") if "annotations" not in file.name
+            files += sorted(file for file in path.rglob("*.json") if "annotations" not in file.name
                             and file.name != "answer_dict.json" and file.is_file())
         elif path.is_file():
-            found.append(path)
+            files.append(path)
         else:
             raise UserError(f"there is no question file or folder {path}")
-    if not found:
+    if not files:
         raise UserError(f"no question files (*.json) in {', '.join(map(str, paths))}: name them with --questions")
-    return found
+    return files
 
 
 def read_questions(path: Path) -> list[Question]:
@@ -101,20 +101,20 @@ def _json(path: Path) -> object:
     except FileNotFoundError:
         raise UserError(f"there is no question file {path}") from None
     except (ValueError, RecursionError) as error:
-        raise UserError(f"question file {path} is no JSON: {error}") from None
+        raise UserError(f"question file {path} is not JSON: {error}") from None
 
 
 def _texts(value: object) -> tuple[str, ...]:
     """The texts in a value as files nest them: "a", 2, {"answer": "a"}, {"text": "a"}, or a list of such."""
-    found = []
+    texts = []
     for item in value if isinstance(value, list) else [value]:
         if isinstance(item, dict):
             item = next((item[key] for key in ("answer", "text", "value") if key in item), None)
         if isinstance(item, int | float) and not isinstance(item, bool) and math.isfinite(item):
             item = str(int(item) if item == int(item) else item)
         if isinstance(item, str) and item.strip():
-            found.append(item.strip())
-    return tuple(found)
+            texts.append(item.strip())
+    return tuple(texts)
 
 
 def _id(value: object, number: int) -> str:
@@ -124,7 +124,7 @@ def _id(value: object, number: int) -> str:
     return f"row {number}" if value is None else printable(str(value))
 
 
-def _make(dataset: str, own: str, scene: object, text: object, answers: tuple[str, ...], situation: object = None,
+def _make(dataset: str, name: str, scene: object, text: object, answers: tuple[str, ...], situation: object = None,
           split: str | None = None, problem: str = "") -> Question:
     """A Question whose fields are what they should be; what is not becomes its problem."""
     told = _texts(situation)
@@ -136,13 +136,13 @@ def _make(dataset: str, own: str, scene: object, text: object, answers: tuple[st
     if not answers:
         problem = problem or "no answer"
     if len(told) != len(parts):
-        problem = problem or "its situation is no text"
+        problem = problem or "its situation is not text"
     if any(_PLACE.search(answer) for answer in answers):
         problem = problem or "its answer holds <image> or <video>, which stand for media"
     if any(map(is_half, (scene, text, *answers, *told))):
         problem = problem or "text holds half a character"
     before = " ".join(filter(None, (_PLACE.sub("", part).strip() for part in told)))
-    return Question(printable(dataset), own, printable(scene_name(scene)),
+    return Question(printable(dataset), name, printable(scene_name(scene)),
                     _INSTRUCTION.sub("", _PLACE.sub("", text)).strip(), answers, before, split, problem)
 
 
@@ -153,7 +153,7 @@ def _sqa3d(path: Path, rows: list, split: str | None) -> list[Question]:
     content = _json(other)
     notes = content.get("annotations") if isinstance(content, dict) else None
     if not isinstance(notes, list):
-        raise UserError(f"{other} is no SQA3D annotation file: it has no annotations")
+        raise UserError(f"{other} is not an SQA3D annotation file: it has no annotations")
     answers = {_id(note["question_id"], 0): _answers(note) for note in notes
                if isinstance(note, dict) and note.get("question_id") is not None}
     found = []
@@ -180,11 +180,11 @@ def _video3dllm(row: object, path: Path, split: str | None, number: int) -> Ques
     turns = row.get("conversations")
     turns = [turn for turn in turns if isinstance(turn, dict)] if isinstance(turns, list) else []
     asked = next((turn.get("value") for turn in turns if turn.get("from") == "human"), None)
-    said = next((turn.get("value") for turn in turns if turn.get("from") == "gpt"), None)
+    answer = next((turn.get("value") for turn in turns if turn.get("from") == "gpt"), None)
     notes = row.get("metadata") if isinstance(row.get("metadata"), dict) else {}
     problem = ""
     if any("<ground>" in str(turn.get("value")) or "<coord>" in str(turn.get("value")) for turn in turns):
         problem = "asks for or gives a box, which no text answer holds"
     return _make(str(notes.get("dataset", path.stem.split("_")[0])), _id(row.get("id"), number),
-                 row.get("video") or row.get("scene_id"), asked, _answers(row) or _answers(notes) or _texts(said),
+                 row.get("video") or row.get("scene_id"), asked, _answers(row) or _answers(notes) or _texts(answer),
                  split=split, problem=problem)

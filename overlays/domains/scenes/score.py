@@ -1,4 +1,4 @@
-"""Scores of answers about scenes, beside the majority answer of the training split. Pure: rows in, figures out.
+"""Scores of answers about scenes, beside the majority answer of the training split. Pure.
 
 Rules, the same for the model and the baseline:
 - Answers are cleaned first: one form of each character (NFKC), lower case, digits up to twenty to words, no articles,
@@ -14,8 +14,10 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from statistics import fmean
+
+import numpy as np
 
 from overlays.domains.scenes.cider import cider
 from overlays.domains.scenes.question_files import question_type, task_of
@@ -37,13 +39,13 @@ def clean(answer: str) -> str:
 
 def matches(prediction: str, answers: Sequence[str]) -> tuple[bool, bool]:
     """(EM, EM-R) of a prediction against the true answers."""
-    said, true = clean(prediction), [clean(answer) for answer in answers]
-    if not said:
+    cleaned, targets = clean(prediction), [clean(answer) for answer in answers]
+    if not cleaned:
         return False, False
-    joined = said.replace(" ", "")
-    exact = said in true
+    joined = cleaned.replace(" ", "")
+    exact = cleaned in targets
     return exact, exact or any(joined in other or other in joined
-                               for other in (text.replace(" ", "") for text in true) if other)
+                               for other in (text.replace(" ", "") for text in targets) if other)
 
 
 def right(row: dict) -> bool:
@@ -52,7 +54,7 @@ def right(row: dict) -> bool:
 
 
 def score(predictions: Sequence[dict], train: Sequence[dict] = ()) -> dict:
-    """Figures of prediction rows, and of the majority answer of each question type in training on the same rows.
+    """Metrics of prediction rows, and of the majority answer of each question type in training on the same rows.
 
     Args:
         predictions: rows of predictions.jsonl: "question_type" and "answers" where prepared here, else "question" and
@@ -68,12 +70,12 @@ def score(predictions: Sequence[dict], train: Sequence[dict] = ()) -> dict:
         UserError: a row without a true answer.
     """
     rows = [_typed(row) for row in predictions]
-    metrics = _figures(rows)
-    usual = majority(train)
+    metrics = _measure(rows)
+    majority_answers = majority(train)
     metrics["baseline"] = None
-    if rows and {kind for kind, _, _ in rows} <= set(usual):
-        metrics["baseline"] = _figures([(kind, usual[kind], answers) for kind, _, answers in rows]) | {
-            "answers": usual}
+    if rows and {kind for kind, _, _ in rows} <= set(majority_answers):
+        metrics["baseline"] = _measure([(kind, majority_answers[kind], answers) for kind, _, answers in rows]) | {
+            "answers": majority_answers}
     return metrics
 
 
@@ -83,9 +85,9 @@ def majority(train: Sequence[dict]) -> dict[str, str]:
     for record in train:
         turns = record["conversations"]
         asked = [turn["value"] for turn in turns if turn["from"] in ("human", "user")]
-        said = [turn["value"] for turn in turns if turn["from"] in ("gpt", "assistant")]
+        answers = [turn["value"] for turn in turns if turn["from"] in ("gpt", "assistant")]
         types = record.get("question_types") or [record.get("question_type")] * len(asked)
-        for kind, question, answer in zip(types, asked, said, strict=False):
+        for kind, question, answer in zip(types, asked, answers, strict=False):
             counts[kind or question_type(_bare(question))][answer] += 1
     return {kind: min(tally.items(), key=lambda item: (-item[1], item[0]))[0] for kind, tally in counts.items()}
 
@@ -116,22 +118,44 @@ def _typed(row: dict) -> tuple[str, str, list[str]]:
     return type_of(row), row["prediction"] or "", answers_of(row)
 
 
-def _figures(rows: Sequence[tuple[str, str, list[str]]]) -> dict:
-    found = [(kind, *matches(said, answers)) for kind, said, answers in rows]
-    agreement = cider([clean(said).split() for _, said, _ in rows],
-                      [[clean(answer).split() for answer in answers] for _, _, answers in rows])
-    table = [(task_of(kind), kind, exact, loose, value)
-             for (kind, exact, loose), value in zip(found, agreement, strict=True)]
+def statistic(predictions: Sequence[dict]) -> Callable[[Iterable[int]], dict]:
+    """Function: numbers of rows, which may repeat -> HEADLINES. CIDEr keeps the document frequencies of all rows."""
+    table = _table([_typed(row) for row in predictions])
+    values = np.array([row[2:] for row in table], float)
+    where = np.array([row[0] == "where" for row in table])
 
-    def mean(place: int, task: str = "") -> float | None:
-        values = [row[place] for row in table if task in ("", row[0])]
+    def measure(rows: Iterable[int]) -> dict:
+        drawn, placed = values[rows], where[rows]
+        exact, relaxed, agreement = drawn.mean(0)
+        return {"em": exact, "em_r": relaxed, "cider": agreement,
+                "where_em": drawn[placed, 0].mean() if placed.any() else None,
+                "what_em": drawn[~placed, 0].mean() if not placed.all() else None}
+
+    return measure
+
+
+def _table(rows: Sequence[tuple[str, str, list[str]]]) -> list[tuple[str, str, bool, bool, float]]:
+    """(task, question type, EM, EM-R, CIDEr-D) of every row."""
+    found = [(kind, *matches(prediction, answers)) for kind, prediction, answers in rows]
+    agreement = cider([clean(prediction).split() for _, prediction, _ in rows],
+                      [[clean(answer).split() for answer in answers] for _, _, answers in rows])
+    return [(task_of(kind), kind, exact, relaxed, value)
+            for (kind, exact, relaxed), value in zip(found, agreement, strict=True)]
+
+
+def _measure(rows: Sequence[tuple[str, str, list[str]]]) -> dict:
+    table = _table(rows)
+
+    def mean(column: int, task: str = "") -> float | None:
+        values = [row[column] for row in table if task in ("", row[0])]
         return round(fmean(values), 6) if values else None
 
     by_type = {}
     for kind in sorted({row[1] for row in table}, key=lambda kind: (task_of(kind), kind)):
-        own = [row for row in table if row[1] == kind]
-        by_type[kind] = {"task": task_of(kind), "n": len(own), **{
-            name: round(fmean(row[place] for row in own), 6) for place, name in ((2, "em"), (3, "em_r"), (4, "cider"))}}
+        of_kind = [row for row in table if row[1] == kind]
+        by_type[kind] = {"task": task_of(kind), "n": len(of_kind), **{
+            name: round(fmean(row[column] for row in of_kind), 6)
+            for column, name in ((2, "em"), (3, "em_r"), (4, "cider"))}}
     tasks = Counter(row[0] for row in table)
     return {"n": len(table), "n_where": tasks["where"], "n_what": tasks["what"], "em": mean(2), "em_r": mean(3),
             "where_em": mean(2, "where"), "what_em": mean(2, "what"), "cider": mean(4), "by_type": by_type}

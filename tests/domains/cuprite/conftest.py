@@ -18,9 +18,9 @@ def hyperspectral():
 @pytest.fixture(scope="session")
 def scene(tmp_path_factory):
     """Header of a sample scene of 120 x 144 pixels."""
-    from overlays.domains.cuprite.sample import sample
+    from overlays.samples.cuprite import write
 
-    return sample(tmp_path_factory.mktemp("cuprite") / "sample", lines=120, samples=144, seed=0)
+    return write(tmp_path_factory.mktemp("cuprite") / "sample", lines=120, samples=144, seed=0)
 
 
 @pytest.fixture(scope="session")

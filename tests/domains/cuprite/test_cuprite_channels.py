@@ -1,8 +1,8 @@
 """Mineral tiles as rasters of all good bands: what is written, what a model is started from, what is shown."""
 
-import importlib.util
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,9 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from overlays import paths
 from overlays.data import rasters
+from overlays.domains.base import data_of
 from overlays.domains.cuprite.bands import good_bands
 from overlays.domains.cuprite.cube import open_cube
+from overlays.domains.cuprite.domain import visible
 from overlays.domains.cuprite.prepare import Settings, prepare, window_raster
 from overlays.errors import UserError
 from overlays.files import write_json
@@ -75,21 +78,17 @@ def test_a_cube_with_other_bands_cannot_be_read_by_a_model_of_all_bands(all_band
         prepare(Settings(cube=scene, channels="some"))
 
 
-def test_the_inference_script_finds_the_data_and_pictures_of_a_run(all_bands, tmp_path, monkeypatch):
-    script = ROOT / "scripts" / "inference_cuprite.py"
-    monkeypatch.syspath_prepend(str(script.parent))
-    spec = importlib.util.spec_from_file_location("inference_cuprite", script)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    prepared = tmp_path / "data" / "prepared"
-    monkeypatch.setattr(module.runs, "ROOT", tmp_path)
+def test_evaluation_finds_the_data_of_a_run_and_what_can_be_looked_at(all_bands, tmp_path, monkeypatch):
+    monkeypatch.setattr(paths, "PREPARED", tmp_path / "prepared")
     write_json(tmp_path / "run" / "run.json", {"data": {"train": [{"name": "cuprite_all_train", "sha256": ""}]}})
-    assert module.prepared_data(tmp_path / "run") == prepared / "cuprite"
-    (prepared / "cuprite_all").mkdir(parents=True)
-    assert module.prepared_data(tmp_path / "run") == prepared / "cuprite_all"
+    assert data_of(tmp_path / "run", "cuprite") == tmp_path / "prepared" / "cuprite"
+    for name in ("metadata.json", "train.jsonl"):
+        (tmp_path / "prepared" / "cuprite_all").mkdir(parents=True, exist_ok=True)
+        shutil.copy(all_bands[0] / name, tmp_path / "prepared" / "cuprite_all")
+    assert data_of(tmp_path / "run", "cuprite") == tmp_path / "prepared" / "cuprite_all"
     raster = next((all_bands[0] / "tiles").glob("*.npy"))
-    assert [file.name for file in module.shown(raster)] == [f"{raster.stem}_{name}.png"
-                                                            for name in ("clay", "iron", "natural")]
+    assert [file.name for file in visible(raster)] == [f"{raster.stem}_{name}.png"
+                                                       for name in ("clay", "iron", "natural")]
 
 
 def test_the_launcher_of_all_bands_starts_from_the_clay_composite():

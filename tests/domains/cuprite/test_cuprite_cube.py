@@ -5,7 +5,7 @@ import shutil
 import numpy as np
 import pytest
 
-from overlays.domains.cuprite.bands import band_faults, good_bands, nearest_band
+from overlays.domains.cuprite.bands import good_bands, nearest_band, skip_reasons
 from overlays.domains.cuprite.cube import open_cube
 from overlays.errors import UserError
 
@@ -91,21 +91,21 @@ def test_emit_netcdf(tmp_path, reflectance):
 def test_bad_bands_without_a_list_come_from_wavelengths_variance_and_order(tmp_path, reflectance):
     reflectance[:, :, 30] = 0.25
     cube = open_cube(write_envi(tmp_path / "cube.hdr", reflectance))
-    faults = np.array(band_faults(cube))
+    reasons = np.array(skip_reasons(cube))
     water = ((CENTRES >= 1335) & (CENTRES <= 1465)) | ((CENTRES >= 1775) & (CENTRES <= 2005))
-    assert (faults[water] == "water").all() and (faults[~water] != "water").all()
-    assert faults[30] == "constant"
-    assert (np.diff(CENTRES[good_bands(faults.tolist())]) > 0).all()
-    assert CENTRES[faults == "overlap"].tolist() == [990.0, 1000.0]
+    assert (reasons[water] == "water").all() and (reasons[~water] != "water").all()
+    assert reasons[30] == "constant"
+    assert (np.diff(CENTRES[good_bands(reasons.tolist())]) > 0).all()
+    assert CENTRES[reasons == "overlap"].tolist() == [990.0, 1000.0]
 
 
 def test_a_band_list_in_the_header_decides(tmp_path, reflectance):
     listed = np.ones(len(CENTRES), int)
     listed[[5, 6]] = 0
     cube = open_cube(write_envi(tmp_path / "cube.hdr", reflectance, bbl="{" + ", ".join(map(str, listed)) + "}"))
-    faults = np.array(band_faults(cube))
-    assert np.flatnonzero(faults == "header").tolist() == [5, 6]
-    assert "water" not in faults
+    reasons = np.array(skip_reasons(cube))
+    assert np.flatnonzero(reasons == "header").tolist() == [5, 6]
+    assert "water" not in reasons
 
 
 def test_a_cube_without_the_wanted_band_is_refused(tmp_path, reflectance):
@@ -155,7 +155,7 @@ def test_scale_is_guessed_from_whole_numbers_and_absurd_values_are_refused(tmp_p
     cube = open_cube(path)
     assert (cube.scale, cube.scale_source) == (10000, "values")
     assert open_cube(path, scale=20000).scale == 20000
-    with pytest.raises(UserError, match="no reflectance"):
+    with pytest.raises(UserError, match="is not reflectance"):
         open_cube(path, scale=1)
 
 
@@ -173,10 +173,10 @@ def test_missing_cube_missing_data_and_strange_files_are_refused(tmp_path, refle
 
 def test_real_headers(hyperspectral, tmp_path):
     cube = open_cube(hyperspectral / "salton_sea_aviris.hdr")
-    faults = band_faults(cube)
+    reasons = skip_reasons(cube)
     assert cube.shape == (51, 56, 224) and cube.scale == 10000
-    assert faults.count("header") == 20
-    assert (np.diff(cube.wavelength_nm[good_bands(faults)]) > 0).all()
+    assert reasons.count("header") == 20
+    assert (np.diff(cube.wavelength_nm[good_bands(reasons)]) > 0).all()
     shutil.copy(hyperspectral / "cuprite95_header_only.hdr", tmp_path / "cuprite95.hdr")
     with pytest.raises(UserError, match="data file of header"):
         open_cube(tmp_path / "cuprite95.hdr")
@@ -202,7 +202,7 @@ def test_a_tag_may_name_its_unit_and_a_cube_of_one_band_is_none(tmp_path, reflec
         open_cube(save("a.tif", reflectance, lambda nm: "red"))
     np.savetxt(tmp_path / "centres.txt", CENTRES)
     np.testing.assert_allclose(open_cube(tmp_path / "a.tif", tmp_path / "centres.txt").wavelength_nm, CENTRES)
-    with pytest.raises(UserError, match="b.tif has one band, which is no spectrum"):
+    with pytest.raises(UserError, match="b.tif has one band, which is not a spectrum"):
         open_cube(save("b.tif", reflectance[:, :, :1], lambda nm: f"{nm:g}"))
 
 

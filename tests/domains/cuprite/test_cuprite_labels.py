@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 from spectral.io import envi
 
-from overlays.domains.cuprite.bands import band_faults, good_bands
+from overlays.domains.cuprite.bands import good_bands, skip_reasons
 from overlays.domains.cuprite.classes import BY_NAME, CLASSES, RULE_CODES
 from overlays.domains.cuprite.cube import open_cube
 from overlays.domains.cuprite.labels import MicaLabeller, ferric_iron, read_label_raster
-from overlays.domains.cuprite.sample import read_abundances
 from overlays.errors import UserError
+from overlays.samples.cuprite import read_abundances
 
 # First words of the names of library spectra; prochlorite and thuringite are chlorites.
 LIBRARY_NAMES = {
@@ -25,7 +25,7 @@ LIBRARY_NAMES = {
 def labelled(scene):
     """(codes, truth, spectra, wavelengths) of the valid pixels of the sample scene."""
     cube = open_cube(scene)
-    good = good_bands(band_faults(cube))
+    good = good_bands(skip_reasons(cube))
     spectra = cube.read(0, 0, *cube.shape[:2], good)
     valid = np.isfinite(spectra).all(-1)
     labeller = MicaLabeller(cube.wavelength_nm[good], cube.fwhm_nm[good])

@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from overlays.domains import DOMAINS
 from overlays.domains.cuprite.prepare import Settings, prepare, render_window
 from overlays.errors import UserError
 from overlays.files import sha256
@@ -150,8 +149,9 @@ def test_a_mistake_ends_in_one_sentence_and_status_2(scene, tmp_path):
 def test_kill_in_the_middle_leaves_the_last_good_state_and_a_rerun_works(scene, tmp_path):
     output = tmp_path / "out"
     output.mkdir()
-    for name in ("metadata.json", "train.jsonl"):
-        (output / name).write_text("{}")
+    before = {"metadata.json": '{"domain": "cuprite"}', "train.jsonl": "{}"}
+    for name, text in before.items():
+        (output / name).write_text(text)
     command = [sys.executable, str(ROOT / "scripts" / "prepare_cuprite.py"), "--cube", str(scene), "--tile-size", "16",
                "--output", str(output), "--workers", "2"]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -161,7 +161,7 @@ def test_kill_in_the_middle_leaves_the_last_good_state_and_a_rerun_works(scene, 
     assert process.poll() is None
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
-    assert {path.name: path.read_text() for path in output.iterdir()} == {"metadata.json": "{}", "train.jsonl": "{}"}
+    assert {path.name: path.read_text() for path in output.iterdir()} == before
     prepare(Settings(cube=scene, output=output, tile_size=16, workers=1))
     assert records(output, "train")
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
@@ -183,8 +183,3 @@ def test_wrong_parameters_are_named(scene, tmp_path, change, words):
         prepare(Settings(**{"cube": scene, "output": tmp_path / "out", "tile_size": 16, "workers": 1, **change}))
 
 
-def test_the_table_of_domains_leads_to_the_functions():
-    from overlays.domains.cuprite.sample import sample
-
-    assert DOMAINS["cuprite"].prepare is prepare and DOMAINS["cuprite"].sample is sample
-    assert callable(DOMAINS["cuprite"].score)

@@ -5,18 +5,18 @@ import pytest
 from spectral.io import envi
 
 from overlays.domains.cuprite.areas import split_areas, tile_starts
-from overlays.domains.cuprite.bands import band_faults, good_bands
+from overlays.domains.cuprite.bands import good_bands, skip_reasons
 from overlays.domains.cuprite.classes import CLASSES
 from overlays.domains.cuprite.cube import open_cube
-from overlays.domains.cuprite.sample import PREPARE, abundances, read_abundances, sample
 from overlays.errors import UserError
 from overlays.files import sha256
+from overlays.samples.cuprite import PREPARE, abundances, read_abundances, write
 
 
 def test_same_seed_gives_the_same_files_and_another_seed_does_not(tmp_path):
-    first = sample(tmp_path / "a", 64, 64, seed=3)
-    again = sample(tmp_path / "b", 64, 64, seed=3)
-    other = sample(tmp_path / "c", 64, 64, seed=4)
+    first = write(tmp_path / "a", 3, lines=64, samples=64)
+    again = write(tmp_path / "b", 3, lines=64, samples=64)
+    other = write(tmp_path / "c", 4, lines=64, samples=64)
     for name in ("cuprite_sample.img", "cuprite_sample.hdr", "abundances.img", "sample.json"):
         assert sha256(first.parent / name) == sha256(again.parent / name)
     assert sha256(first.with_suffix(".img")) != sha256(other.with_suffix(".img"))
@@ -33,7 +33,7 @@ def test_header_has_what_a_real_one_has(scene):
 def test_abundances_are_shares_and_absent_outside_the_data(scene):
     truth = read_abundances(scene.parent)
     cube = open_cube(scene)
-    good = good_bands(band_faults(cube))
+    good = good_bands(skip_reasons(cube))
     valid = np.isfinite(cube.read(0, 0, *cube.shape[:2], good)).all(-1)
     total = truth[:, :, :len(CLASSES)].sum(-1)
     assert (~valid).any()
@@ -54,4 +54,4 @@ def test_every_split_of_the_default_scene_shows_every_mineral():
 
 def test_a_scene_of_a_few_pixels_is_refused(tmp_path):
     with pytest.raises(UserError, match="64 x 64"):
-        sample(tmp_path, 20, 20)
+        write(tmp_path, lines=20, samples=20)

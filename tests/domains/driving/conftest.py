@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from overlays.domains.driving.sample import sample
+from overlays.samples.driving import write
 
 REAL = Path(__file__).resolve().parents[4] / "shared" / "data" / "driving"
 
@@ -12,7 +12,7 @@ REAL = Path(__file__).resolve().parents[4] / "shared" / "data" / "driving"
 @pytest.fixture(scope="session")
 def sample_clips(tmp_path_factory):
     """Folder of ten sample clips of three seconds, one of each kind."""
-    return sample(tmp_path_factory.mktemp("driving") / "sample", clips=10, seconds=3, workers=1)
+    return write(tmp_path_factory.mktemp("driving") / "sample", clips=10, seconds=3, workers=1)
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import av
 import numpy as np
 import pandas as pd
 
-from overlays.domains.driving.sample import Drive
+from overlays.samples.driving import Drive
 
 
 def parquet(table: pd.DataFrame) -> bytes:

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from overlays.domains.driving.compare import FIGURES, prepare_past, table
+from overlays.domains.driving.compare import MEASURED, prepare_past, table
 from overlays.domains.driving.prepare import Settings, prepare
 from overlays.errors import UserError
 from overlays.files import write_json
@@ -35,7 +35,7 @@ def test_past_motion_is_prepared_from_the_same_clips_and_anew_when_they_change(s
 
 
 def test_figures_that_are_not_there_are_a_dash(tmp_path):
-    figures = {**dict.fromkeys(FIGURES, 0.5), "turn_sign_accuracy": None}
+    figures = {**dict.fromkeys(MEASURED, 0.5), "turn_sign_accuracy": None}
     for name in ("video", "past"):
         write_json(tmp_path / name / "test" / "metrics.json", {
             **figures, "baseline": {"train_mean": None, "hold_both": figures}})

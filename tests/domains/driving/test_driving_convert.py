@@ -109,7 +109,7 @@ def test_rows_that_cannot_be_converted_are_named_and_nothing_is_written(tmp_path
         ({"messages": [{"role": "user", "content": "<image>"}]}, "row 2:.*no image file left"),
         ({"messages": [{"role": "user", "content": "x"}], "images": ["p.png"]}, "row 2:.*no message shows"),
         ({"messages": [{"role": ["user"], "content": "x"}]}, "row 2:.*none of user"),
-        ({"messages": [{"role": "user", "content": [{"type": ["text"]}]}]}, "row 2:.*no text, image or video"),
+        ({"messages": [{"role": "user", "content": [{"type": ["text"]}]}]}, "row 2:.*not text, image or video"),
         ({**good, "images": 3}, "row 2:.*'images' must be a path or a list of paths, not 3"),
         ({**good, "videos": [{"path": "a"}]}, "row 2:.*'videos' must be a path"),
         ({**good, "image": "x.png"}, "row 2:.*names x.png under 'image'.*call the key 'images'"),
@@ -120,7 +120,7 @@ def test_rows_that_cannot_be_converted_are_named_and_nothing_is_written(tmp_path
             convert(tmp_path / "in.jsonl", tmp_path / "out.jsonl")
         assert not (tmp_path / "out.jsonl").exists()
     (tmp_path / "in.jsonl").write_text(json.dumps(good).replace('"q"', r'"half \ud800"') + "\n")
-    with pytest.raises(UserError, match="row 1: text that is no Unicode.*half"):
+    with pytest.raises(UserError, match="row 1: text that is not Unicode.*half"):
         convert(tmp_path / "in.jsonl", tmp_path / "out.jsonl")
     for record, message in (({"id": 1, "conversations": [{"from": "human", "value": "<video>"}]}, "no video file left"),
                             ({"id": 1, "video": "a", "conversations": [{"from": "human", "value": "x"}]}, "names a"),
@@ -132,6 +132,6 @@ def test_rows_that_cannot_be_converted_are_named_and_nothing_is_written(tmp_path
     (tmp_path / "empty.jsonl").touch()
     for source, target, message in (("empty.jsonl", "o.jsonl", "holds no row"), ("no.parquet", "o.jsonl", "no file"),
                                     ("in.jsonl", "in.jsonl", "overwritten"), ("in.jsonl", "o.csv", "must be"),
-                                    (".", "o.jsonl", "no data set folder")):
+                                    (".", "o.jsonl", "not a data set folder")):
         with pytest.raises(UserError, match=message):
             convert(tmp_path / source, tmp_path / target)

@@ -6,7 +6,8 @@ from unittest.mock import Mock
 import pytest
 from huggingface_hub import errors as hub
 
-from overlays.domains.driving import archives, download
+from overlays import archives
+from overlays.domains.driving import download
 from overlays.errors import UserError
 
 CAMERA = "camera_front_wide_120fov"
@@ -71,7 +72,7 @@ def test_refusals_of_the_hub_are_one_sentence(monkeypatch, tmp_path, kind, messa
 
 
 def test_a_camera_cannot_name_another_folder(tmp_path):
-    with pytest.raises(UserError, match="no name such as"):
+    with pytest.raises(UserError, match="is not a name such as"):
         list(download.fetch(tmp_path, [0], camera="../labels"))
 
 
@@ -87,7 +88,7 @@ def zipped(path, **options):
 @pytest.mark.parametrize(("options", "message"), [
     ({"files": {"../x": b""}}, "leave its folder"), ({"files": {"/x": b""}}, "leave its folder"),
     ({"files": {"a/../../x": b""}}, "leave its folder"), ({"files": {"c:\\x": b""}}, "leave its folder"),
-    ({"files": {"x": b"target"}, "mode": 0o120777}, "no plain file"),
+    ({"files": {"x": b"target"}, "mode": 0o120777}, "not a plain file"),
     ({"files": {"a/x": b"", "b/x": b""}}, "'x' twice"), ({"files": {"x": b"1" * 2000}}, "above the limit"),
 ])
 def test_archives_that_cannot_be_trusted_are_refused_before_anything_is_written(tmp_path, options, message):

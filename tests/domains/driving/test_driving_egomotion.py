@@ -6,9 +6,9 @@ import pytest
 
 from overlays.domains.driving import egomotion
 from overlays.domains.driving.answers import MAX_CURVATURE
-from overlays.domains.driving.faults import ClipFault
-from overlays.domains.driving.sample import KINDS, clocks, drive_of, egomotion_table
+from overlays.domains.driving.skips import ClipSkip
 from overlays.domains.driving.windows import cut
+from overlays.samples.driving import KINDS, clocks, drive_of, egomotion_table
 from tests.domains.driving.motions import parquet, steady, times
 
 
@@ -150,7 +150,7 @@ def test_what_is_no_egomotion_is_one_sentence():
         (parquet(table.assign(vx=5e5)), r"fewer than two usable rows of 200 \(left out: 200 too fast\)"),
     )
     for content, message in cases:
-        with pytest.raises(ClipFault, match=message):
+        with pytest.raises(ClipSkip, match=message):
             egomotion.read(content, "x.egomotion.parquet")
 
 

@@ -2,10 +2,11 @@
 
 import json
 
-import evaluate_physical_ai as script
 import numpy as np
 import pytest
 
+from overlays import evaluate
+from overlays.domains.base import Evaluation
 from overlays.domains.driving.answers import format_pairs, question
 from overlays.errors import UserError
 from overlays.files import write_json, write_jsonl
@@ -38,6 +39,7 @@ def run(tmp_path):
             frame = av.VideoFrame.from_ndarray(np.full((48, 64, 3), 8 * number, np.uint8), format="rgb24")
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
+    write_json(data / "metadata.json", {"domain": "driving"})
     write_jsonl(data / "train.jsonl", [record(number) for number in range(3)])
     write_jsonl(data / "test.jsonl", [record(number) for number in range(3)])
     folder = tmp_path / "run"
@@ -50,15 +52,16 @@ def run(tmp_path):
 def test_metrics_page_plots_and_video_are_written(run, tmp_path, monkeypatch, capsys):
     folder, data = run
 
-    def answers(checkpoint, flags, chosen, root, out):
+    def answers(self):
+        chosen = self.records
         said = [format_pairs([9.0] * 4, [0.02] * 4), "[(11.00, -0.02", "[(12.00, 0.02000)]"]
         return [{**row, "prediction": text} for row, text in zip(chosen, said, strict=True)]
 
-    monkeypatch.setattr(script, "answers", answers)
-    monkeypatch.setattr(script, "base_answers", answers)
+    monkeypatch.setattr(Evaluation, "answers", answers)
+    monkeypatch.setattr(Evaluation, "base_answers", answers)
     film = tmp_path / "film.mp4"
-    script.evaluate(script.parse(["--checkpoint", str(folder), "--data", str(data), "--compare-base",
-                                  "--overlay-video", str(film)]))
+    evaluate.main(["--checkpoint", str(folder), "--data", str(data), "--compare_base", "--overlay-video", str(film)],
+                  domain="driving")
     metrics = json.loads((folder / "test" / "metrics.json").read_text())
     assert {"n", "parse_rate", "mae_v", "mae_k", "rmse_v", "rmse_k", "ade", "fde", "turn_sign_accuracy", "base",
             "horizons", "low_speed"} <= metrics.keys()
@@ -67,7 +70,7 @@ def test_metrics_page_plots_and_video_are_written(run, tmp_path, monkeypatch, ca
     assert set(metrics["baseline"]) == {"train_mean", "hold_v_zero_k", "hold_both", "linear_v_hold_k"}
     page = (folder / "test" / "report.html").read_text()
     for said in ("train mean", "linear v, hold k", "base model", "By horizon", "clip-2; the answer is partial",
-                 "Careful: this run was trained on another file", "could not be read (1)"):
+                 "Warning: this run was trained on another file", "1 answers unreadable"):
         assert said in page, said
     assert page.count("<img") == 4 and len(list((folder / "test" / "plots").glob("*.png"))) == 4
     told = capsys.readouterr().out
@@ -82,13 +85,13 @@ def test_a_mistake_is_told_before_the_model_is_loaded(run, tmp_path):
     folder, data = run
     for words, said in (
         (["--checkpoint", str(tmp_path / "gone")], "there is no checkpoint folder"),
-        (["--checkpoint", str(folder), "--data", str(tmp_path)], "run scripts/prepare_physical_ai.py"),
+        (["--checkpoint", str(folder), "--data", str(tmp_path)], "run python -m overlays.prepare driving"),
         (["--checkpoint", str(folder), "--data", str(data), "--overlay-video", "film.avi"], "must end in .mp4"),
-        (["--limit", "0"], "--limit must be at least 1, got 0"), (["--batch_size", "-1"], "--batch_size must be at"),
+        (["--limit", "0"], "--limit: must be at least 1, not 0"), (["--batch_size", "-1"], "--batch-size: must be at"),
     ):
         with pytest.raises(UserError, match=said):
-            script.evaluate(script.parse(words))
+            evaluate.main(words, domain="driving")
     rows = [{**record(0), "future": None}]
     write_jsonl(data / "test.jsonl", rows)
     with pytest.raises(UserError, match="'clip-0' has no true future"):
-        script.evaluate(script.parse(["--checkpoint", str(folder), "--data", str(data)]))
+        evaluate.main(["--checkpoint", str(folder), "--data", str(data)], domain="driving")

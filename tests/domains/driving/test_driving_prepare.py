@@ -17,10 +17,10 @@ from overlays.data import records
 from overlays.data.video import read_frames
 from overlays.domains.driving import clips, egomotion
 from overlays.domains.driving.answers import parse_pairs
-from overlays.domains.driving.prepare import Settings, ensure_sample, prepare
-from overlays.domains.driving.sample import CAMERA, clip_name, clocks, drive_of, sample, split_of
+from overlays.domains.driving.prepare import Settings, prepare
 from overlays.errors import UserError
 from overlays.files import write_jsonl
+from overlays.samples.driving import CAMERA, clip_name, clocks, drive_of, split_of
 from tests.domains.driving.motions import write_clip
 
 ALL = ("train", "val", "test")
@@ -432,13 +432,3 @@ def test_user_mistakes_are_one_sentence(sample_clips, tmp_path):
     for change, message in cases:
         with pytest.raises(UserError, match=message):
             prepare(Settings(**{"raw": sample_clips, "output": tmp_path / "out", "workers": 1, **change}))
-
-
-def test_an_unfinished_or_old_sample_is_made_anew(tmp_path, monkeypatch):
-    made = []
-    monkeypatch.setattr("overlays.domains.driving.sample.sample", lambda folder: made.append(folder) or folder)
-    for version, calls in ((None, 1), (0, 2), (sample.__globals__["VERSION"], 2)):
-        if version is not None:
-            (tmp_path / "sample.json").write_text(json.dumps({"version": version}))
-        ensure_sample(tmp_path)
-        assert len(made) == calls

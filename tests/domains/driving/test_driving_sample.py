@@ -8,8 +8,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from overlays.domains.driving import sample
-from overlays.domains.driving.road import KINDS, STEP_M, Camera, Look, Road
+from overlays.samples import driving as sample
+from overlays.samples.driving.road import KINDS, STEP_M, Camera, Look, Road
 
 
 def test_the_layout_is_the_real_one(sample_clips):
@@ -76,7 +76,7 @@ def test_a_kind_of_road_has_its_speeds_and_its_look():
 
 
 def test_the_same_seed_gives_the_same_files(sample_clips, tmp_path):
-    again = sample.sample(tmp_path / "again", clips=2, seconds=3, workers=2)
+    again = sample.write(tmp_path / "again", clips=2, seconds=3, workers=2)
     for place in (f"camera/{sample.CAMERA}/{sample.CAMERA}.chunk_0000.zip",
                   "labels/egomotion/egomotion.chunk_0000.zip"):
         one, other = zipfile.ZipFile(sample_clips / place), zipfile.ZipFile(again / place)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from overlays.domains.driving.answers import format_pairs
-from overlays.domains.driving.score import BASELINES, FIGURES, guess, integrate, read_row, score
+from overlays.domains.driving.score import BASELINES, MEASURED, guess, integrate, read_row, score
 from overlays.errors import UserError
 
 TIMES = [0.25, 0.5, 0.75, 1.0]
@@ -64,7 +64,7 @@ def test_the_baselines_are_those_of_the_field():
     assert set(metrics["baseline"]) == set(BASELINES)
     assert metrics["baseline"]["train_mean"]["mae_v"] == pytest.approx(4.0)
     assert metrics["baseline"]["train_mean"]["mae_k"] == pytest.approx(0.009)
-    assert all(set(FIGURES) <= set(figures) for figures in metrics["baseline"].values())
+    assert all(set(MEASURED) <= set(found) for found in metrics["baseline"].values())
     assert score([row(*constant(10.0, 0.01))])["baseline"]["train_mean"] is None
 
 

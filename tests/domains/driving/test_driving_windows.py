@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from overlays.domains.driving import egomotion
-from overlays.domains.driving.faults import ClipFault
-from overlays.domains.driving.sample import egomotion_table
+from overlays.domains.driving.skips import ClipSkip
 from overlays.domains.driving.windows import cut, frame_rate, pair_frames
+from overlays.samples.driving import egomotion_table
 from tests.domains.driving.motions import parquet, steady, times
 
 
@@ -92,8 +92,8 @@ def test_clocks_that_cannot_be_right_are_refused(motion):
                             (frames(59), "too short.*59 frames.*60"), (frames(1), "too short"),
                             (frames(90) * 1000, "lie 33333000 apart, as if it were nanoseconds"),
                             (frames(90) // 1000, "lie 33 apart, as if it were milliseconds")):
-        with pytest.raises(ClipFault, match=message):
+        with pytest.raises(ClipSkip, match=message):
             cut(stamps, motion)
-    with pytest.raises(ClipFault, match="20 frames a second, 30 pairs"):
+    with pytest.raises(ClipSkip, match="20 frames a second, 30 pairs"):
         cut(frames(90, 20), motion, pairs=30)
     assert frame_rate(frames(90, 29.97)) == 30

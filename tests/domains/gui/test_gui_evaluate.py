@@ -1,33 +1,24 @@
 """An evaluation asks what it has not asked before, and only that."""
 
 import argparse
-import importlib
-import sys
-from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
-from overlays.domains.gui import personal
+from overlays import evaluate, predict, report
+from overlays.domains.base import Evaluation
+from overlays.domains.gui import answered, personal
+from overlays.domains.gui.domain import DOMAIN
+from overlays.domains.gui.score import score
+from overlays.errors import UserError
 from overlays.files import write_json, write_jsonl
 from overlays.predict import prediction_row
-
-SCRIPTS = Path(__file__).resolve().parents[3] / "scripts"
-
-
-@pytest.fixture
-def evaluate_gui(monkeypatch):
-    monkeypatch.setenv("OVERLAYS_BOOTSTRAPPED", "1")  # tests stay in their own interpreter
-    monkeypatch.syspath_prepend(str(SCRIPTS))
-    yield importlib.import_module("evaluate_gui")
-    for name in ("evaluate_gui", "_bootstrap"):
-        sys.modules.pop(name, None)
 
 
 @pytest.fixture
 def asked(monkeypatch):
     """Ids that a model was asked, in order; asking for the id "kill" ends the run."""
-    from overlays import predict
     from overlays.model import load
 
     found = []
@@ -43,11 +34,15 @@ def asked(monkeypatch):
 
     monkeypatch.setattr(predict, "predict", answer)
     processor = argparse.Namespace(image_processor=image_processor)
-    monkeypatch.setattr(load, "load_for_inference", lambda *_: (None, processor))
+    model = argparse.Namespace(parameters=lambda: iter([torch.zeros(1)]))
+    monkeypatch.setattr(load, "load_for_inference", lambda *_: (model, processor))
     return found
 
 
-FLAGS = argparse.Namespace(base_model=None, min_pixels=None, max_pixels=None, batch_size=2, max_new_tokens=8)
+def evaluation_of(chosen, root, out, personal=None):
+    flags = argparse.Namespace(base_model=None, min_pixels=None, max_pixels=None, batch_size=2, max_new_tokens=8,
+                               personal=personal)
+    return Evaluation("checkpoint", root, root, "test", chosen, [], root, out, flags)
 
 
 def record(name, user=1, text="open it"):
@@ -55,12 +50,13 @@ def record(name, user=1, text="open it"):
         {"from": "human", "value": f"<image>\n{text}"}, {"from": "gpt", "value": "[5, 5]"}]}
 
 
-def test_only_what_is_new_or_changed_is_asked(evaluate_gui, asked, tmp_path, capsys):
+def test_only_what_is_new_or_changed_is_asked(asked, tmp_path, capsys, monkeypatch):
     Image.new("RGB", (60, 60)).save(tmp_path / "a.png")
 
     def answers(chosen, identity="model"):
         asked.clear()
-        rows = evaluate_gui.answer_missing(FLAGS, "checkpoint", identity, chosen, tmp_path, tmp_path / "out")
+        monkeypatch.setattr(predict, "checkpoint_identity", lambda *_: identity)
+        rows = answered.answer_missing(evaluation_of(chosen, tmp_path, tmp_path / "out"))
         assert [row["id"] for row in rows] == [row["id"] for row in chosen]
         return list(asked)
 
@@ -80,7 +76,7 @@ def test_only_what_is_new_or_changed_is_asked(evaluate_gui, asked, tmp_path, cap
     assert answers([record("b", 2)], "another model") == ["b"]
 
 
-def test_personal_folds_of_changed_records_are_left_out_and_what_is_missing_is_told(evaluate_gui, tmp_path, capsys):
+def test_personal_folds_of_changed_records_are_left_out_and_what_is_missing_is_told(tmp_path, capsys):
     rows = [record("a"), record("b"), record("c")]
     for fold, own in enumerate((rows[:2], rows[2:])):
         folder = tmp_path / f"user_1/episode_fold_{fold}"
@@ -89,23 +85,33 @@ def test_personal_folds_of_changed_records_are_left_out_and_what_is_missing_is_t
     write_json(tmp_path / personal.JOB, {"checkpoint": str(tmp_path / "global"), "folds": {
         f"user_1/episode_fold_{fold}": {"fold": fold} for fold in range(3)}})
     now = [record("a"), record("b", text="close it"), record("c"), record("z", 7)]
-    kinds = evaluate_gui.current_folds(tmp_path, now)
+    kinds = answered.current_folds(tmp_path, now)
     assert [row["id"] for row in kinds["episode"]] == ["a", "c"]
     said = capsys.readouterr().out
     assert "1 folds are not finished: user_1/episode_fold_2" in said
     assert "2 of 4 taps are in no finished fold by episode: user 1, 7" in said
 
-    flags = argparse.Namespace(personal=tmp_path)
-    assert evaluate_gui.global_rows(flags, kinds["episode"]) == []
+    assert answered.global_rows(tmp_path / "global" / "test", kinds["episode"]) == []
     write_jsonl(tmp_path / "global/test/predictions.jsonl",
                 [prediction_row(row, "[9, 9]") | {"answered_by": "m", "asked": "x"} for row in rows])
-    assert [row["prediction"] for row in evaluate_gui.global_rows(flags, kinds["episode"])] == ["[9, 9]"] * 2
+    assert [row["prediction"] for row in answered.global_rows(tmp_path / "global" / "test", kinds["episode"])] == [
+        "[9, 9]"] * 2
+    evaluation = evaluation_of(now, tmp_path, tmp_path / "val", tmp_path)
+    evaluation.checkpoint = tmp_path / "global"
+    found, facts = DOMAIN.predict(evaluation)
+    assert [row["id"] for row in found] == ["a", "c"] and (tmp_path / "val" / "predictions.jsonl").is_file()
+    assert list(facts["stages"]) == ["global", "personal, folds by episode"] and facts["gain"]["click_accuracy"] == 0
 
 
-def test_the_report_takes_episodes_of_any_name(evaluate_gui, tmp_path):
-    from overlays.domains.gui.score import score
-
+def test_the_report_takes_episodes_of_any_name(tmp_path):
     Image.new("RGB", (60, 60)).save(tmp_path / "a.png")
     rows = [prediction_row(record("1-2024/01/02-000"), "[9, 9]")]
-    evaluate_gui.write_report(tmp_path / "report.html", score(rows, rows), rows, tmp_path, "t", "l", None, {})
-    assert "2024/01/02" in (tmp_path / "report.html").read_text()
+    page = report.page("t", "l", DOMAIN.sections(rows, score(rows, rows), tmp_path, tmp_path / "out"))
+    assert "2024/01/02" in page and page.count("<img") == 2
+
+
+def test_personal_folds_name_their_own_model(tmp_path):
+    for words, sentence in ((["--checkpoint", str(tmp_path)], "exclude each other"),
+                            (["--compare-base"], "does not go with --personal"), ([], "holds no finished fold")):
+        with pytest.raises(UserError, match=sentence):
+            evaluate.main(["--personal", str(tmp_path), *words], domain="gui")

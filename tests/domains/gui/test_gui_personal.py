@@ -14,11 +14,11 @@ from overlays.data import chat, records
 from overlays.data.media import MediaOptions, apply_resolution
 from overlays.domains.gui import personal
 from overlays.domains.gui.prepare import Settings, prepare
-from overlays.domains.gui.sample import sample
-from overlays.domains.gui.selection import of_users
+from overlays.domains.gui.users import of_users
 from overlays.errors import UserError
 from overlays.files import write_json, write_jsonl
 from overlays.model import load
+from overlays.samples.gui import write
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -26,9 +26,9 @@ ROOT = Path(__file__).resolve().parents[3]
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     folder = tmp_path_factory.mktemp("gui-personal")
-    sample(folder / "raw", users=[1, 11, 74], episodes={"test": 2, "train": 1, "val": 1}, steps=2, workers=1)
+    write(folder / "raw", users=[1, 11, 74], episodes={"test": 2, "train": 1, "val": 1}, steps=2, workers=1)
     prepare(Settings(raw=folder / "raw", output=folder / "data", screenshot_pixels=5000,
-                     users={"train": "11", "val": "74", "test": "1"}))
+                     train_users=("11",), val_users=("74",), test_users=("1",)))
     return folder / "data"
 
 
@@ -174,7 +174,7 @@ def test_a_user_with_few_episodes_is_left_out_and_told(tmp_path):
     work = personal.jobs(rows_of([1], 1, tmp_path) + rows_of(["anna"], 3, tmp_path), settings, said.append)
     assert {job.user for job in work} == {"anna"} and len(work) == 6
     assert said == ["note: user 1 has 1 episode, too few for folds; left out"]
-    with pytest.raises(UserError, match="no user can be dealt out to 3 folds: user 1 has 1 episode"):
+    with pytest.raises(UserError, match="no user can be divided into 3 folds: user 1 has 1 episode"):
         personal.jobs(rows_of([1], 1, tmp_path), settings, said.append)
 
 

@@ -8,21 +8,21 @@ import pytest
 from PIL import Image, ImageOps
 
 from overlays.data import records
-from overlays.domains.gui import coordinates, fingertip, screens
+from overlays.domains.gui import coordinates, fingertip
 from overlays.domains.gui.answers import parse_point
 from overlays.domains.gui.prepare import Settings, parse_users, prepare, referring
-from overlays.domains.gui.sample import habit, preferred, sample
 from overlays.domains.gui.taps import CLICKS
 from overlays.errors import UserError
+from overlays.samples.gui import habit, preferred, screens, write
 
 SHARED = Path(__file__).resolve().parents[4] / "shared" / "data" / "gui"
-USERS = {"train": "11-12", "val": "74", "test": "1"}
+USERS = {"train_users": ("11-12",), "val_users": ("74",), "test_users": ("1",)}
 
 
 @pytest.fixture(scope="module")
 def raw(tmp_path_factory):
     folder = tmp_path_factory.mktemp("gui") / "raw"
-    return sample(folder, users=[1, 11, 12, 74], episodes={"test": 2, "train": 1, "val": 1}, steps=3, workers=1)
+    return write(folder, users=[1, 11, 12, 74], episodes={"test": 2, "train": 1, "val": 1}, steps=3, workers=1)
 
 
 @pytest.fixture
@@ -31,10 +31,10 @@ def own(raw, tmp_path):
 
 
 def test_the_sample_goes_through_and_counts_add_up(raw, tmp_path):
-    metadata = prepare(Settings(raw=raw, output=tmp_path / "out", users=USERS, screenshot_pixels=10_000))
+    metadata = prepare(Settings(raw=raw, output=tmp_path / "out", **USERS, screenshot_pixels=10_000))
     assert {split: row["taps"] for split, row in metadata["counts"].items()} == {"train": 6, "val": 3, "test": 6}
     assert metadata["dropped"] == 0 and metadata["other_actions"] == {"finish": 5}
-    for split in USERS:
+    for split in ("train", "val", "test"):
         for row, record, defects in records.check(tmp_path / "out" / f"{split}.jsonl", tmp_path / "out"):
             assert not defects, (row, defects)
             said = parse_point(record["conversations"][-1]["value"])
@@ -83,7 +83,7 @@ def test_bad_taps_are_dropped_counted_and_listed(own, tmp_path):
     lines[2] = json.dumps(json.loads(lines[2]) | {"coordinate": [1080, 2401]})
     (episodes[0] / "action.jsonl").write_text("\n".join(lines))
     (own / "11" / next((own / "11").glob("2*")).name / "action.jsonl").write_text("")
-    metadata = prepare(Settings(raw=own, output=tmp_path / "out", users=USERS))
+    metadata = prepare(Settings(raw=own, output=tmp_path / "out", **USERS))
     reasons = [drop["reason"] for drop in metadata["drops"]]
     assert metadata["dropped"] == len(reasons) == 4
     assert any("missing" in text for text in reasons) and any("cannot be read" in text for text in reasons)
@@ -95,11 +95,11 @@ def test_bad_taps_are_dropped_counted_and_listed(own, tmp_path):
 
 def test_a_split_of_users_without_data_is_one_sentence(raw, tmp_path):
     with pytest.raises(UserError, match="none of the val users has a tap .* users with taps: 1, 11, 12"):
-        prepare(Settings(raw=raw, output=tmp_path / "out", users=USERS | {"val": "80"}))
+        prepare(Settings(raw=raw, output=tmp_path / "out", **USERS | {"val_users": ("80",)}))
     with pytest.raises(UserError, match="user 11 is in the train and in the test split"):
-        prepare(Settings(raw=raw, output=tmp_path / "out", users=USERS | {"test": "1 11"}))
+        prepare(Settings(raw=raw, output=tmp_path / "out", **USERS | {"test_users": ("1 11",)}))
     with pytest.raises(UserError, match="there is no folder"):
-        prepare(Settings(raw=tmp_path / "absent", output=tmp_path / "out", users=USERS))
+        prepare(Settings(raw=tmp_path / "absent", output=tmp_path / "out", **USERS))
     assert not (tmp_path / "out").exists()
 
 
@@ -136,12 +136,12 @@ def test_lines_and_folders_that_are_not_read_are_listed(own, tmp_path):
     (own / "notes").mkdir()
     (own / "11").rename(own / "011")
     (own / "12").rename(own / "user_12")
-    metadata = prepare(Settings(raw=own, output=tmp_path / "out", users=USERS))
+    metadata = prepare(Settings(raw=own, output=tmp_path / "out", **USERS))
     reasons = {(drop["where"], drop["reason"].split(":")[0]) for drop in metadata["drops"]}
     assert reasons == {
-        ("notes", "folder is no user, or one that is there before"),
-        ("1/2025-01-01", "folder is no episode (YYYYMMDD_HHMMSS)"),
-        (f"1/{episode.name}", "line 2 of action.jsonl is no JSON"),
+        ("notes", "folder is not a user, or one that is there before"),
+        ("1/2025-01-01", "folder is not an episode (YYYYMMDD_HHMMSS)"),
+        (f"1/{episode.name}", "line 2 of action.jsonl is not JSON"),
         (f"1/{episode.name}, step 3", "screenshot has a name that no file can have"),
         (f"1/{episode.name}, step 4", "screenshot is missing"),
         (f"1/{episode.name}, step 5", "click could be a share of the screen, but others of its source are pixels"),
@@ -173,7 +173,7 @@ def message_file(folder, roles, **extra):
             for user in (1, 2, 3)]
     (folder / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
     return Settings(jsonl=[folder / "rows.jsonl"], output=folder / "out",
-                    users={"train": "1", "val": "2", "test": "3"})
+                    train_users=("1",), val_users=("2",), test_users=("3",))
 
 
 def test_a_system_turn_of_text_stays_one_and_one_with_the_screenshot_is_the_question(tmp_path):
@@ -203,7 +203,7 @@ def prepared(folder, lines, **settings):
         Image.new("RGB", (100, 50)).save(folder / "a.png")
     (folder / "rows.jsonl").write_text("\n".join(map(json.dumps, [*lines, tap(2), tap(3)])))
     metadata = prepare(Settings(**{"jsonl": [folder / "rows.jsonl"], "output": folder / "out",
-                                   "users": {"train": "1", "val": "2", "test": "3"}} | settings))
+                                   "train_users": ("1",), "val_users": ("2",), "test_users": ("3",)} | settings))
     return metadata, list(records.read(folder / "out" / "train.jsonl"))
 
 
@@ -303,7 +303,7 @@ def test_limits_that_cannot_be_are_one_sentence(tmp_path):
 def test_real_desktop_clicks_go_through(tmp_path):
     files = [SHARED / f"user_{user}.jsonl" for user in range(1, 5)]
     metadata = prepare(Settings(jsonl=files, output=tmp_path / "out",
-                                users={"train": "1-2", "val": "3", "test": "4"}))
+                                train_users=("1-2",), val_users=("3",), test_users=("4",)))
     lines = {user: len((SHARED / f"user_{user}.jsonl").read_text().splitlines()) for user in range(1, 5)}
     kept = {split: row["taps"] for split, row in metadata["counts"].items()}
     assert kept == {"train": lines[1] + lines[2], "val": lines[3], "test": lines[4]}

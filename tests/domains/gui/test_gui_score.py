@@ -25,7 +25,7 @@ def test_a_click_counts_up_to_140_units_and_an_unread_answer_is_a_miss():
 def test_an_answer_far_off_the_screen_is_no_worse_than_an_unread_one(tmp_path):
     from PIL import Image
 
-    from overlays.domains.gui.pictures import draw_tap
+    from overlays.domains.gui.plots import draw_tap
 
     metrics = score([row(0, "[99999999999, 5]"), row(1, "nothing")])
     assert metrics["mean_l2"] == metrics["median_l2"] == FARTHEST and metrics["parse_rate"] == 0.5

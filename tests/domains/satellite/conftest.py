@@ -7,9 +7,9 @@ import pytest
 @pytest.fixture(scope="session")
 def cities(tmp_path_factory):
     """Folder of 24 sample cities."""
-    from overlays.domains.satellite.sample import sample
+    from overlays.samples.satellite import write
 
-    return sample(tmp_path_factory.mktemp("satellite") / "sample", cities=24)
+    return write(tmp_path_factory.mktemp("satellite") / "sample", cities=24)
 
 
 @pytest.fixture(scope="session")
@@ -44,7 +44,7 @@ def write_tile():
 @pytest.fixture
 def codes():
     """Function: seed -> (8, 6, 5) int8 codes of vectors of unit length."""
-    from overlays.domains.satellite.embeddings import quantise
+    from overlays.samples.satellite import quantise
 
     def make(seed=0, bands=8):
         vectors = np.random.default_rng(seed).standard_normal((bands, 6, 5))

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 from rasterio.transform import Affine
 
-from overlays.domains.satellite.embeddings import dequantise, open_raster, quantise, windows
+from overlays.domains.satellite.embeddings import dequantise, open_raster, windows
 from overlays.errors import UserError
+from overlays.samples.satellite import quantise
 
 REAL = Path(__file__).resolve().parents[4] / "shared" / "data" / "alphaearth"
 
@@ -96,5 +97,5 @@ def test_wrong_types_are_one_sentence(kind, codes, write_tile, tmp_path):
 
 def test_a_file_that_is_no_raster_is_one_sentence(tmp_path):
     (tmp_path / "a.tif").write_text("nothing")
-    with pytest.raises(UserError, match="is no raster that can be read"):
+    with pytest.raises(UserError, match="is not a raster that can be read"):
         open_raster(tmp_path / "a.tif")

@@ -1,41 +1,36 @@
 """scripts/evaluate_satellite.py: what it writes, and how a user's mistakes end."""
 
-import importlib.util
 import json
 import shutil
-import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
+from overlays import evaluate as evaluation
+from overlays import paths
 from overlays.errors import UserError
 from overlays.files import sha256, write_json
 
-SCRIPT = Path(__file__).resolve().parents[3] / "scripts" / "evaluate_satellite.py"
 
-
-@pytest.fixture(scope="module")
-def script():
-    sys.path.insert(0, str(SCRIPT.parent))
-    spec = importlib.util.spec_from_file_location("evaluate_satellite", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def evaluate(*words):
+    """What metrics.json of the newest satellite run holds."""
+    evaluation.main(words, domain="satellite")
+    split = words[words.index("--split") + 1] if "--split" in words else "test"
+    return json.loads((paths.OUTPUTS / "satellite-sft" / split / "metrics.json").read_text())
 
 
 @pytest.fixture
-def run_folder(tmp_path, prepared, script, monkeypatch):
+def run_folder(tmp_path, prepared, monkeypatch):
     """A run trained on the prepared cities, the newest below outputs."""
     folder = tmp_path / "outputs" / "satellite-sft"
     folder.mkdir(parents=True)
     write_json(folder / "config.json", {})
     write_json(folder / "run.json", {"data": {"train": [
         {"name": "satellite_train", "sha256": sha256(prepared[0] / "train.jsonl")}]}})
-    monkeypatch.setattr(script, "OUTPUTS", tmp_path / "outputs")
-    monkeypatch.setattr(script, "PREPARED", prepared[0].parent)
+    monkeypatch.setattr(paths, "OUTPUTS", tmp_path / "outputs")
+    monkeypatch.setattr(paths, "PREPARED", prepared[0].parent)
     return folder
 
 
@@ -53,10 +48,9 @@ def model(monkeypatch, regression):
 HEAD = {"names": ["population_growth"], "mode": "vision", "mean": [2.0], "std": [1.0]}
 
 
-def test_the_head_is_scored_beside_both_baselines(script, run_folder, prepared, monkeypatch, capsys):
+def test_the_head_is_scored_beside_both_baselines(run_folder, prepared, monkeypatch, capsys):
     model(monkeypatch, HEAD)
-    script.evaluate(script.parse([]))
-    found = json.loads((run_folder / "test" / "metrics.json").read_text())
+    found = evaluate()
     assert found["n"] == prepared[1]["counts"]["test"] and found["mae"] == pytest.approx(0.5)
     assert found["rmse"] == pytest.approx(0.5) and found["pearson"] == pytest.approx(1.0)
     for baseline in ("mean", "ridge"):
@@ -70,7 +64,7 @@ def test_the_head_is_scored_beside_both_baselines(script, run_folder, prepared, 
     assert "ridge" in capsys.readouterr().out
 
 
-def test_answers_in_words_are_parsed_and_counted(script, run_folder, prepared, monkeypatch):
+def test_answers_in_words_are_parsed_and_counted(run_folder, prepared, monkeypatch):
     from overlays import predict
 
     model(monkeypatch, HEAD)
@@ -80,7 +74,7 @@ def test_answers_in_words_are_parsed_and_counted(script, run_folder, prepared, m
         return [predict.prediction_row(record, text) for record, text in zip(chosen, texts, strict=True)]
 
     monkeypatch.setattr(predict, "predict", answers)
-    found = script.evaluate(script.parse(["--head", "none", "--split", "val"]))
+    found = evaluate("--head", "none", "--split", "val")
     count = prepared[1]["counts"]["val"]
     assert found["parse_rate"] == pytest.approx(1 - 1 / count, abs=1e-6) and len(found["unparsed"]) == 1
     first = found["baseline"]["mean"]["mae"]
@@ -88,40 +82,40 @@ def test_answers_in_words_are_parsed_and_counted(script, run_folder, prepared, m
     assert (run_folder / "val" / "report.html").is_file()
 
 
-def test_other_training_data_are_warned_of(script, run_folder, monkeypatch, capsys):
+def test_other_training_data_are_warned_of(run_folder, monkeypatch, capsys):
     model(monkeypatch, HEAD)
     write_json(run_folder / "run.json", {"data": {"train": [{"name": "satellite_train", "sha256": "other"}]}})
-    found = script.evaluate(script.parse([]))
-    assert "may have seen cities" in found["warning"] and "may have seen cities" in capsys.readouterr().out
+    found = evaluate()
+    assert "may have seen cases" in found["warning"] and "may have seen cases" in capsys.readouterr().out
 
 
-def test_mistakes_are_one_sentence(script, run_folder, tmp_path, monkeypatch):
+def test_mistakes_are_one_sentence(run_folder, tmp_path, monkeypatch):
     model(monkeypatch, HEAD | {"names": ["night_lights"]})
-    with pytest.raises(UserError, match="says night_lights, but the records ask for population_growth"):
-        script.evaluate(script.parse([]))
+    with pytest.raises(UserError, match="predicts night_lights, but the records ask for population_growth"):
+        evaluate()
     with pytest.raises(UserError, match="there is no train.jsonl"):
-        script.evaluate(script.parse(["--data", str(tmp_path)]))
+        evaluate("--data", str(tmp_path))
     with pytest.raises(UserError, match="no checkpoint folder"):
-        script.evaluate(script.parse(["--checkpoint", str(tmp_path / "none")]))
+        evaluate("--checkpoint", str(tmp_path / "none"))
     for flag in ("--batch_size", "--max_new_tokens"):
         with pytest.raises(UserError, match="must be at least 1"):
-            script.parse([flag, "0"])
+            evaluate(flag, "0")
 
 
-def test_damaged_or_foreign_data_are_one_sentence(script, run_folder, prepared, tmp_path, monkeypatch):
+def test_damaged_or_foreign_data_are_one_sentence(run_folder, prepared, tmp_path, monkeypatch):
     model(monkeypatch, HEAD)
     data = shutil.copytree(prepared[0], tmp_path / "data")
-    flags = script.parse(["--data", str(data)])
+    flags = ("--data", str(data))
     for size in (1000, 0):
         with (data / "means.npz").open("r+b") as file:
             file.truncate(size)
         with pytest.raises(UserError, match="means.npz cannot be read"):
-            script.evaluate(flags)
+            evaluate(*flags)
     np.savez(data / "means.npz", other=np.zeros(64))
     with pytest.raises(UserError, match="means.npz cannot be read or lacks a record"):
-        script.evaluate(flags)
+        evaluate(*flags)
     for text, words in (("{", "metadata.json cannot be read"), ('{"domain": "cuprite"}', "holds other data"),
                         ('{"family": "gui"}', "holds other data"), ("[]", "metadata.json cannot be read")):
         (data / "metadata.json").write_text(text)
         with pytest.raises(UserError, match=words):
-            script.evaluate(flags)
+            evaluate(*flags)

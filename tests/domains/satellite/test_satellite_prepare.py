@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 
 from overlays.data import records
-from overlays.domains.satellite.embeddings import dequantise, quantise
+from overlays.domains.satellite.embeddings import dequantise
 from overlays.domains.satellite.pca import compute, load, prepare_rgb
 from overlays.domains.satellite.prepare import Settings, prepare
 from overlays.errors import UserError
+from overlays.samples.satellite import quantise
 
 
 def read_all(folder):
@@ -142,7 +143,7 @@ def test_decoded_tiles_are_taken_and_nan_is_no_data(write_tile, codes, tmp_path)
 
 @pytest.mark.parametrize("values, words", [
     (lambda codes: (dequantise(codes) * 2.5).astype(np.float32), r"length 2\.50 where embeddings have 1: decode it"),
-    (lambda codes: quantise(dequantise(codes) ** 2), "these int8 values are no codes"),
+    (lambda codes: quantise(dequantise(codes) ** 2), "these int8 values are not codes"),
     (lambda codes: codes.astype(np.int16), "holds int16: embeddings are int8 codes")])
 def test_values_that_are_no_embeddings_stop(values, words, write_tile, codes, tmp_path):
     settings = world(tmp_path, write_tile, codes)
@@ -195,12 +196,12 @@ def test_a_damaged_prepared_folder_is_one_sentence(prepared, tmp_path):
         compute(damaged(first, 5000))
     with pytest.raises(UserError, match=f"{first} is no raster that can be read"):
         prepare_rgb(tmp_path / "damaged", tmp_path / "rgb")
-    with pytest.raises(UserError, match="pca.npz is no PCA"):
+    with pytest.raises(UserError, match="pca.npz is not a PCA"):
         prepare_rgb(damaged("pca.npz", 1000), tmp_path / "rgb")
     with pytest.raises(UserError, match="metadata.json cannot be read"):
         compute(damaged("metadata.json", 10))
     (tmp_path / "damaged" / "metadata.json").write_text('{"domain": "scenes"}')
-    with pytest.raises(UserError, match="holds other data than prepare_satellite.py writes"):
+    with pytest.raises(UserError, match="holds other data than the domain satellite prepares"):
         compute(tmp_path / "damaged")
     shutil.copytree(prepared[0], tmp_path / "damaged", dirs_exist_ok=True)
     (tmp_path / "damaged" / first).unlink()
@@ -247,5 +248,5 @@ def test_rgb_pictures_keep_records_and_labels(prepared, tmp_path):
     assert json.loads((tmp_path / "rgb" / "metadata.json").read_text())["target"] == metadata["target"]
     with pytest.raises(UserError, match="holds pictures, not arrays"):
         compute(tmp_path / "rgb")
-    with pytest.raises(UserError, match="is no PCA"):
+    with pytest.raises(UserError, match="is not a PCA"):
         load(folder / "means.npz")

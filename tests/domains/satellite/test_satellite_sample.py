@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import rasterio
 
-from overlays.domains.satellite import sample as module
 from overlays.domains.satellite.embeddings import dequantise
 from overlays.domains.satellite.score import r2, ridge
 from overlays.errors import UserError
+from overlays.samples import satellite as module
 
 
 def test_tiles_are_as_alphaearth_stores_them(cities):
@@ -28,7 +28,7 @@ def test_tiles_are_as_alphaearth_stores_them(cities):
 
 
 def test_the_same_seed_gives_the_same_cities(cities, tmp_path):
-    again = module.sample(tmp_path / "again", cities=24)
+    again = module.write(tmp_path / "again", cities=24)
     assert (again / module.TRUTH).read_bytes() == (cities / module.TRUTH).read_bytes()
     name = sorted((cities / "tiles").glob("*.tif"))[5].name
     assert (again / "tiles" / name).read_bytes() == (cities / "tiles" / name).read_bytes()
@@ -65,6 +65,6 @@ def test_the_ceiling_is_what_the_noise_leaves(cities, prepared):
 
 def test_too_few_cities_and_a_negative_seed_are_refused(tmp_path):
     with pytest.raises(UserError, match="at least 20 cities"):
-        module.sample(tmp_path, cities=5)
+        module.write(tmp_path, cities=5)
     with pytest.raises(UserError, match="--seed must be at least 0"):
-        module.sample(tmp_path, seed=-1)
+        module.write(tmp_path, seed=-1)

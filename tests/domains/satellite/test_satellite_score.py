@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from overlays.domains.satellite.questions import answer, parse_number, question
-from overlays.domains.satellite.score import figures, r2, ridge, score
+from overlays.domains.satellite.score import r2, regression_metrics, ridge, score
 from overlays.errors import UserError
 
 
@@ -12,17 +12,17 @@ def rows(truth, said, kind="value"):
 
 
 def test_figures_by_hand():
-    found = figures([1.0, 2.0, 3.0], [1.0, 2.0, 5.0])
+    found = regression_metrics([1.0, 2.0, 3.0], [1.0, 2.0, 5.0])
     assert found == {"n": 3, "r2": -1.0, "rmse": pytest.approx(2 / 3**0.5, abs=1e-6),
                      "mae": pytest.approx(2 / 3, abs=1e-6), "pearson": pytest.approx(0.960769, abs=1e-6)}
 
 
 def test_figures_that_do_not_exist_are_none():
-    found = figures([2.0, 2.0], [1.0, 3.0])
+    found = regression_metrics([2.0, 2.0], [1.0, 3.0])
     assert found["r2"] is None and found["pearson"] is None and found["rmse"] == 1
-    found = figures([0.1] * 3, [0.1, 0.2, 0.1])  # their squares about the mean are 1e-34
+    found = regression_metrics([0.1] * 3, [0.1, 0.2, 0.1])  # their squares about the mean are 1e-34
     assert found["r2"] is None and found["pearson"] is None
-    assert figures([1e6 + 0.1] * 3, [1.0, 2.0, 3.0])["pearson"] is None
+    assert regression_metrics([1e6 + 0.1] * 3, [1.0, 2.0, 3.0])["pearson"] is None
 
 
 @pytest.mark.parametrize("text, value", [

@@ -3,7 +3,7 @@
 import pytest
 
 from overlays.domains.scenes import prepare as preparing
-from overlays.domains.scenes import sample as sampling
+from overlays.samples import scenes as sampling
 
 SCENES = 16
 
@@ -11,7 +11,7 @@ SCENES = 16
 @pytest.fixture(scope="session")
 def raw(tmp_path_factory):
     """Folder of 16 rooms in the raw layout."""
-    return sampling.sample(tmp_path_factory.mktemp("scenes") / "sample", SCENES, seed=1, workers=1)
+    return sampling.write(tmp_path_factory.mktemp("scenes") / "sample", 1, scenes=SCENES, workers=1)
 
 
 @pytest.fixture(scope="session")

@@ -5,8 +5,8 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from overlays.domains.scenes import asking, rooms
 from overlays.domains.scenes.question_files import question_type, task_of
+from overlays.samples.scenes import asking, rooms
 
 
 def thing(kind, colour, x, y, z=0.4, side=0.6):

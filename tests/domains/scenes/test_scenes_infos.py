@@ -96,7 +96,7 @@ def test_a_pickle_cannot_ask_for_more_memory_than_it_has_bytes(tmp_path, call):
 def test_damaged_files_end_in_one_sentence(tmp_path, content):
     path = tmp_path / "embodiedscan_infos_train.pkl"
     path.write_bytes(content)
-    with pytest.raises(UserError, match="is damaged or no pickle"):
+    with pytest.raises(UserError, match="is damaged or not a pickle"):
         infos.read_infos(path, "train", tmp_path)
 
 
@@ -118,9 +118,9 @@ def test_a_sound_scene(tmp_path, entry):
     (np.full((4, 4), -np.inf), "pose is not finite"),
     (np.full((4, 4), np.nan), "pose is not finite"),
     (np.eye(3), "pose is 3 x 3, not 4 x 4"),
-    (np.diag([2.0, 2, 2, 1]), "pose is no rotation"),
-    (np.diag([1.0, 1, -1, 1]), "pose is no rotation"),
-    (np.eye(4)[::-1], "pose is no rotation"),
+    (np.diag([2.0, 2, 2, 1]), "pose is not a rotation"),
+    (np.diag([1.0, 1, -1, 1]), "pose is not a rotation"),
+    (np.eye(4)[::-1], "pose is not a rotation"),
     ("text", "pose cannot be read"),
     ([[10**400] * 4] * 4, "pose cannot be read"),
     (np.eye(4) * 1j, "pose cannot be read"),
@@ -155,7 +155,7 @@ def test_depth_units_are_those_asked_for_unless_the_scene_names_its_own(tmp_path
     path = write(tmp_path, entry | {"depth_scale": 6553.5}, entry | {"depth_scale": -1}, entry | {"depth_scale": "x"})
     own, *broken = infos.read_infos(path, "train", tmp_path, None, 5000)
     assert own.depth_scale == 6553.5 and own.frames
-    assert {scene.problem for scene in broken} == {"its depth_scale is no number above 0"}
+    assert {scene.problem for scene in broken} == {"its depth_scale is not a number above 0"}
 
 
 def test_a_pose_left_out_of_the_entry_comes_from_its_text_file(tmp_path, entry):
@@ -178,7 +178,7 @@ def test_a_pose_left_out_of_the_entry_comes_from_its_text_file(tmp_path, entry):
     (lambda e, root: e["images"][1].update(img_path="scannet/\udcff.jpg"), "holds half a character"),
     (lambda e, root: e["images"][1].update(e["images"][0]), "named before in its entry"),
     (lambda e, root: e["images"][1].update(depth_cam2img=np.diag([0.0, 5, 1])), "depth intrinsics are not finite and"),
-    (lambda e, root: e["images"][1].update(cam2img=[1, 2]), "colour intrinsics are no 3 x 3"),
+    (lambda e, root: e["images"][1].update(cam2img=[1, 2]), "colour intrinsics are not a 3 x 3"),
 ])
 def test_frames_that_lack_something_are_listed(tmp_path, entry, change, reason):
     change(entry, tmp_path)

@@ -13,8 +13,8 @@ from PIL import Image
 from overlays.data import records
 from overlays.domains.scenes import infos
 from overlays.domains.scenes.prepare import METADATA, Settings, choose_frames, prepare
-from overlays.domains.scenes.sample import COLOUR, DEPTH, FRAMES
 from overlays.errors import UserError
+from overlays.samples.scenes import COLOUR, DEPTH, FRAMES
 
 ARRAYS = {"scene", "image", "depth", "pose", "axis_align", "depth_intrinsic", "color_intrinsic", "depth_size",
           "color_size", "depth_scale"}
@@ -294,7 +294,7 @@ def test_splits_by_question_file_refuse_a_scene_on_two_sides(copy, tmp_path):
 
 
 @pytest.mark.parametrize("settings, message", [
-    (Settings(split="x"), "--split is infos or questions"),
+    (Settings(split="x"), "--split must be infos or questions"),
     (Settings(num_frames=0), "--num-frames must be at least 1"),
     (Settings(turns=0), "--turns must be at least 1"),
     (Settings(depth_scale=0), "--depth-scale must be a number above 0"),

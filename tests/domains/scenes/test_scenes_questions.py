@@ -77,8 +77,8 @@ def test_answers_in_every_form_files_give_them(tmp_path, given, answers):
 
 @pytest.mark.parametrize("given, situation, problem", [
     ({"text": "I sit."}, "I sit.", ""), (["I sit.", {"text": "A door."}], "I sit. A door.", ""), (None, "", ""),
-    ("", "", ""), ([], "", ""), ({"x": 1}, "", "its situation is no text"), (["a", None, [1]], "a",
-                                                                             "its situation is no text"),
+    ("", "", ""), ([], "", ""), ({"x": 1}, "", "its situation is not text"), (["a", None, [1]], "a",
+                                                                             "its situation is not text"),
     ("I sit <image> here.", "I sit  here.", ""), ("half \ud83d", "half \ud83d", "text holds half a character"),
 ])
 def test_a_situation_is_kept_or_the_question_listed(tmp_path, given, situation, problem):
@@ -113,7 +113,7 @@ def test_other_layouts_are_refused_in_a_sentence(tmp_path, value):
 def test_broken_json_and_missing_files(tmp_path):
     path = tmp_path / "x.json"
     path.write_text("{", encoding="utf-8")
-    with pytest.raises(UserError, match="is no JSON"):
+    with pytest.raises(UserError, match="is not JSON"):
         read_questions(path)
     with pytest.raises(UserError, match="no question file or folder"):
         find_files([tmp_path / "none"])

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from overlays.domains.scenes import render, rooms
+from overlays.samples.scenes import cameras, render, rooms
 
 CAMERA = render.Camera(40, 30, 35.0, 35.0, 19.4, 14.7)
 
@@ -65,7 +65,7 @@ def test_sensor_is_true_to_millimetres_but_for_holes_of_both_codes():
     room = rooms.build_room(rng)
     big = render.Camera(160, 120, 140.0, 140.0, 79.5, 59.5)
     codes, errors = set(), []
-    for pose in rooms.cameras(rng, room, 5, big):
+    for pose in cameras.plan(rng, room, 5, big):
         hits = render.trace(room, big, pose)
         stored = render.sensor(hits, rng)
         assert stored.dtype == np.uint16

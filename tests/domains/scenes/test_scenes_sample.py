@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from overlays.domains.scenes import infos, render, rooms, sample
+from overlays.domains.scenes import infos
 from overlays.errors import UserError
+from overlays.samples import scenes as sample
+from overlays.samples.scenes import render, rooms
 
 
 def test_layout_and_entries(raw):
@@ -69,7 +71,7 @@ def test_every_thing_is_shown_well_in_some_frame():
 
 
 def test_same_seed_same_bytes_other_seed_other_rooms(raw, tmp_path):
-    again = sample.sample(tmp_path / "again", 16, seed=1, workers=2)
+    again = sample.write(tmp_path / "again", 1, scenes=16, workers=2)
     for path in sorted(raw.rglob("*")):
         if path.is_file():
             assert path.read_bytes() == (again / path.relative_to(raw)).read_bytes(), path.name
@@ -100,6 +102,6 @@ def test_questions_are_in_the_three_published_layouts(raw):
 
 def test_too_few_scenes_and_seeds_below_0_are_refused(tmp_path):
     with pytest.raises(UserError, match="at least 12 scenes"):
-        sample.sample(tmp_path / "few", 5)
+        sample.write(tmp_path / "few", scenes=5)
     with pytest.raises(UserError, match="--seed must be 0 or above"):
-        sample.sample(tmp_path / "few", 12, seed=-1)
+        sample.write(tmp_path / "few", -1, scenes=12)

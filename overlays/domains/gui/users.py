@@ -1,13 +1,25 @@
-"""Records of some users."""
+"""Users: numbers and ranges in words, and the records of some of them."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from overlays.domains.gui.prepare import parse_users
 from overlays.errors import UserError
 
 _PLAIN = re.compile(r"[\w.@ -]{1,64}")  # users name folders
+
+
+def parse_users(text: str | Iterable[str]) -> list[int]:
+    """User numbers of ranges and lists: "1-10 15", "1,3,5-7". Raises UserError where a word is neither."""
+    words = (text if isinstance(text, str) else " ".join(text)).replace(",", " ").split()
+    users: set[int] = set()
+    for word in words:
+        first, dash, last = word.partition("-")
+        numbers = [first, last] if dash else [first]
+        if not all(number.isdecimal() and len(number) < 10 for number in numbers) or int(numbers[-1]) < int(first):
+            raise UserError(f"users are numbers and ranges such as 1-10 15, not {word!r}")
+        users.update(range(int(first), int(last or first) + 1))
+    return sorted(users)
 
 
 def of_users(records: Sequence[dict], users: Sequence[str] | None, file: Path) -> list[dict]:
@@ -22,7 +34,8 @@ def of_users(records: Sequence[dict], users: Sequence[str] | None, file: Path) -
         missing = [key for key in ("id", "user", "episode", "grid", "image") if record.get(key) in (None, "", [])]
         if missing or not _PLAIN.fullmatch(str(record["user"])):
             what = f"has no {' and no '.join(missing)}" if missing else f"has the user {record['user']!r}"
-            raise UserError(f"{file}: a record (id {record.get('id')}) {what}: prepare it with scripts/prepare_gui.py")
+            raise UserError(f"{file}: a record (id {record.get('id')}) {what}: prepare it with python -m "
+                            "overlays.prepare gui")
     if users is None:
         return list(records)
     there = {str(record["user"]) for record in records}

@@ -12,12 +12,14 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from overlays.domains.gui import screens
 from overlays.files import atomic_path, write_json
+from overlays.samples.gui import screens
 
+VERSION = 1  # raised with every change of the screens; an older sample is made anew
 USERS = range(1, 84)
 EPISODES = {"test": 12, "val": 2, "train": 8}
 STEPS = 6
+PREPARE = {"screenshot_pixels": 270 * 600}  # the drawn screens are flat: a quarter of their side loses nothing
 TWINS = 0.6  # share of the screens on which the wanted element stands twice
 REACHES = ("upper", "lower", "left", "right")
 WORDINGS = {
@@ -59,20 +61,20 @@ def preferred(screen: screens.Screen, reach: str) -> screens.Element:
     return min((screen.target, screen.twin), key=lambda element: side[1] * element.centre[side[0]])
 
 
-def sample(output: Path, seed: int = 0, users=USERS, episodes: dict[str, int] | None = None, steps: int = STEPS,
-           workers: int | None = None) -> Path:
-    """Write the sample; the folder appears whole or not at all.
+def write(folder: str | Path, seed: int = 0, *, users=USERS, episodes: dict[str, int] | None = None, steps: int = STEPS,
+          workers: int = os.cpu_count() or 1) -> Path:
+    """Write the sample; the folder appears complete or not at all.
 
-    Layout: <output>/<user>/<YYYYMMDD_HHMMSS>/{screenshots/<step>.jpg, <step>.xml, action.jsonl, survey_result.json}.
+    Layout: <folder>/<user>/<YYYYMMDD_HHMMSS>/{screenshots/<step>.jpg, <step>.xml, action.jsonl, survey_result.json}.
     habits.json beside the users says what each of them does; nothing but tests reads it.
 
     Args:
         users: numbers of the users.
         episodes: by split, of each of its users; see EPISODES.
         steps: taps of an episode.
-        workers: processes; None takes all cores.
+        workers: processes.
     """
-    output = Path(output)
+    output = Path(folder)
     counts = EPISODES | (episodes or {})
     shutil.rmtree(output, ignore_errors=True)
     with atomic_path(output) as folder:
@@ -81,10 +83,11 @@ def sample(output: Path, seed: int = 0, users=USERS, episodes: dict[str, int] | 
         jobs = [(user, counts["test" if user <= 10 else "train" if user <= 73 else "val"]) for user in users]
         draw_user = partial(_draw_user, folder, seed, steps)
         quiet = len(jobs) < 20
-        with ProcessPoolExecutor(workers or os.cpu_count()) as pool:
+        with ProcessPoolExecutor(workers) as pool:
             for _ in tqdm(pool.map(draw_user, *zip(*jobs, strict=True)), total=len(jobs), desc="drawing users",
                           unit="user", file=sys.stderr, disable=quiet):
                 pass
+        write_json(folder / "sample.json", {"version": VERSION, "seed": seed, "prepare": PREPARE})
     return output
 
 

@@ -1,4 +1,4 @@
-"""Writes small cities as AlphaEarth-like GeoTIFFs and a table of their population growth: python -m ...satellite.sample
+"""Small cities as AlphaEarth-like GeoTIFFs and a table of their population growth.
 
 What a city is made of shows in its mean embedding. How its built-up land is laid out does not: the share of built-up
 pixels is drawn apart from how finely they are mixed with open land. Growth depends on both, and on noise that
@@ -7,20 +7,17 @@ truth.json knows.
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 import numpy as np
 from scipy.ndimage import gaussian_filter, uniform_filter
 
-from overlays import errors
-from overlays.domains.satellite.embeddings import NODATA, quantise
 from overlays.errors import UserError
 from overlays.files import atomic_path, write_json
 
 VERSION = 2  # raised with every change of the sample; an older one is made anew
 TABLE, TRUTH = "cities.xlsx", "truth.json"
-BANDS, PIXEL_M = 64, 10.0
+BANDS, PIXEL_M, NODATA = 64, 10.0, -128
 CLASSES = ("water", "cropland", "trees", "grass", "bare", "houses", "blocks")  # the last two are built-up
 BUILT = (5, 6)
 # (longitude, latitude) of the regions that cities lie in, and how far they spread, in degrees.
@@ -107,8 +104,15 @@ def _names(count: int, rng: np.random.Generator) -> list[str]:
     return list(names)
 
 
-def sample(output: str | Path, cities: int = 400, seed: int = 0) -> Path:
-    """Write tiles/<city>.tif, cities.xlsx and truth.json; the same arguments give the same pixels and labels.
+def quantise(values: np.ndarray) -> np.ndarray:
+    """Values in -1..1 -> int8 codes, the nearest ones; NaN becomes -128. The inverse of `embeddings.dequantise`."""
+    codes = np.rint(127.5 * np.sign(values) * np.sqrt(np.abs(values)))
+    codes = np.where(np.isnan(codes), NODATA, np.clip(codes, -127, 127))
+    return codes.astype(np.int8)
+
+
+def write(folder: str | Path, seed: int = 0, *, cities: int = 400) -> Path:
+    """Write tiles/<city>.tif, cities.xlsx, truth.json and sample.json; the same arguments give the same content.
 
     Tiles are 48 to 64 pixels wide, int8 as AlphaEarth codes them, in UTM; every tenth lacks a strip at its border,
     one is stored bottom-up. One city of the table has no tile, and one tile is in no table.
@@ -123,7 +127,7 @@ def sample(output: str | Path, cities: int = 400, seed: int = 0) -> Path:
         raise UserError(f"the sample needs at least 20 cities, {cities} were asked for")
     if seed < 0:
         raise UserError(f"--seed must be at least 0, not {seed}")
-    output, rng = Path(output), np.random.default_rng(seed)
+    folder, rng = Path(folder), np.random.default_rng(seed)
     palette, names = _Palette(rng), _names(cities + 2, rng)
     shares, layout, places = [], [], []
     for number, name in enumerate(names[:-1]):
@@ -135,14 +139,13 @@ def sample(output: str | Path, cities: int = 400, seed: int = 0) -> Path:
         if number % 10 == 3:
             values[:, : int(own.integers(2, 6))] = np.nan
         lon, lat = REGIONS[region][:2] + own.uniform(-1, 1, 2) * REGIONS[region][2]
-        _write_tile(output / "tiles" / f"{name}.tif", quantise(values), lon, lat, bottom_up=number == 7)
+        _write_tile(folder / "tiles" / f"{name}.tif", quantise(values), lon, lat, bottom_up=number == 7)
         shares.append(np.bincount(cover.ravel(), minlength=len(CLASSES)) / cover.size)
         layout.append(contact(cover))
         places.append((name, region))
     growth, signal = _growth(np.array(shares[:cities]), np.array(layout[:cities]), rng)
-    _write_table(output / TABLE, names, growth)
-    # Written last: where it is present the sample is whole.
-    write_json(output / TRUTH, {
+    _write_table(folder / TABLE, names, growth)
+    write_json(folder / TRUTH, {
         "version": VERSION, "seed": seed, "label": "population_growth",
         "ceiling": round(1 - float(((growth - signal) ** 2).sum() / ((growth - growth.mean()) ** 2).sum()), 4),
         "signal": {name: round(float(value), 6) for name, value in zip(names[:cities], signal, strict=True)},
@@ -150,7 +153,8 @@ def sample(output: str | Path, cities: int = 400, seed: int = 0) -> Path:
         "shares": {name: np.round(row, 4).tolist() for name, row in zip(names[:cities], shares, strict=False)},
         "contact": {name: round(value, 4) for name, value in zip(names[:cities], layout, strict=False)},
     })
-    return output
+    write_json(folder / "sample.json", {"version": VERSION, "seed": seed})
+    return folder
 
 
 def _growth(shares: np.ndarray, layout: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
@@ -195,19 +199,3 @@ def _write_table(path: Path, names: list[str], growth: np.ndarray) -> None:
     rows.sort(key=lambda row: row["city"])
     with atomic_path(path) as temporary:
         pd.DataFrame(rows).to_excel(temporary, sheet_name="cities", index=False)
-
-
-def main() -> None:
-    """Command line of the sample."""
-    parser = argparse.ArgumentParser(description="Make the sample cities: embeddings and growth with known noise.")
-    parser.add_argument("--output", help="folder (default: data/raw/satellite/sample of this project)")
-    parser.add_argument("--cities", type=int, default=400)
-    parser.add_argument("--seed", type=int, default=0)
-    options = parser.parse_args()
-    from overlays.domains.satellite.prepare import SAMPLE
-
-    print(f"{options.cities} sample cities: {sample(options.output or SAMPLE, options.cities, options.seed)}")
-
-
-if __name__ == "__main__":
-    errors.run(main)

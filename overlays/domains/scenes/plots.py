@@ -1,4 +1,4 @@
-"""Pictures for the report: a scene's frames beside a top view of where their visual tokens are."""
+"""Plots for the report: a scene's frames beside a top view of where their visual tokens are."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from overlays import plotting
 from overlays.data import records
 from overlays.data.media import RGB, opener_of, to_rgb
-from overlays.files import atomic_path
 
 SHOWN = 8  # frames in a picture; all of them are in the top view
 INK, QUIET = "#23211d", "#6b665c"
@@ -38,8 +38,6 @@ def draw(path: Path, record: Mapping, media_root: Path, tokens: Sequence[np.ndar
         poses: for each frame (4, 4) camera to axis-aligned frame, or None.
     """
     from matplotlib import colormaps
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
 
     count = len(record["image"])
     colours = [colormaps["tab10" if count <= 10 else "turbo"](i if count <= 10 else i / (count - 1))
@@ -47,8 +45,7 @@ def draw(path: Path, record: Mapping, media_root: Path, tokens: Sequence[np.ndar
     shown = np.unique(np.linspace(0, count - 1, min(SHOWN, count)).round().astype(int))
     columns = 2
     rows = -(-len(shown) // columns)
-    figure = Figure(figsize=(9.6, 4.4), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = plotting.figure(9.6, 4.4)
     left, right = figure.subfigures(1, 2, width_ratios=(1.15, 1))
     places = np.ravel(left.subplots(rows, columns, squeeze=False))
     for axes in places:
@@ -80,8 +77,7 @@ def draw(path: Path, record: Mapping, media_root: Path, tokens: Sequence[np.ndar
     axes.set_xlabel("x (m), east", fontsize=8, color=QUIET)
     axes.set_ylabel("y (m), north", fontsize=8, color=QUIET)
     axes.set_title("visual tokens (dots) and cameras (squares) from above", fontsize=8, color=INK)
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, dpi=110)
+    plotting.save(figure, path)
 
 
 def _frame(axes, colour):

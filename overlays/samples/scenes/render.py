@@ -6,13 +6,11 @@ Camera axes are OpenCV's (x right, y down, z forward); pixel centres have intege
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 from scipy.ndimage import gaussian_filter, maximum_filter, minimum_filter
 
-if TYPE_CHECKING:
-    from overlays.domains.scenes.rooms import Room
+from overlays.samples.scenes.rooms import Room
 
 RANGE_M = (0.2, 10.0)  # of the depth sensor
 NO_RETURN, SATURATED = 0, 65535  # both codes for "no depth" occur in real scans

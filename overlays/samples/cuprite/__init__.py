@@ -1,21 +1,20 @@
-"""Writes a small AVIRIS-like scene of hydrothermal alteration with its true abundances: python -m ...cuprite.sample"""
+"""A small AVIRIS-like scene of hydrothermal alteration with its true abundances."""
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 import numpy as np
 from scipy.ndimage import gaussian_filter, zoom
 
-from overlays import errors
-from overlays.domains.cuprite.classes import CLASSES
-from overlays.domains.cuprite.endmembers import VARIANTS, endmembers, ferric_coating
 from overlays.errors import UserError
 from overlays.files import atomic_path, write_json
+from overlays.samples.cuprite.endmembers import VARIANTS, endmembers, ferric_coating
 
 VERSION = 1  # raised with every change of the scene; an older sample is made anew
 NAME = "cuprite_sample"
+CLASSES = ("background", "alunite", "kaolinite", "muscovite", "montmorillonite", "buddingtonite", "calcite", "chlorite",
+           "epidote")  # codes 0 to 8
 IGNORE = -9999
 SCALE = 10000
 # What prepare takes where the user names neither cube nor parameters.
@@ -65,7 +64,7 @@ def abundances(rows: int, cols: int, rng: np.random.Generator) -> np.ndarray:
     y, x = np.mgrid[:rows, :cols].astype(float)
     logits = np.full((rows, cols, len(CLASSES)), -4.6)
     logits[:, :, 0] = 0.0
-    codes = {mineral.name: mineral.code for mineral in CLASSES}
+    codes = {mineral: code for code, mineral in enumerate(CLASSES)}
     for row, col, radius, stretch, angle, erosion in CENTRES:
         turn = np.deg2rad(angle)
         dy, dx = y - row * (rows - 1), x - col * (cols - 1)
@@ -87,21 +86,21 @@ def abundances(rows: int, cols: int, rng: np.random.Generator) -> np.ndarray:
     return (weights / weights.sum(-1, keepdims=True)).astype(np.float32)
 
 
-def sample(output: str | Path, lines: int = 400, samples: int = 480, seed: int = 0) -> Path:
+def write(folder: str | Path, seed: int = 0, *, lines: int = 400, samples: int = 480) -> Path:
     """Write the scene and its truth; the same arguments give the same files.
 
     Args:
-        output: folder; gets cuprite_sample.{hdr,img} (int16 BIL, reflectance x 10000), abundances.{hdr,img}
+        folder: gets cuprite_sample.{hdr,img} (int16 BIL, reflectance x 10000), abundances.{hdr,img}
             (float32 BSQ, nine classes and iron coating) and sample.json with prepare's defaults for this scene.
-        lines, samples: size in pixels; at least 64 each.
         seed: of every random choice.
+        lines, samples: size in pixels; at least 64 each.
 
     Returns:
         Path of the cube's header.
     """
     if min(lines, samples) < 64:
         raise UserError(f"a sample scene needs at least 64 x 64 pixels, {lines} x {samples} were asked for")
-    output = Path(output)
+    folder = Path(folder)
     rng = np.random.default_rng(seed)
     shape = (lines, samples)
     unit = min(shape)
@@ -116,12 +115,12 @@ def sample(output: str | Path, lines: int = 400, samples: int = 480, seed: int =
     dead = _dead_bands(centres)
     data = _edge_of_flight(lines, samples)
     coating = ferric_coating(centres)
-    with atomic_path(output / f"{NAME}.img") as temporary, temporary.open("wb") as stream:
+    with atomic_path(folder / f"{NAME}.img") as temporary, temporary.open("wb") as stream:
         for row in range(lines):
             ground = truth[row, :, :1] * ((1 - grass[row, :, None]) * spectra["rock"]
                                           + grass[row, :, None] * spectra["grass"])
             for name, shares in mixing.items():
-                code = next(mineral.code for mineral in CLASSES if mineral.name == name)
+                code = CLASSES.index(name)
                 ground = ground + truth[row, :, code, None] * (shares[row] @ spectra[name])
             ground = ground * (1 - iron[row, :, None] * coating) * light[row, :, None]
             ground = ground + rng.standard_normal(ground.shape) * sigma
@@ -129,23 +128,23 @@ def sample(output: str | Path, lines: int = 400, samples: int = 480, seed: int =
             stored[:, dead] = IGNORE
             stored[~data[row]] = IGNORE
             stream.write(np.ascontiguousarray(stored.T).tobytes())
-    _write_header(output / f"{NAME}.hdr", lines, samples, len(centres), "bil", 2, {
+    _write_header(folder / f"{NAME}.hdr", lines, samples, len(centres), "bil", 2, {
         "description": "synthetic AVIRIS-like surface reflectance made from USGS splib07 references",
         "wavelength units": "Nanometers", "reflectance scale factor": str(SCALE), "data ignore value": str(IGNORE),
         "wavelength": [f"{value:.3f}" for value in centres], "fwhm": [f"{value:.3f}" for value in widths],
         "bbl": ["0" if bad else "1" for bad in dead]})
     layers = np.concatenate([truth, iron[:, :, None].astype(np.float32)], -1)
     layers[~data] = 0
-    with atomic_path(output / "abundances.img") as temporary:
+    with atomic_path(folder / "abundances.img") as temporary:
         np.ascontiguousarray(layers.transpose(2, 0, 1), "<f4").tofile(temporary)
-    _write_header(output / "abundances.hdr", lines, samples, layers.shape[2], "bsq", 4, {
+    _write_header(folder / "abundances.hdr", lines, samples, layers.shape[2], "bsq", 4, {
         "description": "true abundances of the sample scene; iron coating beside them",
-        "band names": [*(mineral.name for mineral in CLASSES), "iron"]})
-    # Written last: where it is present the scene is whole.
-    write_json(output / "sample.json", {
+        "band names": [*CLASSES, "iron"]})
+    # Written last: where it is present the scene is complete.
+    write_json(folder / "sample.json", {
         "version": VERSION, "cube": f"{NAME}.hdr", "lines": lines, "samples": samples, "seed": seed,
         "prepare": PREPARE})
-    return output / f"{NAME}.hdr"
+    return folder / f"{NAME}.hdr"
 
 
 def read_abundances(folder: str | Path) -> np.ndarray:
@@ -190,21 +189,3 @@ def _write_header(path: Path, lines: int, samples: int, bands: int, interleave: 
         text.append(f"{key} = {value}")
     with atomic_path(path) as temporary:
         temporary.write_text("\n".join(text) + "\n", encoding="ascii")
-
-
-def main() -> None:
-    """Command line of the sample."""
-    parser = argparse.ArgumentParser(description="Make the sample scene: AVIRIS-like reflectance with known truth.")
-    parser.add_argument("--output", help="folder (default: data/raw/cuprite/sample of this project)")
-    parser.add_argument("--lines", type=int, default=400)
-    parser.add_argument("--samples", type=int, default=480)
-    parser.add_argument("--seed", type=int, default=0)
-    options = parser.parse_args()
-    from overlays.domains.cuprite.prepare import SAMPLE
-
-    header = sample(options.output or SAMPLE, options.lines, options.samples, options.seed)
-    print(f"sample scene of {options.lines} x {options.samples} pixels: {header}")
-
-
-if __name__ == "__main__":
-    errors.run(main)

@@ -1,4 +1,4 @@
-"""Procedural rooms: boxes of coloured furniture, and cameras that look at them. The frame is axis-aligned, in metres.
+"""Procedural rooms: boxes of coloured furniture. The frame is axis-aligned, in metres.
 
 x points east, y north, z up; the floor is z = 0 and the room's middle is x = y = 0.
 """
@@ -9,8 +9,6 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from overlays.domains.scenes.render import Camera, look_at, trace
-
 COLOURS: dict[str, tuple[int, int, int]] = {
     "red": (205, 35, 40), "green": (40, 150, 50), "blue": (40, 70, 205), "yellow": (235, 210, 40),
 }
@@ -18,10 +16,8 @@ THINGS = 3  # in a room
 KINDS = ("box", "table", "sofa", "shelf", "lamp")
 LEVELS_M = {"low": (0.0, 0.7), "middle": (0.95, 1.5), "high": (1.75, 3.0)}  # heights of a middle; none between them
 ROOM_M = {"width": (4.4, 6.0), "depth": (4.4, 6.0), "height": (2.6, 3.0)}
-EYE_M = (1.1, 1.8)
 SCALES = (2 / 3, 4 / 3, 8 / 3)  # a model, a room, a hall: alike in every picture, so that only depth tells the size
 BOARD_M = 0.35
-SEEN = 0.22  # share of a frame that an object fills where a frame is made to show it
 
 
 @dataclass(frozen=True)
@@ -201,43 +197,3 @@ def _blocks(thing: Thing, owner: int, support: float) -> list[Block]:
         inset = 0.2 * (high - low)[:2]
         pieces.append(Block((*(low[:2] + inset), 0.0), (*(high[:2] - inset), support), (120, 105, 90)))
     return pieces
-
-
-def cameras(rng: np.random.Generator, room: Room, frames: int, camera: Camera) -> list[np.ndarray] | None:
-    """Poses (4, 4) camera-to-aligned of a walk through the room that shows every thing well in at least one frame.
-
-    None where a thing cannot be shown; the room is then to be drawn anew.
-    """
-    small = camera.scaled(0.25)
-    poses = []
-    for owner, thing in enumerate(room.things):
-        best = (0.0, None)
-        for _ in range(40):
-            pose = _viewpoint(rng, room, thing.centre)
-            if pose is None:
-                continue
-            share = float((trace(room, small, pose).owner == owner).mean())
-            best = max(best, (share, pose), key=lambda pair: pair[0])
-            if best[0] >= 2 * SEEN:
-                break
-        if best[0] < SEEN:
-            return None
-        poses.append(best[1])
-    while len(poses) < frames:
-        pose = _viewpoint(rng, room, rng.uniform((-room.half[0], -room.half[1], 0), (*room.half, room.height)))
-        if pose is not None:
-            poses.append(pose)
-    order = rng.permutation(len(poses))
-    return [poses[i] for i in order][:max(frames, len(room.things))]
-
-
-def _viewpoint(rng, room: Room, target: np.ndarray) -> np.ndarray | None:
-    """A pose 1 to 2.2 m from the target, in free space and slightly askew; None where this try is not free."""
-    angle, distance = rng.uniform(0, 2 * np.pi), rng.uniform(1.0, 2.2)
-    eye = np.array([target[0] + distance * np.cos(angle), target[1] + distance * np.sin(angle), rng.uniform(*EYE_M)])
-    if abs(eye[0]) > room.half[0] - 0.2 or abs(eye[1]) > room.half[1] - 0.2:
-        return None
-    for block in room.blocks:
-        if (eye > np.array(block.low) - 0.25).all() and (eye < np.array(block.high) + 0.25).all():
-            return None
-    return look_at(eye, target + rng.normal(0, 0.12, 3), roll=rng.normal(0, 0.1))

@@ -1,8 +1,7 @@
-"""Writes a small data set of rendered rooms in the layout of ScanNet through EmbodiedScan, with question files."""
+"""A small data set of rendered rooms in the layout of ScanNet through EmbodiedScan, with question files."""
 
 from __future__ import annotations
 
-import argparse
 import os
 import pickle
 from collections.abc import Iterator
@@ -14,10 +13,9 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from overlays import errors
-from overlays.domains.scenes import asking, render, rooms
 from overlays.errors import UserError
 from overlays.files import atomic_path, write_json
+from overlays.samples.scenes import asking, cameras, render, rooms
 
 VERSION = 2  # raised with every change of the rooms or their questions; an older sample is made anew
 SPLITS = {"train": 0.75, "val": 0.05, "test": 0.2}
@@ -32,18 +30,18 @@ SITUATED = ("side", "nearer")  # go into the SQA3D file
 SCANQA = ("colour", "kind", "count")  # into the ScanQA file; the rest into the one in Video-3D-LLM's style
 
 
-def sample(output: str | Path, scenes: int = 900, seed: int = 0, workers: int | None = None) -> Path:
+def write(folder: str | Path, seed: int = 0, *, scenes: int = 900, workers: int = os.cpu_count() or 1) -> Path:
     """Write the rooms; the same arguments give the same files.
 
     One scene in eight has a further frame whose pose is -inf; half of those are named in the infos file, half are not,
     as in the real one. Depth has holes of both codes (see `render.sensor`).
 
     Args:
-        output: folder; gets posed_images/<scene>/{00000.jpg, .png, .txt, intrinsic.txt, depth_intrinsic.txt},
+        folder: gets posed_images/<scene>/{00000.jpg, .png, .txt, intrinsic.txt, depth_intrinsic.txt},
             embodiedscan_infos_{train,val,test}.pkl, questions/{sqa3d,scanqa,video3dllm}/*.json and sample.json.
-        scenes: number of rooms, at least 12.
         seed: of every random choice.
-        workers: processes; None takes all cores.
+        scenes: number of rooms, at least 12.
+        workers: processes.
 
     Returns:
         The folder.
@@ -52,8 +50,7 @@ def sample(output: str | Path, scenes: int = 900, seed: int = 0, workers: int | 
         raise UserError(f"a sample needs at least 12 scenes, {scenes} were asked for")
     if seed < 0:
         raise UserError(f"--seed must be 0 or above, not {seed}")
-    output = Path(output)
-    workers = workers or os.cpu_count() or 1
+    output = Path(folder)
     with atomic_path(output) as folder:
         folder.mkdir()
         jobs = [(folder, index, seed) for index in range(scenes)]
@@ -89,7 +86,7 @@ def draw_room(index: int, seed: int) -> tuple[rooms.Room, list[np.ndarray], np.r
     rng = np.random.default_rng([seed, index])
     while True:
         room = rooms.build_room(rng)
-        poses = rooms.cameras(rng, room, FRAMES, COLOUR) if len(room.things) == rooms.THINGS else None
+        poses = cameras.plan(rng, room, FRAMES, COLOUR) if len(room.things) == rooms.THINGS else None
         if poses is not None:
             scale = float(rng.choice(rooms.SCALES))
             for pose in poses:
@@ -170,19 +167,3 @@ def _write_questions(folder: Path, split: str, first: int, rows: list[tuple[str,
             {"value": f"<image>\n{asked.question} Answer the question using a single word or phrase.",
              "from": "human"}, {"value": asked.answer, "from": "gpt"}], "metadata": {"dataset": "rooms"}}
         for number, (scene, asked) in enumerate(rows, first) if asked.kind not in (*SITUATED, *SCANQA)])
-
-
-def main() -> None:
-    """Command line of the sample."""
-    parser = argparse.ArgumentParser(description="Make the sample scenes: rendered rooms with known geometry.")
-    parser.add_argument("--output", help="folder (default: data/raw/scenes/sample of this project)")
-    parser.add_argument("--scenes", type=int, default=900)
-    parser.add_argument("--seed", type=int, default=0)
-    options = parser.parse_args()
-    from overlays.domains.scenes.prepare import SAMPLE
-
-    print(f"{options.scenes} rooms: {sample(options.output or SAMPLE, options.scenes, options.seed)}")
-
-
-if __name__ == "__main__":
-    errors.run(main)

@@ -1,4 +1,4 @@
-"""The pictures of a prepared scene: composites, label map with legend, split map."""
+"""Plots of a prepared scene: composites, label map with legend, split map."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from overlays import plotting
 from overlays.domains.cuprite.areas import Area
 from overlays.domains.cuprite.classes import CLASSES
 from overlays.domains.cuprite.composites import COMPOSITES_NM
@@ -21,7 +22,7 @@ def save_composites(path: Path, images: dict[str, np.ndarray]) -> None:
         _show(axis, image)
         red, green, blue = COMPOSITES_NM[name]
         axis.set_title(f"{TITLES[name]}  ·  {red:.0f} / {green:.0f} / {blue:.0f} nm", fontsize=11)
-    _save(figure, path)
+    plotting.save(figure, path, dpi=150)
 
 
 def save_label_map(path: Path, codes: np.ndarray, valid: np.ndarray, backdrop: np.ndarray, source: str) -> None:
@@ -46,7 +47,7 @@ def save_label_map(path: Path, codes: np.ndarray, valid: np.ndarray, backdrop: n
                for mineral, share in zip(CLASSES, shares, strict=True)]
     axis.legend(handles=[*handles[1:], handles[0]], loc="center left", bbox_to_anchor=(1.02, 0.5), frameon=False,
                 fontsize=10, labelspacing=0.75, handlelength=1.4, handleheight=1.2)
-    _save(figure, path)
+    plotting.save(figure, path, dpi=150)
 
 
 def save_split_map(path: Path, backdrop: np.ndarray, areas: dict[str, Area], counts: dict[str, int],
@@ -78,20 +79,15 @@ def save_split_map(path: Path, backdrop: np.ndarray, areas: dict[str, Area], cou
     handles.append(Patch(facecolor="#333333", label="buffer, no data"))
     axis.legend(handles=handles, loc="center left", bbox_to_anchor=(1.02, 0.5), frameon=False, fontsize=10,
                 labelspacing=0.9, handlelength=1.4, handleheight=1.2)
-    _save(figure, path)
+    plotting.save(figure, path, dpi=150)
 
 
 def _figure(shape: tuple[int, ...], panels: int, legend: float = 0.0):
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     height, width = shape[:2]
     side = 4.6 if panels > 1 else 6.4
     inches = (side, side * height / width) if width >= height else (side * width / height, side)
-    figure = Figure(figsize=(inches[0] * panels + legend + 0.5, inches[1] + 0.6), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots(1, panels, squeeze=False)[0]
-    return figure, axes
+    figure = plotting.figure(inches[0] * panels + legend + 0.5, inches[1] + 0.6)
+    return figure, figure.subplots(1, panels, squeeze=False)[0]
 
 
 def _show(axis, image: np.ndarray) -> None:
@@ -99,8 +95,3 @@ def _show(axis, image: np.ndarray) -> None:
     axis.tick_params(labelsize=8, length=2, color="#999999", labelcolor="#666666")
     for spine in axis.spines.values():
         spine.set_visible(False)
-
-
-def _save(figure, path: Path) -> None:
-    # A fixed Software entry keeps the file the same for the same input.
-    figure.savefig(path, dpi=150, facecolor="white", metadata={"Software": None})

@@ -8,7 +8,7 @@ from itertools import combinations, permutations
 
 import numpy as np
 
-from overlays.domains.scenes.rooms import COLOURS, KINDS, Room, Thing
+from overlays.samples.scenes.rooms import COLOURS, KINDS, Room, Thing
 
 METRES = ("0.5", "1", "2", "4", "8")  # lengths are asked for to the nearest of these
 CLEAR = 0.4  # an answer is at most this share of a step from its length

@@ -1,8 +1,7 @@
-"""Writes a small set of driving clips whose motion is known: python -m overlays.domains.driving.sample"""
+"""A small set of driving clips whose motion is known."""
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import os
 import uuid
@@ -17,10 +16,9 @@ import numpy as np
 from scipy.interpolate import PchipInterpolator
 from tqdm import tqdm
 
-from overlays import errors
-from overlays.domains.driving import road
 from overlays.errors import UserError
 from overlays.files import atomic_path, write_json
+from overlays.samples.driving import road
 
 VERSION = 3  # raised with every change of the clips; an older sample is made anew
 CAMERA = "camera_front_wide_120fov"
@@ -206,18 +204,18 @@ def _make_clip(number: int, folder: Path, seed: int, seconds: float, camera: roa
     egomotion_table(drive_of(seed, number, seconds), ego_us).to_parquet(folder / f"{name}.egomotion.parquet")
 
 
-def sample(output: str | Path, clips: int = CLIPS, seconds: float = SECONDS, seed: int = 0,
-           camera: road.Camera | None = None, workers: int | None = None) -> Path:
+def write(folder: str | Path, seed: int = 0, *, clips: int = CLIPS, seconds: float = SECONDS,
+          camera: road.Camera | None = None, workers: int = os.cpu_count() or 1) -> Path:
     """Write clips in the layout of PhysicalAI-Autonomous-Vehicles; the same arguments give the same clips.
 
     Args:
-        output: folder; gets camera/CAMERA/CAMERA.chunk_NNNN.zip, labels/egomotion/egomotion.chunk_NNNN.zip,
+        folder: gets camera/CAMERA/CAMERA.chunk_NNNN.zip, labels/egomotion/egomotion.chunk_NNNN.zip,
             clip_index.parquet and, last, sample.json with prepare's defaults for these clips.
+        seed: of every random choice.
         clips: number of clips, KINDS in turn.
         seconds: length of a clip, at least 2.
-        seed: of every random choice.
         camera: size and place of the camera.
-        workers: processes; None takes all cores.
+        workers: processes.
 
     Returns:
         The folder.
@@ -226,8 +224,8 @@ def sample(output: str | Path, clips: int = CLIPS, seconds: float = SECONDS, see
 
     if clips < 1 or seconds < 2:
         raise UserError(f"a sample needs at least one clip of 2 s, {clips} of {seconds} s were asked for")
-    output, camera = Path(output), camera or road.Camera()
-    workers = min(clips, workers or os.cpu_count() or 1)
+    output, camera = Path(folder), camera or road.Camera()
+    workers = min(clips, workers)
     output.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=output, prefix=".clips.") as place, tqdm(total=clips, desc="sample clips",
                                                                          unit="clip") as bar:
@@ -253,7 +251,7 @@ def sample(output: str | Path, clips: int = CLIPS, seconds: float = SECONDS, see
         }, index=pd.Index([clip_name(seed, number) for number in range(clips)], name="clip_id"))
         with atomic_path(output / "clip_index.parquet") as path:
             index.to_parquet(path)
-    # Written last: where it is present the sample is whole.
+    # Written last: where it is present the sample is complete.
     write_json(output / "sample.json", {"version": VERSION, "clips": clips, "seconds": seconds, "seed": seed,
                                         "camera": CAMERA, "prepare": PREPARE})
     return output
@@ -264,22 +262,3 @@ def _pack(archive: Path, files: list[Path]) -> None:
     with zipfile.ZipFile(archive, "w") as out:
         for file in files:
             out.writestr(zipfile.ZipInfo(file.name), file.read_bytes())
-
-
-def main() -> None:
-    """Command line of the sample."""
-    parser = argparse.ArgumentParser(description="Make the sample clips: a drawn road and a known motion.")
-    parser.add_argument("--output", help="folder (default: data/raw/driving/sample of this project)")
-    parser.add_argument("--clips", type=int, default=CLIPS)
-    parser.add_argument("--seconds", type=float, default=SECONDS, help="length of a clip")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--workers", type=int, help="processes (default: all cores)")
-    options = parser.parse_args()
-    from overlays.domains.driving.prepare import SAMPLE
-
-    folder = sample(options.output or SAMPLE, options.clips, options.seconds, options.seed, workers=options.workers)
-    print(f"{options.clips} sample clips of {options.seconds:g} s: {folder}")
-
-
-if __name__ == "__main__":
-    errors.run(main)
