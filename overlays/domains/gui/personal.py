@@ -228,13 +228,14 @@ def _train(model, processor, job: Job, media_root: Path, folder: Path, settings:
     """Train the adapter on the job's records; the mean loss. Raises UserError where it is not finite."""
     from transformers import PrinterCallback
 
-    from overlays import arguments, registry
+    from overlays import registry
     from overlays.data import chat
     from overlays.data.collate import PaddedCollator
     from overlays.data.dataset import SupervisedDataset
     from overlays.data.media import MediaOptions
     from overlays.model import parts
-    from overlays.trainer import FiniteLoss, Trainer, to_fp32
+    from overlays.train import arguments
+    from overlays.train.trainer import FiniteLoss, Trainer, to_fp32
 
     annotation = folder / "train.jsonl"
     write_jsonl(annotation, job.train)
