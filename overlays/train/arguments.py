@@ -18,7 +18,6 @@ from types import SimpleNamespace
 from typing import Any, Literal
 
 import yaml
-from transformers.hf_argparser import HfArgumentParser
 
 from overlays.errors import UserError
 from overlays.train import inherited, library
@@ -235,7 +234,7 @@ class Stage:
         return self.model, self.data, flag_class(self.training)
 
 
-class _Parser(HfArgumentParser):
+class _Parser(library.parser_class()):
     """Errors as one sentence; no abbreviations, so that a flag is what it says."""
 
     def __init__(self, stage: Stage):

@@ -1,7 +1,7 @@
-"""Fields of the libraries' argument classes, read from their source files: importing them takes five seconds.
+"""What parsing flags needs of the libraries, read from their source files: importing them takes five seconds.
 
-Flags are parsed with these, so that --help and a mistake in a flag answer at once. A run then makes an object of the
-library's own class.
+Flags are parsed with the fields of the libraries' argument classes, so that --help and a mistake in a flag answer at
+once. A run then makes an object of the library's own class.
 """
 
 import ast
@@ -53,12 +53,27 @@ def _module(package: str, file: str) -> str:
     return f"{package}.{file.removesuffix('.py').replace('/', '.')}"
 
 
-@functools.cache
-def _parse(package: str, file: str) -> ast.Module:
+def parser_class() -> type:
+    """transformers' HfArgumentParser, from its file alone: the package around it takes a second to import."""
+    try:
+        spec = importlib.util.spec_from_file_location("hf_argparser", _path("transformers", "hf_argparser.py"))
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module.HfArgumentParser
+    except (OSError, ImportError, AttributeError):
+        return importlib.import_module("transformers").HfArgumentParser
+
+
+def _path(package: str, file: str) -> Path:
     spec = importlib.util.find_spec(package)  # does not import it
     if spec is None:
         raise OSError(f"{package} is not installed")
-    return ast.parse((Path(spec.submodule_search_locations[0]) / file).read_text(encoding="utf-8"))
+    return Path(spec.submodule_search_locations[0]) / file
+
+
+@functools.cache
+def _parse(package: str, file: str) -> ast.Module:
+    return ast.parse(_path(package, file).read_text(encoding="utf-8"))
 
 
 def _compile(source: ast.ClassDef) -> type:

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import runpy
 import shlex
 import subprocess
 import sys
@@ -196,6 +197,17 @@ def test_a_model_with_a_head_is_refused(pairs, tmp_path):
         dpo.prepare(*arguments.parse([
             "--model_name_or_path", str(tmp_path), "--dataset_use", str(pairs), "--lora_enable", "True",
             "--output_dir", str(tmp_path / "run"), "--report_to", "none"], arguments.DPO))
+
+
+def test_the_entry_hands_its_flags_to_the_stage(monkeypatch, tmp_path):
+    handed = []
+    monkeypatch.setattr(dpo, "train", lambda *groups: handed.extend(groups))
+    monkeypatch.setattr(sys, "argv", ["train_dpo", "--config", str(ROOT / "scripts/configs/satellite_dpo.yaml"),
+                                      "--output_dir", str(tmp_path), "--report_to", "none", "--bf16", "False"])
+    runpy.run_module("overlays.train_dpo", run_name="__main__")
+    model, data, training = handed
+    assert model.model_name_or_path == "outputs/satellite-text" and data.max_pixels == 65536
+    assert training.loss_type == ["sigmoid", "sft"] and training.output_dir == str(tmp_path)
 
 
 def test_the_answer_nearer_to_the_truth_is_chosen():

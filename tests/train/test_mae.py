@@ -1,6 +1,8 @@
 """The pretraining entry: flags, rasters, held-out tiles, resume, and the checkpoint that plain transformers loads."""
 
 import json
+import runpy
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -280,6 +282,7 @@ def test_a_run_on_tiles_that_all_lack_a_channel_ends_with_its_model_saved_first(
 
     monkeypatch.setattr(mae, "measure", measured)
     output = tmp_path / "out"
-    base = tiny_model_dir("qwen3_vl")
-    mae.train(*parse(words(base, tmp_path / "rasters", output, "--max_steps", "1")))
+    flags = words(tiny_model_dir("qwen3_vl"), tmp_path / "rasters", output, "--max_steps", "1")
+    monkeypatch.setattr(sys, "argv", ["pretrain_mae", *flags])
+    runpy.run_module("overlays.pretrain_mae", run_name="__main__")
     assert (output / "reconstruction.png").is_file() and (output / "metrics.json").is_file()
