@@ -85,13 +85,14 @@ variables=(
     BATCH_SIZE:per_device_train_batch_size BATCH_SIZE:per_device_eval_batch_size GRAD_ACCUM:gradient_accumulation_steps
     WARMUP_STEPS:warmup_steps WEIGHT_DECAY:weight_decay BF16:bf16 GRADIENT_CHECKPOINTING:gradient_checkpointing
     LOGGING_STEPS:logging_steps EVAL_STRATEGY:eval_strategy SAVE_STRATEGY:save_strategy SEED:seed REPORT_TO:report_to
+    DEEPSPEED_CONFIG:deepspeed
 )
 tuning_variables=(  # those that pretraining does not have
     LR:learning_rate MM_PROJECTOR_LR:mm_projector_lr VISION_LR:vision_tower_lr TUNE_VISION:tune_mm_vision
     TUNE_MERGER:tune_mm_mlp TUNE_LLM:tune_mm_llm TRAIN_EMBEDDINGS:train_embeddings LORA_R:lora_r LORA_ALPHA:lora_alpha
     LORA_DROPOUT:lora_dropout VIDEO_FPS:video_fps VIDEO_MIN_FRAMES:video_min_frames VIDEO_MAX_FRAMES:video_max_frames
     VIDEO_MIN_PIXELS:video_min_pixels VIDEO_MAX_PIXELS:video_max_pixels VIDEO_CACHE:video_cache
-    MAX_LENGTH:model_max_length DEEPSPEED_CONFIG:deepspeed ENGINE:engine
+    MAX_LENGTH:model_max_length ENGINE:engine
 )
 
 arguments=()

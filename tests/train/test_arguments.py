@@ -278,7 +278,8 @@ def test_help_and_mistakes_import_no_library():
                     arguments.parse(words, stage)
                 except UserError as error:
                     print(error)
-        print(sorted({"torch", "transformers", "trl", "accelerate", "overlays.model", "overlays.data"} & set(sys.modules)))
+        heavy = {"torch", "transformers", "trl", "accelerate", "overlays.model", "overlays.data"}
+        print(sorted(heavy & set(sys.modules)))
     """
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     lines = done.stdout.splitlines()
