@@ -6,8 +6,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from overlays import upstream
 from overlays.errors import UserError
+from overlays.upstream import tree as upstream
 
 ROOT = Path(__file__).resolve().parents[1]
 USER_FILE = Path("data") / "datasets.json"

@@ -1,5 +1,6 @@
-# Sourced by the launchers, which name DOMAIN and REAL_MODEL before: set-up, model, data, and the one command.
-# Any variable below can be set from outside; flags after a launcher go through to the trainer and win.
+# Sourced by the launchers, which name DOMAIN and CONFIG before: set-up, model, data, and the one command.
+# CONFIG is the stage's recipe, a YAML file. A variable of `variables` that is set overrides one of its settings; flags
+# after a launcher go through to the trainer and win over both.
 set -euo pipefail
 export TOKENIZERS_PARALLELISM=false
 unset PYTHONDONTWRITEBYTECODE  # with it every start would compile all packages anew: 15 seconds
@@ -14,7 +15,7 @@ elif [[ -z "${PYTHON:-}" ]]; then
     PYTHON="$(scripts/setup.sh)" || exit 2
 fi
 
-: "${ENGINE:=auto}"  # auto | upstream | native: whose train() drives the run
+: "${ENGINE:=}"  # auto | upstream | native: whose train() drives the run
 if [[ "$ENGINE" = upstream && "$DRY_RUN" != 1 ]]; then scripts/setup.sh --upstream > /dev/null || exit 2; fi
 
 gpu_count() {  # GPUs that this process may use
@@ -29,67 +30,99 @@ step() {  # run a preparing command, or only show it
     if [[ "$DRY_RUN" = 1 ]]; then printf '%q ' "$@"; echo; else "$@" || exit $?; fi
 }
 
+setting() {  # the value of a key in CONFIG
+    sed -n "s/^$1:[[:space:]]*\([^#]*[^#[:space:]]\).*/\1/p" "$CONFIG"
+}
+
+is_tiny() {  # whether a model, or the base of an adapter, is one with random weights
+    local base
+    base="$(sed -n 's/^ *"base_model_name_or_path": "\(.*\)",*$/\1/p' "$1/adapter_config.json" 2> /dev/null || true)"
+    [[ "${base:-$1}" == data/models/tiny-* ]] || grep -qs '"tiny_random": true' "${base:-$1}/config.json"
+}
+
 GPUS="$(gpu_count)"
-if [[ "$GPUS" = 0 ]]; then export DS_ACCELERATOR="${DS_ACCELERATOR:-cpu}"; fi
-if [[ -z "${MODEL_PATH:-}" ]]; then
-    if [[ "$GPUS" -gt 0 ]]; then
-        MODEL_PATH="$REAL_MODEL"
-    else
+if [[ "$GPUS" = 0 ]]; then
+    export DS_ACCELERATOR="${DS_ACCELERATOR:-cpu}"
+    : "${BF16:=False}" "${GRADIENT_CHECKPOINTING:=False}"
+    if [[ -z "${MODEL_PATH:-}" ]]; then
         MODEL_PATH="data/models/tiny-qwen3_vl"
         echo "no GPU and no MODEL_PATH: training a tiny Qwen3-VL with random weights ($MODEL_PATH)"
         step "$PYTHON" scripts/make_tiny_model.py --family qwen3_vl --output "$MODEL_PATH"
     fi
 fi
+: "${MODEL_PATH:=}"  # empty: that of CONFIG
 
-# Random weights have nothing to adapt, so such a model also trains vision, merger and embeddings, at rates that
-# suit it. A launcher's own defaults come after and fill only what is left.
+# Random weights have nothing to adapt, so such a model also trains vision, merger and embeddings, at learning rates that
+# suit it. TINY_NAME of a launcher is its own value of NAME for such a model; the others are below.
 TINY=  # not empty for such a model
-if [[ "$MODEL_PATH" == data/models/tiny-* ]] || grep -qs '"tiny_random": true' "$MODEL_PATH/config.json"; then
+if [[ -n "$MODEL_PATH" ]] && is_tiny "$MODEL_PATH"; then
     TINY=1
-    : "${LR:=${TINY_LR:-3e-3}}" "${MM_PROJECTOR_LR:=1e-3}" "${TUNE_VISION:=True}" "${VISION_LR:=1e-3}"
-    : "${LORA_R:=64}" "${LORA_ALPHA:=128}" "${LORA_DROPOUT:=0.0}" "${EPOCHS:=$TINY_EPOCHS}" "${GRAD_ACCUM:=1}"
-    : "${WARMUP_STEPS:=${TINY_WARMUP:-20}}" "${BATCH_SIZE:=${TINY_BATCH:-16}}" "${MIN_PIXELS:=4096}"
-    : "${TRAIN_EMBEDDINGS:=True}"
+    for tiny in "${!TINY_@}"; do
+        name="${tiny#TINY_}"
+        if [[ -z "${!name:-}" ]]; then printf -v "$name" %s "${!tiny}"; fi
+    done
+    : "${LR:=3e-3}" "${MM_PROJECTOR_LR:=1e-3}" "${TUNE_VISION:=True}" "${VISION_LR:=1e-3}" "${TRAIN_EMBEDDINGS:=True}"
+    : "${LORA_R:=64}" "${LORA_ALPHA:=128}" "${LORA_DROPOUT:=0.0}" "${GRAD_ACCUM:=1}" "${WARMUP_STEPS:=20}"
+    : "${BATCH_SIZE:=16}" "${MIN_PIXELS:=4096}"
 fi
 
 if [[ -n "${DEEPSPEED_CONFIG:-}" ]]; then : "${NPROC_PER_NODE:=$((GPUS > 0 ? GPUS : 2))}"; fi
 : "${NPROC_PER_NODE:=1}" "${NNODES:=1}" "${NODE_RANK:=0}" "${MASTER_ADDR:=127.0.0.1}" "${MASTER_PORT:=29500}"
-: "${ATTN:=auto}" "${SEED:=42}" "${REPORT_TO:=tensorboard}" "${TUNE_VISION:=False}" "${TRAIN_EMBEDDINGS:=False}"
-if [[ "$GPUS" -gt 0 ]]; then : "${BF16:=True}" "${GRADIENT_CHECKPOINTING:=True}"; fi
-: "${BF16:=False}" "${GRADIENT_CHECKPOINTING:=False}" "${DATASETS:=${DOMAIN}_train}"
-if [[ "$DATASETS" == *"${DOMAIN}_train"* ]]; then : "${EVAL_DATASETS=${DOMAIN}_val}"; fi  # other data: name their own
-: "${EVAL_DATASETS:=}"
 
-if [[ "$DATASETS" == *"${DOMAIN}_train"* && ! -f "data/prepared/$DOMAIN/metadata.json" ]]; then
+# Data that are not the recipe's are not validated on the domain: they name their own. EVAL_DATASETS= (empty): none.
+: "${DATASETS:=}"
+if [[ -n "$DATASETS" && "$DATASETS" != *"$(setting dataset_use)"* ]]; then : "${EVAL_DATASETS=}"; fi
+
+if [[ "${DATASETS:-$(setting dataset_use)}" == *"${DOMAIN}_train"* && ! -f "data/prepared/$DOMAIN/metadata.json" ]]; then
     echo "no data in data/prepared/$DOMAIN: preparing the sample"
     step "$PYTHON" "${PREPARE:-scripts/prepare_$DOMAIN.py}"
 fi
 
-launch() {  # launch "$@": the trainer in one process or under torchrun, with the variables above as flags
-    local arguments=(
-        --model_name_or_path "$MODEL_PATH" --dataset_use "$DATASETS" --output_dir "$OUTPUT_DIR"
-        --tune_mm_vision "$TUNE_VISION" --tune_mm_mlp "${TUNE_MERGER:-True}" --tune_mm_llm "${TUNE_LLM:-False}"
-        --train_embeddings "$TRAIN_EMBEDDINGS" --learning_rate "$LR"
-        --max_pixels "$MAX_PIXELS" --min_pixels "$MIN_PIXELS"
-        --num_train_epochs "$EPOCHS" --per_device_train_batch_size "$BATCH_SIZE"
-        --per_device_eval_batch_size "$BATCH_SIZE" --gradient_accumulation_steps "$GRAD_ACCUM"
-        --bf16 "$BF16" --gradient_checkpointing "$GRADIENT_CHECKPOINTING" --attn_implementation "$ATTN"
-        --lr_scheduler_type cosine --warmup_steps "${WARMUP_STEPS:-0.03}" --weight_decay "${WEIGHT_DECAY:-0.0}"
-        --logging_steps "${LOGGING_STEPS:-10}" --save_strategy "${SAVE_STRATEGY:-epoch}" --save_total_limit 2
-        --seed "$SEED" --report_to "$REPORT_TO" --engine "$ENGINE"
-    )
-    [[ -n "$EVAL_DATASETS" ]] && arguments+=(--eval_dataset "$EVAL_DATASETS" --eval_strategy "${EVAL_STRATEGY:-epoch}")
-    [[ -n "${MM_PROJECTOR_LR:-}" ]] && arguments+=(--mm_projector_lr "$MM_PROJECTOR_LR")
-    [[ -n "${VISION_LR:-}" ]] && arguments+=(--vision_tower_lr "$VISION_LR")
-    local name
-    for name in VIDEO_FPS VIDEO_MIN_FRAMES VIDEO_MAX_FRAMES VIDEO_MIN_PIXELS VIDEO_MAX_PIXELS MAX_STEPS; do
-        [[ -n "${!name:-}" ]] && arguments+=("--${name,,}" "${!name}")
+# VARIABLE:flag; a launcher adds its own.
+variables=(
+    MODEL_PATH:model_name_or_path DATASETS:dataset_use OUTPUT_DIR:output_dir ATTN:attn_implementation
+    MAX_PIXELS:max_pixels MIN_PIXELS:min_pixels EPOCHS:num_train_epochs MAX_STEPS:max_steps
+    BATCH_SIZE:per_device_train_batch_size BATCH_SIZE:per_device_eval_batch_size GRAD_ACCUM:gradient_accumulation_steps
+    WARMUP_STEPS:warmup_steps WEIGHT_DECAY:weight_decay BF16:bf16 GRADIENT_CHECKPOINTING:gradient_checkpointing
+    LOGGING_STEPS:logging_steps EVAL_STRATEGY:eval_strategy SAVE_STRATEGY:save_strategy SEED:seed REPORT_TO:report_to
+    DEEPSPEED_CONFIG:deepspeed
+)
+tuning_variables=(  # those that pretraining does not have
+    LR:learning_rate MM_PROJECTOR_LR:mm_projector_lr VISION_LR:vision_tower_lr TUNE_VISION:tune_mm_vision
+    TUNE_MERGER:tune_mm_mlp TUNE_LLM:tune_mm_llm TRAIN_EMBEDDINGS:train_embeddings LORA_R:lora_r LORA_ALPHA:lora_alpha
+    LORA_DROPOUT:lora_dropout VIDEO_FPS:video_fps VIDEO_MIN_FRAMES:video_min_frames VIDEO_MAX_FRAMES:video_max_frames
+    VIDEO_MIN_PIXELS:video_min_pixels VIDEO_MAX_PIXELS:video_max_pixels VIDEO_CACHE:video_cache
+    MAX_LENGTH:model_max_length ENGINE:engine
+)
+
+arguments=()
+override() {  # override VARIABLE:flag ...: adds to `arguments` a flag for each variable that is set
+    local pair name
+    for pair in "$@"; do
+        name="${pair%%:*}"
+        if [[ -n "${!name:-}" ]]; then arguments+=("--${pair#*:}" "${!name}"); fi
     done
-    [[ -n "${MAX_LENGTH:-}" ]] && arguments+=(--model_max_length "$MAX_LENGTH")
-    [[ "${LORA_R:-0}" != 0 ]] && arguments+=(
-        --lora_enable True --lora_r "$LORA_R" --lora_alpha "$LORA_ALPHA" --lora_dropout "$LORA_DROPOUT"
-    )
-    [[ -n "${DEEPSPEED_CONFIG:-}" ]] && arguments+=(--deepspeed "$DEEPSPEED_CONFIG")
+}
+
+launch() {  # launch "$@": the trainer on CONFIG, in one process or under torchrun, with what overrides CONFIG as flags
+    arguments=("$CONFIG")
+    if [[ "${ENTRY:-}" != overlays.pretrain_mae ]]; then
+        variables+=("${tuning_variables[@]}")
+        case "${LORA_R:-}" in
+            "") ;;
+            0) LORA_R= LORA_ALPHA= LORA_DROPOUT= && arguments+=(--lora_enable False) ;;
+            *) arguments+=(--lora_enable True) ;;
+        esac
+    fi
+    override "${variables[@]}"
+    if [[ -n "${EVAL_DATASETS:-}" ]]; then
+        arguments+=(--eval_dataset "$EVAL_DATASETS")
+    elif [[ -n "${EVAL_DATASETS+set}" ]]; then
+        arguments+=(--eval_dataset "" --eval_strategy no)
+        if [[ -n "$(setting load_best_model_at_end)" ]]; then
+            arguments+=(--load_best_model_at_end False --metric_for_best_model "" --early_stopping_patience 0)
+        fi
+    fi
     local command=("$PYTHON" -m "${ENTRY:-overlays.train}")
     if [[ "$NPROC_PER_NODE" -gt 1 || "$NNODES" -gt 1 || -n "${DEEPSPEED_CONFIG:-}" ]]; then
         command=(

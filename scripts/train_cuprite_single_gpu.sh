@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Hyperspectral mineral mapping on one GPU (or a CPU): LoRA on the language model, projector trained in full.
 # CHANNELS=all shows the model every good band of a tile instead of three-band composites.
-DOMAIN=cuprite REAL_MODEL=Qwen/Qwen3-VL-8B-Instruct TINY_EPOCHS=6
+DOMAIN=cuprite CONFIG=scripts/configs/cuprite.yaml TINY_EPOCHS=6
 : "${CHANNELS:=composites}" "${PROJECTION:=data/prepared/cuprite_all/projection_clay.npy}"
 if [[ "$CHANNELS" != composites && "$CHANNELS" != all ]]; then
     echo "error: CHANNELS is composites or all, not '$CHANNELS'" >&2
@@ -13,9 +13,6 @@ if [[ "$CHANNELS" = all ]]; then
     set -- --channel_init project --channel_projection "$PROJECTION" "$@"
 fi
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
-: "${LORA_R:=8}" "${LORA_ALPHA:=16}" "${LORA_DROPOUT:=0.05}" "${LR:=1e-5}" "${MM_PROJECTOR_LR:=1e-4}"
-: "${MAX_PIXELS:=50176}" "${MIN_PIXELS:=12544}" "${EPOCHS:=3}" "${BATCH_SIZE:=4}" "${GRAD_ACCUM:=4}"
-: "${OUTPUT_DIR:=outputs/cuprite}"
 if [[ "$DATASETS" == *cuprite_all_train* && ! -f data/prepared/cuprite_all/metadata.json ]]; then
     echo "no data in data/prepared/cuprite_all: preparing the sample with all good bands"
     step "$PYTHON" scripts/prepare_cuprite.py --channels all

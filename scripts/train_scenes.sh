@@ -1,15 +1,15 @@
 #!/usr/bin/env bash
 # Questions about posed RGB-D scenes. METHOD: base | sin3d_pe | mlp_pe | a method of your own (model/spatial.py).
-DOMAIN=scenes REAL_MODEL=Qwen/Qwen3-VL-8B-Instruct TINY_EPOCHS=4
+: "${METHOD:=sin3d_pe}"
+case "$METHOD" in
+    base) CONFIG=scripts/configs/qwen3vl_3d_lora_sft.yaml ;;
+    mlp_pe) CONFIG=scripts/configs/qwen3vl_3d_mlp_lora_sft.yaml ;;
+    *) CONFIG=scripts/configs/qwen3vl_3d_sin3dpe_lora_sft.yaml ;;
+esac
+DOMAIN=scenes TINY_EPOCHS=4 TINY_MAX_PIXELS=12288 TINY_ADDITIONS_LR=3e-3
+if [[ "$METHOD" = sin3d_pe ]]; then TINY_ADDITIONS_LR=5e-2; fi  # one scale a channel, from 0, needs larger steps
+: "${OUTPUT_DIR:=outputs/scenes-$METHOD}"
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
-: "${METHOD:=sin3d_pe}" "${POSITION_ENCODING_DIM:=0}" "${VOXEL_SIZE_M:=0.1}" "${MAX_DEPTH_M:=10}"
-if [[ -n "$TINY" ]]; then
-    # One scale a channel, from 0, needs larger steps than an MLP.
-    if [[ "$METHOD" = sin3d_pe ]]; then : "${ADDITIONS_LR:=5e-2}"; fi
-    : "${MAX_PIXELS:=12288}" "${ADDITIONS_LR:=3e-3}"
-fi
-: "${LORA_R:=16}" "${LORA_ALPHA:=32}" "${LORA_DROPOUT:=0.05}" "${LR:=2e-5}" "${MM_PROJECTOR_LR:=1e-4}"
-: "${MAX_PIXELS:=200704}" "${MIN_PIXELS:=12544}" "${EPOCHS:=1}" "${BATCH_SIZE:=1}" "${GRAD_ACCUM:=16}"
-: "${MAX_LENGTH:=16384}" "${ADDITIONS_LR:=1e-3}" "${OUTPUT_DIR:=outputs/scenes-$METHOD}"
-launch --use_3d_features True --feature_processing_method "$METHOD" --position_encoding_dim "$POSITION_ENCODING_DIM" \
-    --voxel_size_m "$VOXEL_SIZE_M" --max_depth_m "$MAX_DEPTH_M" --additions_lr "$ADDITIONS_LR" "$@"
+variables+=(METHOD:feature_processing_method POSITION_ENCODING_DIM:position_encoding_dim VOXEL_SIZE_M:voxel_size_m
+    MAX_DEPTH_M:max_depth_m ADDITIONS_LR:additions_lr)
+launch "$@"

@@ -16,10 +16,11 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from overlays import arguments, train, upstream
 from overlays.errors import UserError
 from overlays.files import write_jsonl
 from overlays.model import load, parts
+from overlays.train import arguments, sft
+from overlays.upstream import engine
 
 KINDS = ("text", "image", "video", "mixed")
 FAMILIES = tuple(parts.FAMILIES)
@@ -79,7 +80,7 @@ class Case:
 
     def __init__(self, folder, annotation, output, *more):
         model_args, data, training = arguments.parse(words(folder, annotation, output, *more))
-        self.run = train.prepare(model_args, data, training, upstream.choose("native"))
+        self.run = sft.prepare(model_args, data, training, engine.choose("native", {}))
         self.model = self.run.load_model()
         self.run.set_parts(self.model)
         self.trainer = self.run.build_trainer(self.model)

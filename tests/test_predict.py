@@ -235,8 +235,8 @@ def test_a_checkpoint_is_asked_in_the_form_that_it_was_trained_in(tiny_model_dir
     import importlib.util
     from pathlib import Path
 
-    from overlays import arguments, train
-    from overlays.upstream import choose
+    from overlays.train import arguments, run, sft
+    from overlays.upstream.engine import choose
 
     answer = "<think>\nit is white\n</think>\n\nalunite" if reasoned else "alunite"
     rows = [record(i, [], f"What is {i}?", answer) for i in range(4)]
@@ -245,7 +245,7 @@ def test_a_checkpoint_is_asked_in_the_form_that_it_was_trained_in(tiny_model_dir
         "--model_name_or_path", str(tiny_model_dir("qwen3_5_moe")), "--dataset_use", str(tmp_path / "train.jsonl"),
         "--output_dir", str(tmp_path / "run"), "--report_to", "none", "--max_steps", "1", "--lora_enable", "True",
         "--dataloader_num_workers", "0"])
-    train.native(train.prepare(*groups, choose("native")))
+    run.native(sft.prepare(*groups, choose("native", {})))
     assert f"thinking {'on: 4' if reasoned else 'off: 0'} of 4 training records" in capsys.readouterr().out
     scripts = Path(module.__file__).resolve().parents[1] / "scripts"
     monkeypatch.syspath_prepend(scripts)

@@ -4,9 +4,10 @@ import os
 
 import pytest
 
-from overlays import arguments, runs
+from overlays import runs
 from overlays.errors import UserError
 from overlays.files import write_json
+from overlays.train import arguments
 
 
 def checkpoint(run, step, whole=True):

@@ -1,66 +1,130 @@
-"""Launchers: defaults, overrides from the environment, flags that go through."""
+"""Launchers: their recipes, overrides from the environment, flags that go through."""
 
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+
+from overlays.train import arguments
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
+STAGES = {"overlays.train": arguments.SFT, "overlays.train_dpo": arguments.DPO, "overlays.pretrain_mae": arguments.MAE}
+
+
 def dry_run(launcher, *flags, gpus=0, **variables):
+    """(settings of the trainer that a launcher would run, the words of its command, all that it printed)."""
     environment = {name: value for name, value in os.environ.items() if name in ("PATH", "HOME")}
     environment |= {"DRY_RUN": "1", "CUDA_VISIBLE_DEVICES": ",".join(map(str, range(gpus))), **variables}
     done = subprocess.run(["bash", f"scripts/{launcher}", *flags], cwd=ROOT, env=environment, capture_output=True,
                           text=True, check=True)
-    words = done.stdout.strip().split("\n")[-1].split()
-    return dict(zip(words, [*words[1:], ""], strict=True)), words, done.stdout
+    commands = [shlex.split(line) for line in done.stdout.splitlines() if line.startswith("python ")]
+    words = next(words for words in commands if STAGES.keys() & set(words))
+    start = next(number for number, word in enumerate(words) if word in STAGES)
+    return SimpleNamespace(**read_flags(words[start + 1 :], STAGES[words[start]])), words, done.stdout
 
 
-def test_with_a_gpu_the_real_model_and_its_defaults():
-    flags, words, _ = dry_run("train_cuprite_single_gpu.sh", gpus=1)
-    expected = {
-        "--model_name_or_path": "Qwen/Qwen3-VL-8B-Instruct", "--lora_r": "8", "--lora_alpha": "16",
-        "--lora_dropout": "0.05", "--mm_projector_lr": "1e-4", "--learning_rate": "1e-5", "--max_pixels": "50176",
-        "--bf16": "True", "--gradient_checkpointing": "True", "--lr_scheduler_type": "cosine",
-        "--tune_mm_vision": "False", "--tune_mm_mlp": "True", "--train_embeddings": "False",
-    }
-    assert {name: flags[name] for name in expected} == expected
-    assert "--deepspeed" not in words and "torch.distributed.run" not in words
+def read_flags(words, stage):
+    """The settings of a command line, where it runs from the repository's root."""
+    return arguments.read([str(ROOT / word) if word.endswith(".yaml") else word for word in words], stage)
+
+
+RECIPES = [
+    ("train_cuprite_single_gpu.sh", {}, "cuprite"), ("train_cuprite.sh", {}, "cuprite_zero3"),
+    ("train_gui_global.sh", {}, "gui_global"), ("train_physical_ai.sh", {}, "driving_full"),
+    ("train_physical_ai_lora.sh", {}, "driving_lora"), ("train_satellite_mae.sh", {}, "satellite_mae"),
+    ("train_satellite_sft.sh", {}, "satellite_sft"), ("train_satellite_sft.sh", {"HEAD": "none"}, "satellite_text"),
+    ("train_satellite_dpo.sh", {"MODEL_PATH": "outputs/satellite-text"}, "satellite_dpo"),
+    ("train_scenes.sh", {"METHOD": "base"}, "qwen3vl_3d_lora_sft"),
+    ("train_scenes.sh", {"METHOD": "mlp_pe"}, "qwen3vl_3d_mlp_lora_sft"),
+    ("train_scenes.sh", {"METHOD": "sin3d_pe"}, "qwen3vl_3d_sin3dpe_lora_sft"),
+]
+
+
+@pytest.mark.parametrize(("launcher", "variables", "recipe"), RECIPES)
+def test_a_launcher_with_a_gpu_runs_its_recipe_and_nothing_else(launcher, variables, recipe):
+    settings, words, _ = dry_run(launcher, gpus=1, **variables)
+    module = next(word for word in words if word in STAGES)
+    expected = read_flags([f"scripts/configs/{recipe}.yaml"], STAGES[module])
+    if "--deepspeed" in words:  # how processes are started is the launcher's
+        expected["deepspeed"] = "scripts/zero3.json"
+    assert vars(settings) == expected
+
+
+def test_every_recipe_has_a_launcher():
+    assert {path.stem for path in (ROOT / "scripts" / "configs").glob("*.yaml")} == {name for *_, name in RECIPES}
+    trainers = {path.name for path in (ROOT / "scripts").glob("train_*.sh")}
+    assert trainers - {"train_gui_personal.sh"} == {name for name, *_ in RECIPES}
+
+
+def test_the_personal_stage_leaves_its_defaults_to_the_script(tmp_path):
+    (tmp_path / "adapter_config.json").write_text("{}")
+    environment = {"PATH": os.environ["PATH"], "DRY_RUN": "1", "CUDA_VISIBLE_DEVICES": "0", "GLOBAL": str(tmp_path),
+                   "LR": "1e-6", "FOLDS_BY": "episode"}
+    done = subprocess.run(["bash", "scripts/train_gui_personal.sh"], cwd=ROOT, env=environment, capture_output=True,
+                          text=True, check=True)
+    assert shlex.split(done.stdout.splitlines()[-1])[2:] == [
+        "--checkpoint", str(tmp_path), "--folds_by", "episode", "--learning_rate", "1e-6"]
 
 
 def test_several_gpus_are_used_under_zero3():
-    flags, words, _ = dry_run("train_cuprite.sh", gpus=4)
-    assert (flags["--nproc_per_node"], flags["--deepspeed"]) == ("4", "scripts/zero3.json")
-    assert (flags["--lora_r"], flags["--lora_alpha"]) == ("16", "32")
+    settings, words, _ = dry_run("train_cuprite.sh", gpus=4)
+    assert words[words.index("--nproc_per_node") + 1] == "4" and settings.deepspeed == "scripts/zero3.json"
+
+
+def test_one_process_starts_without_torchrun():
+    settings, words, _ = dry_run("train_cuprite_single_gpu.sh", gpus=1)
+    assert settings.deepspeed is None and "torch.distributed.run" not in words
 
 
 def test_without_a_gpu_a_tiny_model_trains_all_parts_and_says_so():
-    flags, _, output = dry_run("train_cuprite_single_gpu.sh")
+    settings, _, output = dry_run("train_cuprite_single_gpu.sh")
     assert output.startswith("no GPU and no MODEL_PATH")
-    assert flags["--model_name_or_path"].startswith("data/models/tiny-")
-    assert flags["--tune_mm_vision"] == flags["--tune_mm_mlp"] == flags["--train_embeddings"] == "True"
-    assert flags["--bf16"] == flags["--gradient_checkpointing"] == "False"
+    assert settings.model_name_or_path.startswith("data/models/tiny-")
+    assert settings.tune_mm_vision and settings.tune_mm_mlp and settings.train_embeddings
+    assert not settings.bf16 and not settings.gradient_checkpointing
 
 
-def test_variables_override_and_later_flags_come_last():
-    flags, words, _ = dry_run(
+def test_a_tiny_model_has_the_values_of_its_launcher_and_variables_win():
+    settings = dry_run("train_satellite_mae.sh")[0]
+    assert (settings.decoder_dim, settings.learning_rate, settings.min_pixels) == (128, 1e-3, 16384)
+    settings = dry_run("train_satellite_mae.sh", DECODER_DIM="64", MAE_LR="1e-4", MIN_PIXELS="4096")[0]
+    assert (settings.decoder_dim, settings.learning_rate, settings.min_pixels) == (64, 1e-4, 4096)
+
+
+def test_an_adapter_of_a_tiny_model_is_one_too(tmp_path):
+    (tmp_path / "base").mkdir()
+    (tmp_path / "base" / "config.json").write_text('{"tiny_random": true}')
+    (tmp_path / "adapter_config.json").write_text(f'{{\n  "base_model_name_or_path": "{tmp_path}/base",\n}}')
+    assert dry_run("train_satellite_dpo.sh", MODEL_PATH=str(tmp_path))[0].learning_rate == 3e-4
+
+
+def test_variables_override_the_recipe_and_flags_override_both():
+    settings, words, _ = dry_run(
         "train_cuprite_single_gpu.sh", "--max_steps", "3", "--learning_rate", "5e-6", gpus=1, LR="7e-6", LORA_R="2",
-        OUTPUT_DIR="outputs/a b", DATASETS="mine%50", EPOCHS="1", MODEL_PATH="some/model", NPROC_PER_NODE="2",
+        OUTPUT_DIR="outputs/a b", DATASETS="mine%50", EPOCHS="1", BATCH_SIZE="3", MODEL_PATH="some/model",
+        NPROC_PER_NODE="2",
     )
-    assert flags["--lora_r"] == "2" and flags["--dataset_use"] == "mine%50" and flags["--nproc_per_node"] == "2"
-    assert "outputs/a\\ b" in " ".join(words)
-    assert words[-4:] == ["--max_steps", "3", "--learning_rate", "5e-6"]
+    assert words[words.index("--nproc_per_node") + 1] == "2"
+    assert (settings.lora_r, settings.dataset_use, settings.output_dir) == (2, "mine%50", "outputs/a b")
+    assert settings.per_device_train_batch_size == settings.per_device_eval_batch_size == 3
+    assert (settings.max_steps, settings.learning_rate) == (3, 5e-6)
+    assert settings.lora_alpha == read_flags(["scripts/configs/cuprite.yaml"], arguments.SFT)["lora_alpha"]
 
 
 def test_other_training_data_are_not_validated_on_the_domain():
-    assert dry_run("train_cuprite_single_gpu.sh")[0]["--eval_dataset"] == "cuprite_val"
-    assert "--eval_dataset" not in dry_run("train_cuprite_single_gpu.sh", DATASETS="mine")[0]
-    both = dry_run("train_cuprite_single_gpu.sh", DATASETS="mine", EVAL_DATASETS="other")
-    assert both[0]["--eval_dataset"] == "other"
-    assert "--eval_dataset" not in dry_run("train_cuprite_single_gpu.sh", EVAL_DATASETS="")[0]
+    assert dry_run("train_cuprite_single_gpu.sh")[0].eval_dataset == "cuprite_val"
+    assert dry_run("train_cuprite_single_gpu.sh", DATASETS="cuprite_train%5")[0].eval_dataset == "cuprite_val"
+    assert dry_run("train_cuprite_single_gpu.sh", DATASETS="mine", EVAL_DATASETS="other")[0].eval_dataset == "other"
+    for launcher, variables in (("train_cuprite_single_gpu.sh", {"DATASETS": "mine"}),
+                                ("train_satellite_sft.sh", {"EVAL_DATASETS": ""})):
+        settings = dry_run(launcher, gpus=1, **variables)[0]
+        assert (settings.eval_dataset, settings.eval_strategy) == ("", "no") and not settings.load_best_model_at_end
 
 
 @pytest.mark.parametrize(("visible", "listed", "real"), [
@@ -75,13 +139,13 @@ def test_gpus_are_found_by_the_driver_and_can_be_hidden(tmp_path, visible, liste
         environment["CUDA_VISIBLE_DEVICES"] = visible
     done = subprocess.run(["bash", "scripts/train_cuprite.sh"], cwd=ROOT, env=environment, capture_output=True,
                           text=True, check=True)
-    assert ("Qwen/Qwen3-VL-8B-Instruct" in done.stdout) == real
+    assert ("no GPU and no MODEL_PATH" not in done.stdout) == real
     assert f"--nproc_per_node {1 if visible == '1' else 2} " in done.stdout
 
 
 def test_lora_off_by_rank_zero():
-    _, words, _ = dry_run("train_cuprite_single_gpu.sh", gpus=1, LORA_R="0", TUNE_LLM="True")
-    assert "--lora_enable" not in words
+    settings = dry_run("train_cuprite_single_gpu.sh", gpus=1, LORA_R="0", TUNE_LLM="True")[0]
+    assert settings.tune_mm_llm and not settings.lora_enable
 
 
 @pytest.mark.parametrize("script", sorted(path.name for path in (ROOT / "scripts").glob("*.sh")))
@@ -98,10 +162,8 @@ def test_every_script_explains_itself(script):
 
 
 def test_the_global_gui_stage_freezes_vision_and_merger_of_a_real_model():
-    flags, words, _ = dry_run("train_gui_global.sh", gpus=1)
-    expected = {"--tune_mm_vision": "False", "--tune_mm_mlp": "False", "--lora_r": "8", "--lora_alpha": "32",
-                "--lora_target_modules": "q_proj\\,k_proj\\,v_proj\\,o_proj\\,gate_proj\\,up_proj\\,down_proj"}
-    assert {name: flags[name] for name in expected} == expected
-    flags, words, _ = dry_run("train_gui_global.sh", gpus=1, MODE="full")
-    assert flags["--learning_rate"] == "1e-6" and flags["--tune_mm_llm"] == "True" and "--lora_enable" not in words
-    assert flags["--tune_mm_vision"] == flags["--tune_mm_mlp"] == "False"
+    settings = dry_run("train_gui_global.sh", gpus=1)[0]
+    assert settings.lora_enable and not settings.tune_mm_vision and not settings.tune_mm_mlp
+    settings = dry_run("train_gui_global.sh", gpus=1, MODE="full")[0]
+    assert settings.tune_mm_llm and not settings.lora_enable and settings.learning_rate == 1e-6
+    assert not settings.tune_mm_vision and not settings.tune_mm_mlp

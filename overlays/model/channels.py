@@ -119,16 +119,12 @@ def set_channels(vision_config, channels: int) -> None:
         vision_config.in_chans = channels
 
 
-def prepare(config, rates: dict[str, float], model_args, training) -> dict[str, dict]:
-    """What the flags change about the input channels of a run, written into its config and its learning rates.
+def wanted(config, model_args) -> dict[str, dict]:
+    """What the flags change about the input channels of a model; nothing is written anywhere.
 
     Args:
-        config: of the base model; is told the new number of channels.
-        rates: by part; where the channels change the patch embedding becomes a part of its own that is always trained.
-            Adam moves every weight by about the rate, so what comes out moves by the rate times the inputs: the rate
-            is the vision tower's times 3 / N, which moves the features as those of an RGB embedding.
+        config: of the base model.
         model_args: object with in_channels, channel_init, channel_projection.
-        training: object with learning_rate, vision_tower_lr, patch_embed_lr.
 
     Returns:
         {"channels": settings for `attach`}; empty where the model takes the channels asked for already.
@@ -144,17 +140,30 @@ def prepare(config, rates: dict[str, float], model_args, training) -> dict[str, 
     _check_count(own, count)
     # A wrong init or matrix is refused here, before the weights are loaded.
     _initial(torch.zeros(1, own, 1, 1, 1), model_args.channel_init, count, matrix)
-    set_channels(config.vision_config, count)
-    usual = (rates["vision"] or training.vision_tower_lr or training.learning_rate) * own / count
-    rates["patch_embed"] = usual if training.patch_embed_lr is None else training.patch_embed_lr
     settings = {"in_channels": count, "init": model_args.channel_init}
     return {"channels": settings if matrix is None else settings | {"projection": matrix.tolist()}}
 
 
-def identity(prepared: dict[str, dict]) -> dict[str, dict]:
-    """What a resumed run must have in common with the one it continues, of what `prepare` returns."""
-    digest = hashlib.sha256(json.dumps(prepared).encode()).hexdigest()[:16]
-    return {name: {"init": settings["init"], "settings": digest} for name, settings in prepared.items()}
+def patch_embed_rate(before: int, after: int, vision_rate: float, training) -> float:
+    """Learning rate of a patch embedding whose channels change, which is a part of its own and always trained.
+
+    Adam moves every weight by about the rate, so what comes out moves by the rate times the inputs: the rate is the
+    vision tower's times 3 / N, which moves the features as those of an RGB embedding.
+
+    Args:
+        before, after: numbers of channels.
+        vision_rate: the vision tower's learning rate, 0 where it is frozen.
+        training: object with learning_rate, vision_tower_lr, patch_embed_lr.
+    """
+    if training.patch_embed_lr is not None:
+        return training.patch_embed_lr
+    return (vision_rate or training.vision_tower_lr or training.learning_rate) * before / after
+
+
+def identity(settings: dict[str, dict]) -> dict[str, dict]:
+    """What a resumed run must have in common with the one it continues, of what `wanted` returns."""
+    digest = hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:16]
+    return {name: {"init": row["init"], "settings": digest} for name, row in settings.items()}
 
 
 def read_projection(file: str | Path) -> torch.Tensor:

@@ -195,7 +195,8 @@ def test_empty_answers_are_counted_and_said(media, tiny, capsys, monkeypatch):
 def test_tables_train_by_their_path(media, tiny, name):
     import datasets
 
-    from overlays import registry, train
+    from overlays import registry
+    from overlays.train import run
 
     table = datasets.Dataset.from_list([
         {"messages": [{"role": "user", "content": "What?"}, {"role": "assistant", "content": "A rock."}],
@@ -208,7 +209,7 @@ def test_tables_train_by_their_path(media, tiny, name):
     assert len(data) == 2 and data.record(0)["image"].startswith("embedded:")
     assert {tuple(data[i]["input_ids"].tolist()) for i in range(2)} <= {
         tuple(sample["input_ids"].tolist()) for sample in build(media, [row(i) for i in range(3)], tiny)}
-    assert train._data_rows(str(path))[0]["sha256"]
+    assert run.data_rows(str(path))[0]["sha256"]
     gone = media / "nothing"
     gone.mkdir()
     with pytest.raises(UserError, match="state.json is missing"):

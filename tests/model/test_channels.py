@@ -12,7 +12,7 @@ from overlays.data import rasters
 from overlays.errors import UserError
 from overlays.model import additions, channels, load, parts
 from overlays.model.forward import PatchProjection
-from overlays.trainer import Trainer
+from overlays.train.trainer import Trainer
 
 N = 7
 
@@ -109,24 +109,27 @@ def flags(**values):
 
 
 def test_flags_become_settings_and_a_rate(tiny_model_dir, tmp_path):
-    training = SimpleNamespace(learning_rate=1e-3, vision_tower_lr=None, patch_embed_lr=None)
+    config = load.load_config(tiny_model_dir("qwen3_vl"))
     np.save(tmp_path / "matrix.npy", np.ones((3, 5)))
     np.save(tmp_path / "flat.npy", np.ones(5))
 
-    def prepare(**values):
-        config, rates = load.load_config(tiny_model_dir("qwen3_vl")), {"vision": 0.0}
-        return channels.prepare(config, rates, flags(**values), training), config, rates
+    def wanted(**values):
+        return channels.wanted(config, flags(**values))
 
-    assert prepare()[0] == {} and prepare(in_channels=3)[0] == {}
-    found, config, rates = prepare(channel_init="project", channel_projection=str(tmp_path / "matrix.npy"))
-    assert found["channels"]["in_channels"] == channels.channels_of(config) == 5
-    assert rates == {"vision": 0.0, "patch_embed": 1e-3 * 3 / 5}  # trained though the tower is frozen
+    assert wanted() == {} and wanted(in_channels=3) == {}
+    settings = wanted(channel_init="project", channel_projection=str(tmp_path / "matrix.npy"))["channels"]
+    assert settings["in_channels"] == 5 and channels.channels_of(config) == 3  # nothing is written on the way
+    training = SimpleNamespace(learning_rate=1e-3, vision_tower_lr=None, patch_embed_lr=None)
+    assert channels.patch_embed_rate(3, 5, 0.0, training) == 1e-3 * 3 / 5  # trained though the tower is frozen
+    assert channels.patch_embed_rate(3, 5, 2e-3, training) == 2e-3 * 3 / 5
+    training.patch_embed_lr = 0.0
+    assert channels.patch_embed_rate(3, 5, 2e-3, training) == 0.0
     for values, words in (({"in_channels": -2}, "at least 1"), ({"in_channels": 5, "channel_init": "x"}, "is one of"),
                           ({"channel_projection": str(tmp_path / "no.npy")}, "cannot be read"),
                           ({"channel_projection": str(tmp_path / "flat.npy")}, "3 x N matrix"),
                           ({"in_channels": 5, "channel_init": "project"}, "belong together")):
         with pytest.raises(UserError, match=words):
-            prepare(**values)
+            wanted(**values)
 
 
 def test_an_adapter_of_a_widened_model_is_saved_and_restored(tiny_model_dir, raster, tmp_path):
@@ -161,8 +164,10 @@ def test_an_adapter_of_a_widened_model_is_saved_and_restored(tiny_model_dir, ras
 
 
 def test_a_run_on_rasters_trains_and_stores_what_prediction_needs(tiny_model_dir, tmp_path, monkeypatch):
-    from overlays import arguments, train, upstream
     from overlays.data import cache, chat, records
+    from overlays.train import arguments, sft
+    from overlays.train.run import native
+    from overlays.upstream.engine import Engine
 
     monkeypatch.setattr(cache, "CACHE", tmp_path / "cache")
     values = np.random.default_rng(0).normal(100, 20, (4, N, 64, 64))
@@ -180,11 +185,11 @@ def test_a_run_on_rasters_trains_and_stores_what_prediction_needs(tiny_model_dir
             "--per_device_train_batch_size", "2", "--learning_rate", "1e-2", "--dataloader_num_workers", "0",
             "--report_to", "none", "--save_strategy", "steps", "--save_steps", "2", "--channel_init", "project",
             "--channel_projection", str(tmp_path / "matrix.npy"), *words])
-        return train.prepare(*flags, upstream.Engine("native", None, ""))
+        return sft.prepare(*flags, Engine("native", None, ""))
 
     prepared = run()
     assert np.allclose(prepared.processor.image_processor.image_mean, values.mean((0, 2, 3)))
-    train.native(prepared)
+    native(prepared)
     start = channels.inflate(load.load_base(tiny_model_dir("qwen3_vl"), torch.float32).model.visual.patch_embed.proj,
                              "project", N, torch.eye(3, N))
     model, processor = load.load_for_inference(tmp_path / "run")

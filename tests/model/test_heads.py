@@ -11,7 +11,6 @@ from peft import LoraConfig, get_peft_model
 from PIL import Image
 from safetensors.torch import load_file
 
-from overlays import arguments, train, upstream
 from overlays.data.collate import FlattenedCollator, PaddedCollator
 from overlays.data.dataset import SupervisedDataset
 from overlays.data.media import MediaOptions, apply_resolution
@@ -19,7 +18,9 @@ from overlays.errors import UserError
 from overlays.files import write_jsonl
 from overlays.model import additions, heads, load, parts
 from overlays.registry import resolve
-from overlays.trainer import Trainer
+from overlays.train import arguments, sft
+from overlays.train.trainer import Trainer
+from overlays.upstream import engine
 
 SETTINGS = {"names": ["level", "share"], "mean": [100.0, 0.5], "std": [50.0, 0.2]}
 
@@ -127,7 +128,7 @@ def test_targets_that_cannot_be_learned_are_refused():
 
 @pytest.mark.parametrize("words, sentence", [
     (["--head", "vision", "--lora_enable", "True"], "does not run the language model"),
-    (["--head", "number"], "--head is none, vision or text"),
+    (["--head", "number"], "--head: invalid choice: .* .choose from .none., .vision., .text."),
     (["--metric_for_best_model", "r2"], "needs --head"),
     (["--freeze_encoder_epochs", "1"], "is for a vision tower that is trained"),
 ])
@@ -146,7 +147,7 @@ def fit(tiny_model_dir, annotation, output, *words):
         "--eval_strategy", "epoch", "--save_strategy", "epoch", "--lr_scheduler_type", "constant", *words,
     ])
     transformers.set_seed(0)
-    run = train.prepare(*groups, upstream.choose("native"))
+    run = sft.prepare(*groups, engine.choose("native", {}))
     model = run.load_model()
     run.set_parts(model)
     trainer = run.build_trainer(model)

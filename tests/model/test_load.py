@@ -12,11 +12,13 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from overlays import arguments, runs, train, upstream
+from overlays import runs
 from overlays.errors import UserError
 from overlays.files import write_jsonl
 from overlays.model import adapters, load, parts
-from overlays.trainer import Trainer
+from overlays.train import arguments, sft
+from overlays.train.trainer import Trainer
+from overlays.upstream import engine
 
 sys.path.insert(0, "scripts")
 from merge_lora import merge  # noqa: E402
@@ -206,7 +208,7 @@ def prepare(model, tmp_path):
     write_jsonl(data, [{"id": str(number), "conversations": turns} for number in range(4)])
     flags = ["--model_name_or_path", str(model), "--dataset_use", str(data), "--output_dir", str(tmp_path / "new"),
              "--report_to", "none", "--dataloader_num_workers", "0", "--lora_enable", "True"]
-    return train.prepare(*arguments.parse(flags), upstream.Engine("native", None, ""))
+    return sft.prepare(*arguments.parse(flags), engine.Engine("native", None, ""))
 
 
 def test_an_adapter_as_base_names_the_merge_command(tiny_model_dir, tmp_path):

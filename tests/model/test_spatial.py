@@ -289,7 +289,7 @@ def test_beams_and_several_answers_see_the_same_scene(tiny_model_dir):
 def trainer(model, folder, rates):
     from transformers import TrainingArguments
 
-    from overlays.trainer import Trainer
+    from overlays.train.trainer import Trainer
 
     arguments = TrainingArguments(output_dir=str(folder), report_to=[], use_cpu=True, remove_unused_columns=False)
     return Trainer(model=model, args=arguments, rates=rates)
@@ -371,7 +371,7 @@ def test_an_encoding_wider_than_the_model_is_refused(tiny_model_dir):
 
 
 def flags_of(file, *more):
-    from overlays import arguments
+    from overlays.train import arguments
 
     return arguments.parse([f"scripts/configs/{file}", *more])
 
@@ -381,31 +381,31 @@ def flags_of(file, *more):
     ("qwen3vl_3d_mlp_lora_sft.yaml", "mlp_pe"),
 ])
 def test_configurations_say_what_their_names_say(file, method, monkeypatch):
-    from overlays import train
+    from overlays.train import sft
 
     monkeypatch.chdir(runs.ROOT)
     model_args, data, training = flags_of(file, "--bf16", "False")
-    found = train.spatial_settings(model_args)
+    found = sft.spatial_settings(model_args)
     assert (found and found["method"]) == method
     assert data.dataset_use == "scenes_train" and training.lora_enable and model_args.tune_mm_mlp
 
 
 def test_flags_that_a_start_contradicts_are_refused(tmp_path, monkeypatch):
-    from overlays import train
+    from overlays.train import sft
 
     monkeypatch.chdir(runs.ROOT)
     (tmp_path / additions.FILE).write_text('{"spatial": {"method": "mlp_pe"}}')
     model_args, _, training = flags_of("qwen3vl_3d_lora_sft.yaml", "--bf16", "False", "--model_name_or_path",
                                        str(tmp_path))
     with pytest.raises(UserError, match="has 3-D features .mlp_pe.: give --use_3d_features True"):
-        train.spatial_settings(model_args)
+        sft.spatial_settings(model_args)
 
     class NoScenes(list):
         record = list.__getitem__
 
     model_args, _, training = flags_of("qwen3vl_3d_sin3dpe_lora_sft.yaml", "--bf16", "False")
     with pytest.raises(UserError, match='no training record has a "scene"'):
-        train.wanted_additions(model_args, training, NoScenes([{"image": "a.jpg"}]))
+        sft.wanted_additions(model_args, training, NoScenes([{"image": "a.jpg"}]))
 
 
 def test_answers_are_given_with_the_features_a_model_has(tiny_model_dir, tmp_path, monkeypatch):

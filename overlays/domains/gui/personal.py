@@ -182,7 +182,6 @@ def run(work: Sequence[Job], checkpoint: Path, media_root: Path, output: Path, s
     check_seen((record for job in work for record in job.test), media_root, processor)
     identities = {job.name: _identity(job, settings, identity, media_root) for job in work}
     _write_job(output, checkpoint, identities, {job.user for job in work}, note)
-    model.config.use_cache = False
     for number, job in enumerate(work, start=1):
         folder = job.folder(output)
         own = identities[job.name]
@@ -224,13 +223,14 @@ def _train(model, processor, job: Job, media_root: Path, folder: Path, settings:
     """Train the adapter on the job's records; the mean loss. Raises UserError where it is not finite."""
     from transformers import PrinterCallback
 
-    from overlays import arguments, registry
+    from overlays import registry
     from overlays.data import chat
     from overlays.data.collate import PaddedCollator
     from overlays.data.dataset import SupervisedDataset
     from overlays.data.media import MediaOptions
     from overlays.model import parts
-    from overlays.trainer import FiniteLoss, Trainer, to_fp32
+    from overlays.train import arguments
+    from overlays.train.trainer import FiniteLoss, Trainer, to_fp32
 
     annotation = folder / "train.jsonl"
     write_jsonl(annotation, job.train)

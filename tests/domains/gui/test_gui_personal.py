@@ -103,7 +103,7 @@ def test_a_folder_without_folds_is_one_sentence(tmp_path):
 
 
 def test_a_loss_that_is_no_number_ends_the_run_and_the_fold(data, tiny_model_dir, tmp_path, monkeypatch):
-    from overlays.trainer import Trainer
+    from overlays.train.trainer import Trainer
 
     settings = personal.Settings(folds=2, kinds=("episode",), min_pixels=4096, max_pixels=8192)
     work = personal.jobs(list(records.read(data / "test.jsonl")), settings)

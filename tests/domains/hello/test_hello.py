@@ -15,7 +15,7 @@ def test_hello_is_prepared_trained_and_scored(tiny_model_dir, tmp_path, monkeypa
     monkeypatch.setattr("sys.argv", ["train", *(
         f"--model_name_or_path {tiny_model_dir('qwen3_vl')} --dataset_use {data}/train.jsonl --output_dir {run} "
         "--report_to none --tune_mm_mlp True --max_steps 4 --per_device_train_batch_size 2").split()])
-    train.main()
+    train.main("SFT", "sft")
     capsys.readouterr()
     evaluate.main(["--domain", PLACE, "--checkpoint", str(run), "--split", "val", "--batch-size", "2"])
     metrics = json.loads((run / "val" / "metrics.json").read_text(encoding="utf-8"))

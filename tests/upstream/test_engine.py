@@ -12,14 +12,18 @@ from types import ModuleType, SimpleNamespace
 import pytest
 from PIL import Image
 
-from overlays import arguments, registry, upstream
+from overlays import registry
 from overlays.errors import UserError
 from overlays.files import write_jsonl
+from overlays.train import arguments
+from overlays.upstream import engine
+from overlays.upstream import tree as upstream
 
-ROOT = Path(__file__).resolve().parents[1]
-STAND_IN = Path(__file__).parent / "upstream_stand_in"
+ROOT = Path(__file__).resolve().parents[2]
+STAND_IN = Path(__file__).parents[1] / "upstream_stand_in"
 ENTRY = upstream.ENTRY
-SWAPS = {target.name for target in upstream.TARGETS if target.kind == "swap"}
+FLAGS = arguments.upstream_flags()
+SWAPS = {target.name for target in engine.TARGETS if target.kind == "swap"}
 
 
 @pytest.fixture
@@ -58,7 +62,7 @@ def test_the_tree_is_imported_without_its_trainer(tree, monkeypatch):
     own = ModuleType("trainer")
     monkeypatch.setitem(sys.modules, "trainer", own)
     path = list(sys.path)
-    module = upstream.load(tree)
+    module = upstream.load(tree, engine.shadows())
     assert module.replace_qwen2_vl_attention_class() is None
     assert sys.modules["trainer"] is own and sys.path == path
 
@@ -67,7 +71,7 @@ def test_an_import_that_fails_leaves_nothing_behind(tree):
     edit(tree / ENTRY, "import pathlib", "import pathlib, no_such_module")
     path = list(sys.path)
     with pytest.raises(ImportError):
-        upstream.load(tree)
+        upstream.load(tree, engine.shadows())
     assert "trainer" not in sys.modules and sys.path == path
 
 
@@ -116,10 +120,10 @@ def pictures(tree):
 
 
 def test_train_calls_the_parts_of_the_run_and_nothing_of_its_own(tree, pictures, tmp_path):
-    module = upstream.load(tree)
+    module = upstream.load(tree, engine.shadows())
     before = dict(vars(module))
     run = Recorder(tmp_path / "run", lora_enable="True", tune_mm_mlp="True")
-    upstream.drive(module, run)
+    engine.drive(module, run)
     assert run.calls == ["load_model", ("set_parts", "model"), "data_module", ("build_trainer", "model"), "fit",
                          "finish"]
     assert run.training.lora_enable and not hasattr(run.data, "model_type")
@@ -127,7 +131,7 @@ def test_train_calls_the_parts_of_the_run_and_nothing_of_its_own(tree, pictures,
 
 
 def test_names_are_put_back_and_an_empty_folder_goes_when_a_run_fails(tree, pictures, tmp_path):
-    module = upstream.load(tree)
+    module = upstream.load(tree, engine.shadows())
     before = dict(vars(module))
     run = Recorder(tmp_path / "run")
 
@@ -136,15 +140,15 @@ def test_names_are_put_back_and_an_empty_folder_goes_when_a_run_fails(tree, pict
 
     run.load_model = fails
     with pytest.raises(UserError, match="no weights"):
-        upstream.drive(module, run)
+        engine.drive(module, run)
     assert vars(module) == before and not (tmp_path / "run").exists()
 
 
 def test_swaps_are_seen_by_train_alone(tree, tmp_path):
-    module = upstream.load(tree)
+    module = upstream.load(tree, engine.shadows())
     theirs = module.transformers
     parser, tokenizer = theirs.HfArgumentParser, theirs.AutoTokenizer
-    before = upstream.replace(module, upstream.swaps(Recorder(tmp_path)))
+    before = engine.replace(module, engine.swaps(Recorder(tmp_path)))
     assert module.transformers.HfArgumentParser is not parser and theirs.HfArgumentParser is parser
     assert module.transformers.AutoTokenizer is not tokenizer and theirs.AutoTokenizer is tokenizer
     assert module.transformers.TrainingArguments is theirs.TrainingArguments
@@ -154,7 +158,7 @@ def test_swaps_are_seen_by_train_alone(tree, tmp_path):
 
 
 def test_every_target_has_its_swap(tmp_path):
-    assert set(upstream.swaps(Recorder(tmp_path))) == SWAPS
+    assert set(engine.swaps(Recorder(tmp_path))) == SWAPS
 
 
 # ---- data sets
@@ -172,8 +176,8 @@ def test_our_names_go_into_upstreams_table(tree, tmp_path, monkeypatch):
     prepared = tmp_path / "data" / "prepared" / "cuprite"
     prepared.mkdir(parents=True)
     (prepared / "train.jsonl").write_text("{}\n")
-    upstream.load(tree)
-    upstream.register(registry.available(tmp_path))
+    upstream.load(tree, engine.shadows())
+    engine.register(registry.available(tmp_path))
     table = sys.modules["qwenvl.data"].data_dict
     assert table["cuprite_train"] == {"annotation_path": str(prepared / "train.jsonl"), "data_path": str(prepared)}
     assert "cuprite_val" not in table and table["not_there"]["annotation_path"] == "PATH_TO_ANNOTATION"
@@ -203,10 +207,10 @@ def test_a_broken_table_does_not_stop_other_data_sets(tree, tmp_path):
 
 
 def test_all_targets_fit_the_stand_in(tree):
-    _, rows = upstream.check(tree)
-    assert [row.target for row in rows] == list(upstream.TARGETS)
+    _, rows = engine.check(tree, FLAGS)
+    assert [row.target for row in rows] == list(engine.TARGETS)
     assert not any(row.problem for row in rows)
-    assert upstream.choose("auto").name == upstream.choose("upstream").name == "upstream"
+    assert engine.choose("auto", FLAGS).name == engine.choose("upstream", FLAGS).name == "upstream"
 
 
 DRIFT = {
@@ -232,29 +236,29 @@ def test_drift_is_named_auto_goes_native_and_upstream_refuses(tree, old, new, na
         text = (tree / ENTRY).read_text()
         body, helper = text.split("\n\n\ndef freeze(model):\n    pass")
         (tree / ENTRY).write_text(f"{body}{helper}\n\ndef freeze(model):\n    pass\n")
-    _, rows = upstream.check(tree)
+    _, rows = engine.check(tree, FLAGS)
     assert any(row.target.name == name and problem in row.problem for row in rows)
-    engine = upstream.choose("auto")
-    assert engine.name == "native" and engine.module is None and "has drifted: " in engine.warning
+    chosen = engine.choose("auto", FLAGS)
+    assert chosen.name == "native" and chosen.module is None and "has drifted: " in chosen.warning
     with pytest.raises(UserError) as error:
-        upstream.choose("upstream")
-    assert str(error.value) in engine.warning
+        engine.choose("upstream", FLAGS)
+    assert str(error.value) in chosen.warning
 
 
 def test_a_flag_that_upstream_adds_is_drift(tree):
     edit(tree / upstream.PACKAGE / "qwenvl" / "train" / "argument.py", "    tune_mm_mlp",
          "    tune_mm_router: bool = field(default=False)\n    tune_mm_mlp")
-    assert "ModelArguments: has flags that overlays.arguments lacks: tune_mm_router" in (
-        upstream.choose("auto").warning
+    assert "ModelArguments: has flags that overlays.train.arguments lacks: tune_mm_router" in (
+        engine.choose("auto", FLAGS).warning
     )
 
 
 def test_without_the_tree_auto_is_native_and_upstream_says_what_to_run(bare):
-    engine = upstream.choose("auto", bare)
-    assert engine.name == "native" and engine.warning is None and "setup.sh --upstream" in engine.line
+    chosen = engine.choose("auto", FLAGS, bare)
+    assert chosen.name == "native" and chosen.warning is None and "setup.sh --upstream" in chosen.line
     with pytest.raises(UserError, match=r"not checked out: run ./scripts/setup.sh --upstream, or set QWEN3VL_UPSTREAM"):
-        upstream.choose("upstream", bare)
-    assert upstream.choose("native", bare).name == "native"
+        engine.choose("upstream", FLAGS, bare)
+    assert engine.choose("native", FLAGS, bare).name == "native"
 
 
 def test_an_empty_submodule_folder_is_no_tree(bare):
@@ -265,21 +269,21 @@ def test_an_empty_submodule_folder_is_no_tree(bare):
 def test_a_variable_that_names_no_tree_is_an_error(tmp_path, monkeypatch):
     monkeypatch.setenv(upstream.VARIABLE, str(tmp_path))
     with pytest.raises(UserError, match="train_qwen.py is missing"):
-        upstream.choose("auto")
+        engine.choose("auto", FLAGS)
 
 
 def test_native_does_not_touch_the_tree(tree):
     edit(tree / ENTRY, "import pathlib", "raise SystemExit(9)")
-    assert upstream.choose("native").name == "native"
+    assert engine.choose("native", FLAGS).name == "native"
 
 
 def test_the_table_lists_every_target_and_what_does_not_fit(tree):
-    _, rows = upstream.check(tree)
-    text = upstream.report(tree, rows)
-    assert all(target.name in text for target in upstream.TARGETS) and f"{len(rows)} of {len(rows)} fit" in text
+    _, rows = engine.check(tree, FLAGS)
+    text = engine.report(tree, rows)
+    assert all(target.name in text for target in engine.TARGETS) and f"{len(rows)} of {len(rows)} fit" in text
     rows[3] = replace(rows[3], problem="is gone")
-    assert "NO: is gone" in upstream.report(tree, rows) and f"{len(rows) - 1} of {len(rows)} fit" in (
-        upstream.report(tree, rows)
+    assert "NO: is gone" in engine.report(tree, rows) and f"{len(rows) - 1} of {len(rows)} fit" in (
+        engine.report(tree, rows)
     )
 
 

@@ -1,14 +1,20 @@
-"""Flags: upstream's names, near misses, YAML files."""
+"""Flags: upstream's names, near misses, YAML files; read before a library is imported."""
 
 import dataclasses
+import pickle
+import subprocess
+import sys
+import typing
 from pathlib import Path
 
 import pytest
 import transformers
+from transformers import HfArgumentParser, integrations
 
-from overlays import arguments, inherited, pretrain_mae
 from overlays.errors import UserError
+from overlays.train import arguments, inherited, library
 
+ROOT = Path(__file__).resolve().parents[2]
 NEEDED = ["--model_name_or_path", "m", "--dataset_use", "d", "--report_to", "none"]
 
 
@@ -52,7 +58,7 @@ def test_yaml_gives_flags_and_the_command_line_wins(tmp_path):
 
 
 def test_a_tracker_that_is_not_installed_is_named(monkeypatch):
-    monkeypatch.setattr(inherited, "get_available_reporting_integrations", lambda: ["tensorboard"])
+    monkeypatch.setattr(integrations, "get_available_reporting_integrations", lambda: ["tensorboard"])
     training = arguments.parse([*NEEDED, "--report_to", "tensorboard"])[2]
     assert training.report_to == ["tensorboard"]
     with pytest.raises(UserError, match="wandb needs a package .* pip install wandb"):
@@ -93,8 +99,8 @@ def test_a_number_out_of_its_range_is_named(words):
 def test_the_table_names_every_flag_of_the_libraries():
     trl = pytest.importorskip("trl")
     assert not inherited.SUPPORTED & inherited.REFUSED.keys()
-    for library in (transformers.TrainingArguments, trl.DPOConfig):
-        names = {field.name for field in dataclasses.fields(library)}
+    for kind in (transformers.TrainingArguments, trl.DPOConfig):
+        names = {field.name for field in dataclasses.fields(kind)}
         assert not names - inherited.SUPPORTED - inherited.REFUSED.keys()
 
 
@@ -103,7 +109,7 @@ def test_a_flag_of_a_newer_library_is_refused_once_it_is_given():
     newer.__module__ = "transformers.training_args"
     values = {name: field.default for name, field in newer.__dataclass_fields__.items()} | {"optim": "adamw_torch"}
     assert newer.__dataclass_fields__.keys() - inherited.SUPPORTED - inherited.REFUSED.keys() == {"new_flag"}
-    inherited.check(newer, values, dict(values))
+    inherited.check(newer, values, dict(values))  # not given
     with pytest.raises(UserError, match="does not know --new_flag"):
         inherited.check(newer, values | {"new_flag": 1}, values)
 
@@ -177,11 +183,9 @@ def test_what_the_library_would_ignore_or_fail_on_later_is_refused(words, messag
     ("--max_steps 0", "learned nothing"),
 ])
 def test_preference_flags_follow_the_same_rules(words, message):
-    train_dpo = pytest.importorskip("overlays.train_dpo")
-    classes = (arguments.ModelArguments, arguments.DataArguments, train_dpo.PreferenceArguments)
-    arguments.parse(NEEDED, classes)
+    arguments.parse(NEEDED, arguments.DPO)
     with pytest.raises(UserError, match=message):
-        arguments.parse([*NEEDED, *words.split()], classes)
+        arguments.parse([*NEEDED, *words.split()], arguments.DPO)
 
 
 @pytest.mark.parametrize(("words", "message"), [
@@ -194,7 +198,7 @@ def test_preference_flags_follow_the_same_rules(words, message):
 ])
 def test_pretraining_flags_follow_the_same_rules(words, message):
     with pytest.raises(UserError, match=message):
-        pretrain_mae.parse([*NEEDED, *words.split()])
+        arguments.parse([*NEEDED, *words.split()], arguments.MAE)
 
 
 def test_resume_from_checkpoint_is_another_name_for_resume():
@@ -224,6 +228,107 @@ def test_help_lists_choices(capsys):
 
 
 def test_the_page_names_every_refused_flag():
-    page = (Path(__file__).resolve().parents[1] / "docs" / "training.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
     missing = [name for name in inherited.REFUSED if f"`{name}`" not in page]
     assert not missing
+
+
+STAGES = {"sft": arguments.SFT, "dpo": arguments.DPO, "mae": arguments.MAE}
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_flags_are_parsed_with_the_fields_of_the_library(name):
+    """Names, defaults and, where the library lists values, these; read from its source without importing it."""
+    stage = STAGES[name]
+    read, real = (HfArgumentParser(kind) for kind in (arguments.flag_class(stage.training),
+                                                      getattr(arguments, stage.training)))
+    assert read._option_string_actions.keys() == real._option_string_actions.keys()
+    for option, action in read._option_string_actions.items():
+        other = real._option_string_actions[option]
+        assert (action.default, action.nargs) == (other.default, other.nargs), option
+        choices = [list(map(str, one.choices)) if one.choices else None for one in (action, other)]
+        assert choices[0] == choices[1], option
+        if action.choices is None and getattr(other.type, "__module__", "") == "builtins":
+            assert action.type == other.type, option
+
+
+def test_a_source_that_reads_otherwise_is_imported(monkeypatch):
+    def fails(source):
+        raise TypeError
+
+    monkeypatch.setattr(library, "_compile", fails)
+    library.fields_of.cache_clear()
+    try:
+        assert library.fields_of(library.TRAINING_ARGUMENTS) is transformers.TrainingArguments
+    finally:
+        library.fields_of.cache_clear()
+
+
+def test_help_and_mistakes_import_no_library():
+    """What answers at once: importing torch and the library's trainer takes five seconds."""
+    code = """if True:
+        import contextlib, io, sys
+        from overlays.errors import UserError
+        from overlays.train import arguments
+        for stage in (arguments.SFT, arguments.DPO, arguments.MAE):
+            with contextlib.suppress(SystemExit), contextlib.redirect_stdout(io.StringIO()):
+                arguments.parse(["--help"], stage)
+            for words in (["--modell", "x"], ["--seed", "-1"], [], ["--model_name_or_path", "m"]):
+                try:
+                    arguments.parse(words, stage)
+                except UserError as error:
+                    print(error)
+        heavy = {"torch", "transformers", "trl", "accelerate", "overlays.model", "overlays.data"}
+        print(sorted(heavy & set(sys.modules)))
+    """
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    lines = done.stdout.splitlines()
+    assert len(lines) == 13 and lines[0].startswith("unknown flag --modell; did you mean") and lines[-1] == "[]"
+
+
+def test_a_configuration_can_be_named_by_a_flag(tmp_path):
+    file = tmp_path / "c.yaml"
+    file.write_text("model_name_or_path: m\ndataset_use: d\nseed: 3\n")
+    for stage in STAGES.values():
+        for words in (["--logging_steps", "5", "--config", str(file)], [f"--config={file}"], [str(file)]):
+            assert arguments.read(words, stage)["seed"] == 3
+        assert arguments.read(["--seed", "4", "--config", str(file)], stage)["seed"] == 4
+    with pytest.raises(UserError, match="one configuration file can be given, not 2"):
+        arguments.read([str(file), "--config", str(file)], arguments.SFT)
+    with pytest.raises(UserError, match="--config needs"):
+        arguments.read(["--config"], arguments.SFT)
+
+
+def test_a_list_in_a_yaml_file_is_several_words_where_the_flag_takes_them(tmp_path):
+    file = tmp_path / "c.yaml"
+    file.write_text("model_name_or_path: m\ndataset_use: [a, b]\nloss_type: [sigmoid, sft]\nloss_weights: [1, 0.5]\n")
+    values = arguments.read([str(file)], arguments.DPO)
+    assert (values["dataset_use"], values["loss_type"], values["loss_weights"]) == ("a,b", ["sigmoid", "sft"], [1, 0.5])
+
+
+def test_an_empty_word_takes_back_a_setting_of_the_file(tmp_path):
+    file = tmp_path / "c.yaml"
+    file.write_text("model_name_or_path: m\ndataset_use: d\neval_dataset: e\neval_strategy: epoch\n"
+                    "metric_for_best_model: loss\n")
+    words = ["--eval_dataset", "", "--eval_strategy", "no"]
+    assert arguments.read([str(file), *words, "--metric_for_best_model", ""], arguments.SFT)["eval_dataset"] == ""
+    with pytest.raises(UserError, match="--metric_for_best_model loss needs --eval_strategy"):
+        arguments.read([str(file), *words], arguments.SFT)
+
+
+def test_choices_of_flags_are_those_of_the_code():
+    from transformers.trainer_utils import SaveStrategy
+    from transformers.utils.logging import log_levels
+
+    from overlays.model import channels
+
+    hints = typing.get_type_hints(arguments.BaseModelArguments)
+    assert set(typing.get_args(hints["channel_init"])) == set(channels.INITS)
+    assert set(typing.get_args(arguments.LogLevel)) == {*log_levels, "passive"}
+    assert [item.value for item in library.enum_of("SaveStrategy")] == [item.value for item in SaveStrategy]
+
+
+def test_training_arguments_survive_being_pickled(tmp_path):
+    for stage in STAGES.values():
+        training = arguments.parse([*NEEDED, "--output_dir", str(tmp_path)], stage)[2]
+        assert pickle.loads(pickle.dumps(training)).output_dir == str(tmp_path)

@@ -7,7 +7,7 @@ from peft import LoraConfig, get_peft_model
 
 from overlays.errors import UserError
 from overlays.model import load, parts
-from overlays.trainer import SeededLengthSampler, Trainer, count_steps, draw_losses
+from overlays.train.trainer import SeededLengthSampler, Trainer, count_steps, draw_losses
 
 RATES = {"adapter": 1e-4, "merger": 1e-4, "vision": 0.0, "embeddings": 0.0, "language_model": 0.0}
 

@@ -3,6 +3,8 @@
 import json
 import math
 import os
+import runpy
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +16,6 @@ from peft import LoraConfig, get_peft_model
 from PIL import Image
 from safetensors.torch import load_file
 
-from overlays import arguments, train_dpo
 from overlays.data import chat
 from overlays.data.chat import IGNORE
 from overlays.data.media import MediaOptions
@@ -23,10 +24,10 @@ from overlays.errors import UserError
 from overlays.files import write_json, write_jsonl
 from overlays.model import load, parts
 from overlays.registry import resolve
-from overlays.trainer import Trainer
+from overlays.train import arguments, dpo
+from overlays.train.trainer import Trainer
 
-ROOT = Path(__file__).resolve().parents[1]
-CLASSES = (arguments.ModelArguments, arguments.DataArguments, train_dpo.PreferenceArguments)
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -90,9 +91,9 @@ def fit(model, data, output, *words):
         "--per_device_train_batch_size", "2", "--per_device_eval_batch_size", "4", "--gradient_accumulation_steps", "2",
         "--logging_steps", "1", "--dataloader_num_workers", "0", "--lr_scheduler_type", "constant", "--beta", "0.3",
         "--save_strategy", "epoch", *words,
-    ], classes=CLASSES)
+    ], arguments.DPO)
     transformers.set_seed(0)
-    run = train_dpo.prepare(*groups)
+    run = dpo.prepare(*groups)
     model = run.load_model()
     run.set_parts(model)
     trainer = run.build_trainer(model)
@@ -132,9 +133,9 @@ def test_pairs_that_say_nothing_are_named(tmp_path, tiny_model_dir):
         {"conversations": [turn, {"from": "gpt", "value": "1"}], "chosen": "1", "rejected": "2"})[0]
     write_jsonl(tmp_path / "bad.jsonl", [{"id": "a", "conversations": [turn], "chosen": "1", "rejected": "1"}])
     with pytest.raises(UserError, match=r"row 1 \(id a\): chosen and rejected are the same"):
-        train_dpo.prepare(*arguments.parse([
+        dpo.prepare(*arguments.parse([
             "--model_name_or_path", str(tiny_model_dir("qwen3_vl")), "--dataset_use", str(tmp_path / "bad.jsonl"),
-            "--lora_enable", "True", "--output_dir", str(tmp_path / "run"), "--report_to", "none"], classes=CLASSES))
+            "--lora_enable", "True", "--output_dir", str(tmp_path / "run"), "--report_to", "none"], arguments.DPO))
 
 
 def test_a_pair_of_which_one_side_reasons_is_refused(tmp_path, tiny_model_dir):
@@ -144,9 +145,9 @@ def test_a_pair_of_which_one_side_reasons_is_refused(tmp_path, tiny_model_dir):
     write_jsonl(tmp_path / "good.jsonl", [{**pair, "rejected": "<think>or</think>2"}])
 
     def prepare(name):
-        return train_dpo.prepare(*arguments.parse([
+        return dpo.prepare(*arguments.parse([
             "--model_name_or_path", str(tiny_model_dir("qwen3_5")), "--dataset_use", str(tmp_path / name),
-            "--lora_enable", "True", "--output_dir", str(tmp_path / "run"), "--report_to", "none"], classes=CLASSES))
+            "--lora_enable", "True", "--output_dir", str(tmp_path / "run"), "--report_to", "none"], arguments.DPO))
 
     with pytest.raises(UserError, match=r"\(id a\): one of chosen and rejected has reasoning"):
         prepare("bad.jsonl")
@@ -186,16 +187,27 @@ def test_what_would_move_the_reference_is_refused(adapter, pairs, tmp_path):
     words = ["--model_name_or_path", str(adapter), "--dataset_use", str(pairs), "--lora_enable", "True",
              "--tune_mm_mlp", "True", "--precompute_ref_log_probs", "False", "--output_dir", str(tmp_path / "run")]
     with pytest.raises(UserError, match="merger would move in the reference"):
-        train_dpo.prepare(*arguments.parse([*words, "--report_to", "none"], classes=CLASSES))
+        dpo.prepare(*arguments.parse([*words, "--report_to", "none"], arguments.DPO))
 
 
 def test_a_model_with_a_head_is_refused(pairs, tmp_path):
     write_json(tmp_path / "config.json", {})
     write_json(tmp_path / "additions.json", {"regression": {"names": ["a"]}})
     with pytest.raises(UserError, match="answers with a regression head"):
-        train_dpo.prepare(*arguments.parse([
+        dpo.prepare(*arguments.parse([
             "--model_name_or_path", str(tmp_path), "--dataset_use", str(pairs), "--lora_enable", "True",
-            "--output_dir", str(tmp_path / "run"), "--report_to", "none"], classes=CLASSES))
+            "--output_dir", str(tmp_path / "run"), "--report_to", "none"], arguments.DPO))
+
+
+def test_the_entry_hands_its_flags_to_the_stage(monkeypatch, tmp_path):
+    handed = []
+    monkeypatch.setattr(dpo, "train", lambda *groups: handed.extend(groups))
+    monkeypatch.setattr(sys, "argv", ["train_dpo", "--config", str(ROOT / "scripts/configs/satellite_dpo.yaml"),
+                                      "--output_dir", str(tmp_path), "--report_to", "none", "--bf16", "False"])
+    runpy.run_module("overlays.train_dpo", run_name="__main__")
+    model, data, training = handed
+    assert model.model_name_or_path == "outputs/satellite-text" and data.max_pixels == 65536
+    assert training.loss_type == ["sigmoid", "sft"] and training.output_dir == str(tmp_path)
 
 
 def test_the_answer_nearer_to_the_truth_is_chosen():
@@ -212,29 +224,43 @@ def test_the_answer_nearer_to_the_truth_is_chosen():
 
 
 def dry_run(launcher, **variables):
-    """Commands that a launcher would run, each as a flag -> value mapping, and its output."""
+    """(the words of each command that a launcher would run, its output)."""
     environment = {"PATH": os.environ["PATH"], "DRY_RUN": "1", "CUDA_VISIBLE_DEVICES": "", **variables}
     done = subprocess.run(["bash", f"scripts/{launcher}"], cwd=ROOT, env=environment, capture_output=True, text=True,
                           check=True)
-    lines = [line.split() for line in done.stdout.strip().split("\n")]
-    return [dict(zip(words, [*words[1:], ""], strict=True)) for words in lines if words[0] == "python"], done.stdout
+    return [shlex.split(line) for line in done.stdout.splitlines() if line.startswith("python ")], done.stdout
 
 
 def test_the_sft_launcher_leaves_the_language_model_alone_where_the_head_reads_vision():
-    (*_, flags), _ = dry_run("train_satellite_sft.sh", MODEL_PATH="some/model", EPOCHS="3", LR="1e-4")
-    assert (flags["--head"], flags["--in_channels"], flags["--metric_for_best_model"]) == ("vision", "64", "r2")
-    assert "--lora_enable" not in flags and flags["--train_embeddings"] == "False"
-    (*_, flags), _ = dry_run("train_satellite_sft.sh", MODEL_PATH="some/model", EPOCHS="3", LR="1e-4", HEAD="none")
-    assert flags["--lora_enable"] == "True" and "--metric_for_best_model" not in flags
-    assert flags["--output_dir"] == "outputs/satellite-text"
+    for model in ("some/model", "data/models/tiny-qwen3_vl"):
+        (*_, words), _ = dry_run("train_satellite_sft.sh", MODEL_PATH=model)
+        settings = arguments.read(words[3:], arguments.SFT)
+        assert (settings["head"], settings["in_channels"], settings["metric_for_best_model"]) == ("vision", 64, "r2")
+        assert not settings["lora_enable"] and not settings["train_embeddings"]
+        (*_, words), _ = dry_run("train_satellite_sft.sh", MODEL_PATH=model, HEAD="none")
+        settings = arguments.read(words[3:], arguments.SFT)
+        assert settings["lora_enable"] and settings["metric_for_best_model"] is None
+        assert settings["output_dir"] == "outputs/satellite-text"
+        (*_, words), _ = dry_run("train_satellite_sft.sh", MODEL_PATH=model, HEAD="text")
+        settings = arguments.read(words[3:], arguments.SFT)
+        assert settings["lora_enable"] and settings["head"] == "text"
 
 
 def test_the_dpo_launcher_draws_pairs_trains_and_compares(tmp_path):
     (tmp_path / "config.json").write_text("{}")
     commands, output = dry_run("train_satellite_dpo.sh", MODEL_PATH=str(tmp_path), BETA="0.4", OUTPUT_DIR="outputs/x")
     assert "training it first" not in output
-    assert [row["--dataset_use"] for row in commands[:3]] == ["satellite_train", "satellite_val", "satellite_test"]
-    train = next(row for row in commands if "overlays.train_dpo" in row)
-    assert (train["--beta"], train["--model_name_or_path"]) == ("0.4", str(tmp_path))
-    assert train["--eval_dataset"].count("preferences_") == 2
-    assert commands[-1]["scripts/compare_satellite.py"] == f"SFT={tmp_path}"
+    drawn = [words[words.index("--dataset_use") + 1] for words in commands[:3]]
+    assert drawn == ["satellite_train", "satellite_val", "satellite_test"]
+    words = next(words for words in commands if "overlays.train_dpo" in words)
+    settings = arguments.read(words[3:], arguments.DPO)
+    assert (settings["beta"], settings["model_name_or_path"]) == (0.4, str(tmp_path))
+    assert settings["loss_type"] == ["sigmoid", "sft"] and settings["loss_weights"] == [1.0, 1.0]
+    assert commands[-1][2:] == [f"SFT={tmp_path}", "DPO=outputs/x"]
+
+
+def test_losses_from_outside_have_a_weight_each(tmp_path):
+    commands, _ = dry_run("train_satellite_dpo.sh", MODEL_PATH=str(tmp_path), LOSS="hinge")
+    words = next(words for words in commands if "overlays.train_dpo" in words)
+    settings = arguments.read(words[3:], arguments.DPO)
+    assert settings["loss_type"] == ["hinge"] and settings["loss_weights"] == [1.0]

@@ -1,85 +1,22 @@
-"""Upstream's tree: finds it, shadows and swaps parts of it, registers data sets in it, drives its train().
-
-`python -m overlays.upstream --check` lists every shadow and swap and whether it still fits the tree that is there.
+"""Upstream's train() as an engine: shadows, swaps, what still fits, and the call that drives it.
 
 train() looks up by name, in its own module and while it runs, everything it calls. Each of these names is replaced
-there, for the time of the call, by the object that the native engine uses (a method of `overlays.train.Run`).
+there, for the time of the call, by the object that the native engine uses (a method of `overlays.train.run.Run`).
 transformers, torch and peft stay as they are for everybody else.
 """
 
-import argparse
 import contextlib
 import copy
-import importlib
-import os
-import runpy
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import FunctionType, ModuleType, SimpleNamespace
 
-from overlays import runs
-from overlays.errors import UserError, run
-
-ROOT = Path(__file__).resolve().parents[1]
-SUBMODULE = "Qwen3-VL"
-VARIABLE = "QWEN3VL_UPSTREAM"
-HOW = f"run ./scripts/setup.sh --upstream, or set {VARIABLE} to a checkout of https://github.com/QwenLM/Qwen3-VL"
-PACKAGE = Path("qwen-vl-finetune")
-ENTRY = PACKAGE / "qwenvl" / "train" / "train_qwen.py"
-# What upstream's demo files call their media from, as paths below PACKAGE.
-DEMOS = {"demo/single_images.json": ".", "demo/video.json": "demo/videos"}
-
-
-# ---- the tree
-
-
-def find(root: Path = ROOT) -> Path | None:
-    """The checkout: $QWEN3VL_UPSTREAM, else the submodule below `root`; None where that is not checked out.
-
-    Raises:
-        UserError: the variable names a folder without upstream's code.
-    """
-    own = os.environ.get(VARIABLE)
-    tree = Path(own).expanduser().resolve() if own else Path(root) / SUBMODULE
-    if (tree / ENTRY).is_file():
-        return tree
-    if own:
-        raise UserError(f"{VARIABLE} is {own}, but {tree / ENTRY} is missing: it must be a checkout of QwenLM/Qwen3-VL")
-    return None
-
-
-def commit(tree: Path) -> str:
-    """Commit of the tree, "+changes" where its files differ from it; "unknown commit" where it is no checkout."""
-    return (runs.commit(tree) if (tree / ".git").exists() else None) or "unknown commit"
-
-
-def data_sets(root: Path = ROOT) -> dict[str, tuple[Path, Path]]:
-    """name -> (annotation file, media root) of upstream's data_dict; relative paths start at qwen-vl-finetune.
-
-    That is the folder upstream's own scripts run in. Empty where there is no tree, or none that can be read.
-    """
-    tree = find(root)
-    if tree is None:
-        return {}
-    try:
-        rows = runpy.run_path(str(tree / PACKAGE / "qwenvl" / "data" / "__init__.py"))["data_dict"]
-        return {
-            name: (tree / PACKAGE / row["annotation_path"], tree / PACKAGE / row["data_path"])
-            for name, row in rows.items()
-        }
-    except Exception:  # drift: the check names it, and data sets of our own do not depend on it
-        return {}
-
-
-def media_root(annotation: Path, root: Path = ROOT) -> Path | None:
-    """Media root of one of upstream's demo files; None for any other file."""
-    tree = find(root)
-    for name, folder in DEMOS.items() if tree else ():
-        if annotation.resolve() == (tree / PACKAGE / name).resolve():
-            return tree / PACKAGE / folder
-    return None
-
+from overlays import registry, runs
+from overlays.errors import UserError
+from overlays.upstream import tree as upstream_tree
+from overlays.upstream.tree import commit
 
 # ---- what is replaced
 
@@ -96,25 +33,25 @@ class Target:
 TARGETS = (
     Target("shadow", "trainer", "a module without flash-attn and without patches to transformers"),
     Target("register", "qwenvl.data.data_dict", "also the names of overlays.registry"),
-    Target("swap", "ModelArguments", "overlays.arguments.ModelArguments"),
-    Target("swap", "DataArguments", "overlays.arguments.DataArguments"),
-    Target("swap", "TrainingArguments", "overlays.arguments.TrainingArguments"),
-    Target("swap", "transformers.HfArgumentParser", "the flags that overlays.arguments parsed"),
-    Target("swap", "Qwen2VLForConditionalGeneration", "overlays.train.Run.load_model"),
-    Target("swap", "Qwen2_5_VLForConditionalGeneration", "overlays.train.Run.load_model"),
-    Target("swap", "Qwen3VLForConditionalGeneration", "overlays.train.Run.load_model"),
-    Target("swap", "Qwen3VLMoeForConditionalGeneration", "overlays.train.Run.load_model"),
-    Target("swap", "AutoProcessor", "overlays.train.Run.processor, saved by our Trainer"),
-    Target("swap", "transformers.AutoTokenizer", "overlays.train.Run.processor"),
-    Target("swap", "set_model", "overlays.train.Run.set_parts"),
+    Target("swap", "ModelArguments", "overlays.train.arguments.ModelArguments"),
+    Target("swap", "DataArguments", "overlays.train.arguments.DataArguments"),
+    Target("swap", "TrainingArguments", "overlays.train.arguments.TrainingArguments"),
+    Target("swap", "transformers.HfArgumentParser", "the flags that overlays.train.arguments parsed"),
+    Target("swap", "Qwen2VLForConditionalGeneration", "overlays.train.run.Run.load_model"),
+    Target("swap", "Qwen2_5_VLForConditionalGeneration", "overlays.train.run.Run.load_model"),
+    Target("swap", "Qwen3VLForConditionalGeneration", "overlays.train.run.Run.load_model"),
+    Target("swap", "Qwen3VLMoeForConditionalGeneration", "overlays.train.run.Run.load_model"),
+    Target("swap", "AutoProcessor", "overlays.train.run.Run.processor, saved by our Trainer"),
+    Target("swap", "transformers.AutoTokenizer", "overlays.train.run.Run.processor"),
+    Target("swap", "set_model", "overlays.train.run.Run.set_parts"),
     Target("swap", "torch.distributed.get_rank", "no rank prints upstream's lists; Run prints the parts table"),
-    Target("swap", "make_supervised_data_module", "overlays.train.Run.data_module"),
-    Target("swap", "Trainer", "overlays.train.Run.build_trainer"),
-    Target("swap", "safe_save_model_for_hf_trainer", "overlays.train.Run.finish"),
+    Target("swap", "make_supervised_data_module", "overlays.train.run.Run.data_module"),
+    Target("swap", "Trainer", "overlays.train.run.Run.build_trainer"),
+    Target("swap", "safe_save_model_for_hf_trainer", "overlays.train.run.Run.finish"),
 )
 
 
-def shadow() -> ModuleType:
+def shadows() -> dict[str, ModuleType]:
     """What upstream finds under the bare name `trainer`.
 
     Its own file needs flash-attn at import and patches transformers; attention inside samples of a concatenated row
@@ -122,22 +59,7 @@ def shadow() -> ModuleType:
     """
     module = ModuleType("trainer", "Stands in for upstream's trainer.py.")
     module.replace_qwen2_vl_attention_class = lambda: None
-    return module
-
-
-def load(tree: Path) -> ModuleType:
-    """Import upstream's train_qwen with `trainer` shadowed. Whatever the import raises goes through."""
-    package = str(tree / PACKAGE)
-    before = sys.modules.get("trainer")
-    sys.modules["trainer"] = shadow()
-    sys.path.insert(0, package)
-    try:
-        return importlib.import_module("qwenvl.train.train_qwen")
-    finally:
-        sys.path.remove(package)  # the package is imported; nothing looks for it again
-        sys.modules.pop("trainer", None)
-        if before is not None:
-            sys.modules["trainer"] = before
+    return {module.__name__: module}
 
 
 @dataclass(frozen=True)
@@ -148,17 +70,21 @@ class Fit:
     problem: str = ""
 
 
-def check(tree: Path) -> tuple[ModuleType | None, list[Fit]]:
-    """(train_qwen or None where it does not import, one row for each target and for each name nobody knows)."""
+def check(tree: Path, flags: Mapping[str, type]) -> tuple[ModuleType | None, list[Fit]]:
+    """(train_qwen or None where it does not import, one row for each target and for each name nobody knows).
+
+    Args:
+        flags: the overlay's classes of flags, by the name of the class of upstream's that each takes the place of.
+    """
     try:
-        module = load(tree)
+        module = upstream_tree.load(tree, shadows())
     except Exception as error:
         reason = f"the import fails: {type(error).__name__}: {' '.join(str(error).split())[:160]}"
         return None, [Fit(target, reason) for target in TARGETS]
-    return module, [Fit(target, _problem(module, target)) for target in TARGETS] + _unknown(module)
+    return module, [Fit(target, _problem(module, target, flags)) for target in TARGETS] + _unknown(module)
 
 
-def _problem(module: ModuleType, target: Target) -> str:
+def _problem(module: ModuleType, target: Target, flags: Mapping[str, type]) -> str:
     if target.kind == "register":
         table = getattr(sys.modules.get("qwenvl.data"), "data_dict", None)
         return "" if isinstance(table, dict) else "is gone"
@@ -174,15 +100,13 @@ def _problem(module: ModuleType, target: Target) -> str:
     if not all(word in looked_up for word in (first, *rest)):
         return "train() no longer looks it up"
     if target.name.endswith("Arguments"):
-        return _missing_flags(getattr(module, first), target)
+        return _missing_flags(getattr(module, first), flags[target.name])
     return ""
 
 
-def _missing_flags(theirs: type, target: Target) -> str:
-    from overlays import arguments
-
-    gone = theirs.__dataclass_fields__.keys() - getattr(arguments, target.name).__dataclass_fields__.keys()
-    return f"has flags that overlays.arguments lacks: {', '.join(sorted(gone))}" if gone else ""
+def _missing_flags(theirs: type, ours: type) -> str:
+    gone = theirs.__dataclass_fields__.keys() - ours.__dataclass_fields__.keys()
+    return f"has flags that overlays.train.arguments lacks: {', '.join(sorted(gone))}" if gone else ""
 
 
 def _unknown(module: ModuleType) -> list[Fit]:
@@ -226,8 +150,11 @@ class Engine:
     warning: str | None = None
 
 
-def choose(wanted: str, root: Path = ROOT) -> Engine:
+def choose(wanted: str, flags: Mapping[str, type], root: Path = upstream_tree.ROOT) -> Engine:
     """The engine for `--engine auto|upstream|native`.
+
+    Args:
+        flags: as for `check`.
 
     Raises:
         UserError: upstream is asked for, and its tree is absent or has drifted.
@@ -236,12 +163,10 @@ def choose(wanted: str, root: Path = ROOT) -> Engine:
     native = f"engine: native at {own or 'unknown commit'}"
     if wanted == "native":
         return Engine("native", own, native)
-    tree = find(root)
+    tree = upstream_tree.require(root) if wanted == "upstream" else upstream_tree.find(root)
     if tree is None:
-        if wanted == "upstream":
-            raise UserError(f"the upstream tree {SUBMODULE} is not checked out: {HOW}")
         return Engine("native", own, f"{native} (upstream's tree is not checked out: ./scripts/setup.sh --upstream)")
-    module, rows = check(tree)
+    module, rows = check(tree, flags)
     sentence = drift(tree, rows)
     if sentence is None:
         return Engine("upstream", commit(tree), f"engine: upstream at {commit(tree)} ({tree})", module)
@@ -264,7 +189,7 @@ def swaps(run) -> dict[str, object]:
     """What takes the place of each swap target, by its dotted name.
 
     Args:
-        run: an `overlays.train.Run`.
+        run: an `overlays.train.run.Run`.
     """
     # In upstream's LoRA branch a run trains its adapter and nothing else, with fixed targets (defect 1). load_model
     # has put the adapter in already, so train() is shown lora_enable False and takes the other branch, where
@@ -328,8 +253,6 @@ def register(sets) -> None:
 
 def drive(module: ModuleType, run) -> None:
     """Let upstream's train() do the run."""
-    from overlays import registry
-
     register(registry.available())
     register(registry.resolve(run.data.dataset_use))
     output = Path(run.training.output_dir)
@@ -346,7 +269,7 @@ def drive(module: ModuleType, run) -> None:
         vars(module).update(before)
 
 
-# ---- python -m overlays.upstream
+# ---- what --check prints
 
 
 def report(tree: Path, rows: list[Fit]) -> str:
@@ -359,21 +282,3 @@ def report(tree: Path, rows: list[Fit]) -> str:
     broken = sum(bool(row.problem) for row in rows)
     lines.append(f"{len(rows) - broken} of {len(rows)} fit")
     return "\n".join(lines)
-
-
-def main() -> None:
-    """Print the table; exit status 1 where something does not fit."""
-    parser = argparse.ArgumentParser(prog="python -m overlays.upstream", description=__doc__.split("\n")[0])
-    parser.add_argument("--check", action="store_true", required=True, help="list each shadow and swap, and its fit")
-    parser.parse_args()
-    tree = find()
-    if tree is None:
-        raise UserError(f"the upstream tree {SUBMODULE} is not checked out: {HOW}")
-    _, rows = check(tree)
-    print(report(tree, rows))
-    if any(row.problem for row in rows):
-        sys.exit(1)
-
-
-if __name__ == "__main__":
-    run(main)

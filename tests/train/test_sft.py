@@ -15,14 +15,16 @@ import transformers
 from PIL import Image
 from safetensors.torch import load_file
 
-from overlays import arguments, runs, upstream
+from overlays import runs
 from overlays.data.dataset import SupervisedDataset
 from overlays.errors import UserError
 from overlays.files import write_jsonl
 from overlays.model import load
 from overlays.model.parts import FAMILIES
+from overlays.train import arguments, sft
+from overlays.upstream import engine
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "",
                "HF_DATASETS_CACHE": ""}
 COLOURS = {"red": (220, 30, 30), "green": (30, 200, 30), "blue": (40, 40, 230)}
@@ -64,11 +66,9 @@ def train(*words, fails=False, **options):
 
 def here(*words, steps=True, **options):
     """A run in this process; its trainer, without a step where `steps` is False."""
-    from overlays import train as entry
-
     training = arguments.parse(command(*words, **options)[3:])
     transformers.set_seed(training[2].seed)
-    run = entry.prepare(*training, upstream.choose("native"))
+    run = sft.prepare(*training, engine.choose("native", {}))
     model = run.load_model()
     run.set_parts(model)
     trainer = run.build_trainer(model)

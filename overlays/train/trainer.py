@@ -186,7 +186,7 @@ class Trainer(transformers.Trainer):
         return [part for part in parts.PARTS if part in found]
 
     def _trained_beside_adapter(self) -> set[str]:
-        """Names of the parameters that are trained in full though the model has an adapter, resting ones included."""
+        """Names of the parameters that are trained in full though the model has an adapter, frozen ones included."""
         family = parts.family_of(self.model.config)
         owners = {name: parts.part_of(name, family, self.rates) for name, _ in self.model.named_parameters()}
         return {name for name, part in owners.items() if part != "adapter" and self.rates[part] > 0}
@@ -255,7 +255,7 @@ def count_steps(args: transformers.TrainingArguments, samples: int) -> int:
 
 
 class FiniteLoss(transformers.TrainerCallback):
-    """Stops a run whose loss is no number any more, saying so."""
+    """Stops a run whose loss is not finite any more, and says so."""
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         """Raise on the first loss that is not finite."""
@@ -271,7 +271,7 @@ def check_finite(result) -> None:
 
 
 class FreezeEncoder(transformers.TrainerCallback):
-    """Lets the vision tower rest for the first epochs: no gradients, no movement.
+    """Freezes the vision tower for the first epochs: no gradients, no movement.
 
     Its parameters are in the optimizer and in every checkpoint all the while, so that a resumed run finds them there.
     """
@@ -280,12 +280,12 @@ class FreezeEncoder(transformers.TrainerCallback):
         self.epochs = epochs
 
     def on_epoch_begin(self, args, state, control, model=None, **kwargs):
-        """Settle for the epoch that begins whether the tower takes gradients."""
-        resting = round(state.epoch or 0, 6) < self.epochs
+        """Decide for the epoch that begins whether the tower takes gradients."""
+        frozen = round(state.epoch or 0, 6) < self.epochs
         family = parts.family_of(model.config)
         for name, parameter in model.named_parameters():
             if parts.part_of(name, family) == "vision":
-                parameter.requires_grad_(not resting)
+                parameter.requires_grad_(not frozen)
 
 
 def draw_losses(history: list[dict], file: Path, name: str = WORDS_LOSS) -> None:

@@ -1,8 +1,8 @@
 """Flags inherited from transformers and TRL: each is supported or refused in one sentence; none is ignored.
 
 SUPPORTED and REFUSED name every field of transformers.TrainingArguments and trl.DPOConfig. A field of a newer library
-that is in neither is refused as soon as it is given. `check` looks at single flags before the library reads them,
-`check_together` at values and combinations afterwards; both run before weights are loaded.
+that is in neither is refused as soon as it is given. `check` looks at the values before a library is imported,
+`check_together` at what needs the library; both run before weights are loaded.
 """
 
 import dataclasses
@@ -13,10 +13,7 @@ import os
 import sys
 from collections.abc import Collection, Mapping
 from pathlib import Path
-
-import torch
-import transformers
-from transformers.integrations import INTEGRATION_TO_CALLBACK, get_available_reporting_integrations
+from typing import Any
 
 from overlays.errors import UserError
 
@@ -146,14 +143,15 @@ def library_flags(training_class: type) -> set[str]:
 
 
 def check(training_class: type, values: Mapping, defaults: Mapping) -> None:
-    """Refuse inherited flags that are not supported, before the library reads them.
+    """Refuse inherited flags that are not supported, and values that no run can use, before the library reads them.
 
     Args:
         values: what was given, or the default, by the name of each field.
         defaults: what the same flags are where nothing is given.
 
     Raises:
-        UserError: a flag in REFUSED, or one that this table does not know, differs from its default.
+        UserError: a flag in REFUSED, or one that this table does not know, differs from its default; a number is out
+            of its range; something ignores a flag.
     """
     known = library_flags(training_class)
     for name in sorted(known - SUPPORTED):
@@ -167,6 +165,10 @@ def check(training_class: type, values: Mapping, defaults: Mapping) -> None:
     for name in ("lr_scheduler_kwargs", "gradient_checkpointing_kwargs", "activation_checkpointing_kwargs"):
         if isinstance(values.get(name), str):
             _json_object(name, values[name], values[name])
+    _check_ranges(values)
+    _check_checkpointing(values)
+    _check_loading(values)
+    _check_preferences(values)
     if values["ddp_backend"] and "RANK" not in os.environ:
         raise UserError("--ddp_backend is for several processes: start them with python -m torch.distributed.run")
     _check_best_model(values)
@@ -211,51 +213,47 @@ def _check_deepspeed(given: str | dict) -> None:
         raise UserError(f"--deepspeed needs a package that is not installed: {sys.executable} -m pip install deepspeed")
 
 
-def check_together(training: transformers.TrainingArguments, values: Mapping) -> None:
+def check_together(training: Any, values: Mapping) -> bool | None:
     """Refuse values and combinations of supported flags that fail later or that something ignores.
 
-    Sets `greater_is_better` to the direction of the metric, and `resume` to what --resume_from_checkpoint names.
-
     Args:
-        training: the flags as the library has read them.
+        training: the flags as the library has read them (transformers.TrainingArguments).
         values: as for `check`.
+
+    Returns:
+        Whether a greater --metric_for_best_model is better; None without one.
     """
-    _check_ranges(training)
     _check_tracking(training, values)
     _check_optimizer(training, values)
     _check_schedule(training)
-    _check_checkpointing(training)
-    _check_loading(training)
-    _check_evaluation(training, values)
-    _check_preferences(training)
-    training.resume = _resume(values)
-    if training.n_gpu > 1:
-        training._n_gpu = 1  # one process trains on one GPU: nn.DataParallel would split pixels regardless of tokens
+    return _check_evaluation(training, values)
 
 
-def _check_ranges(training) -> None:
+def _check_ranges(values: Mapping) -> None:
     for name, (least, included) in RANGES.items():
-        value = getattr(training, name, None)
+        value = values.get(name)
         if value is None:
             continue
         if not math.isfinite(value) or value < least or (value == least and not included):
             raise UserError(f"--{name} must be {'at least' if included else 'above'} {least}, not {value}")
     for name in ("adam_beta1", "adam_beta2"):
-        if not 0 <= getattr(training, name) < 1:
-            raise UserError(f"--{name} must be at least 0 and below 1, not {getattr(training, name)}")
+        if not 0 <= values[name] < 1:
+            raise UserError(f"--{name} must be at least 0 and below 1, not {values[name]}")
     for name in ("seed", "data_seed"):
-        value = getattr(training, name)
+        value = values[name]
         if value is not None and not 0 <= value < 2 ** 32:
             raise UserError(f"--{name} must be at least 0 and below 2^32, not {value}")
-    if training.max_steps != -1 and training.max_steps < 1:
-        raise UserError(f"--max_steps must be at least 1, or -1 for --num_train_epochs, not {training.max_steps}: "
+    if values["max_steps"] != -1 and values["max_steps"] < 1:
+        raise UserError(f"--max_steps must be at least 1, or -1 for --num_train_epochs, not {values['max_steps']}: "
                         "a run without steps would save a model that has learned nothing")
-    if training.max_steps == -1 and not 0 < training.num_train_epochs < math.inf:
-        raise UserError(f"--num_train_epochs must be above 0, not {training.num_train_epochs:g}: a run without steps "
+    if values["max_steps"] == -1 and not 0 < values["num_train_epochs"] < math.inf:
+        raise UserError(f"--num_train_epochs must be above 0, not {values['num_train_epochs']:g}: a run without steps "
                         "would save a model that has learned nothing")
 
 
 def _check_tracking(training, values: Mapping) -> None:
+    from transformers.integrations import INTEGRATION_TO_CALLBACK, get_available_reporting_integrations
+
     for name in training.report_to:
         if name not in INTEGRATION_TO_CALLBACK:
             raise UserError(f"--report_to (REPORT_TO) does not know {name!r}")
@@ -283,6 +281,9 @@ def _check_optimizer(training, values: Mapping) -> None:
     for flag in ("adam_beta1", "adam_beta2", "adam_epsilon") if not adam else ():
         if values[flag] != fields[flag].default:
             raise UserError(f"--{flag}: --optim {name} does not read it")
+    import torch
+    import transformers
+
     try:
         optimizer_class, options = transformers.Trainer.get_optimizer_cls_and_kwargs(training)
         weight = torch.nn.Parameter(torch.zeros(2, device=training.device))
@@ -300,6 +301,9 @@ def _check_schedule(training) -> None:
         raise UserError(f"--lr_scheduler_type {name} has no warm-up: use --warmup_steps 0{other}")
     if options and name in SCHEDULES_WITHOUT_OPTIONS:
         raise UserError(f"--lr_scheduler_type {name} takes no --lr_scheduler_kwargs")
+    import torch
+    import transformers
+
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=training.learning_rate or 1e-3)
     try:
         schedule = transformers.get_scheduler(name, optimizer, 2, 10, options)
@@ -311,23 +315,25 @@ def _check_schedule(training) -> None:
                         f"{' '.join(str(error).split())}") from None
 
 
-def _check_checkpointing(training) -> None:
-    given = training.gradient_checkpointing_kwargs
+def _check_checkpointing(values: Mapping) -> None:
+    # The library has two names for each of these flags.
+    given = values["gradient_checkpointing_kwargs"] or values["activation_checkpointing_kwargs"]
     if given is None:
         return
-    for key in given:
+    options = _json_object("gradient_checkpointing_kwargs", given, given)
+    for key in options:
         if key not in CHECKPOINTING_OPTIONS:
             raise UserError(f"--gradient_checkpointing_kwargs does not know {key!r}; it knows "
                             f"{', '.join(CHECKPOINTING_OPTIONS)}")
-    if given and not training.gradient_checkpointing:
+    if options and not (values["gradient_checkpointing"] or values["activation_checkpointing"]):
         raise UserError("--gradient_checkpointing_kwargs needs --gradient_checkpointing True")
 
 
-def _check_loading(training) -> None:
+def _check_loading(values: Mapping) -> None:
     for name in ("dataloader_persistent_workers", "dataloader_multiprocessing_context", "dataloader_prefetch_factor"):
-        if getattr(training, name) and not training.dataloader_num_workers:
+        if values[name] and not values["dataloader_num_workers"]:
             raise UserError(f"--{name} needs --dataloader_num_workers above 0")
-    if training.train_sampling_strategy == "batch_rebalance":
+    if values["train_sampling_strategy"] == "batch_rebalance":
         raise UserError("--train_sampling_strategy batch_rebalance is not supported: it would open every sample; use "
                         "group_by_length")
 
@@ -352,7 +358,7 @@ def check_metric(training, known: Collection[str] = ()) -> None:
         raise UserError(f"--metric_for_best_model {metric}: evaluation gives {', '.join(sorted(known))}")
 
 
-def _check_evaluation(training, values: Mapping) -> None:
+def _check_evaluation(training, values: Mapping) -> bool | None:
     metric, best = training.metric_for_best_model, training.save_strategy == "best"
     if best and metric is None:
         raise UserError("--save_strategy best needs --metric_for_best_model, for example loss")
@@ -361,40 +367,40 @@ def _check_evaluation(training, values: Mapping) -> None:
     if metric is None:
         if values["greater_is_better"] is not None:
             raise UserError("--greater_is_better needs --metric_for_best_model")
-        return
+        return None
     greater = metric_name(metric).startswith("r2")
     if values["greater_is_better"] not in (None, greater):
         raise UserError(f"--greater_is_better {values['greater_is_better']} would keep the worst model: "
                         f"{'higher' if greater else 'lower'} is better for {metric}")
-    training.greater_is_better = greater  # the library takes every name that does not end in "loss" for a gain
+    return greater  # the library takes every name that does not end in "loss" for a gain
 
 
-def _check_preferences(training) -> None:
-    losses = getattr(training, "loss_type", None)
+def _check_preferences(values: Mapping) -> None:
+    losses = values.get("loss_type")
     if losses is None:
         return
     for name in losses:
         if name not in LOSSES:
             raise UserError(f"--loss_type does not know {name!r}; it knows {', '.join(LOSSES)}")
-    if "exo_pair" in losses and not training.label_smoothing:
+    if "exo_pair" in losses and not values["label_smoothing"]:
         raise UserError("--loss_type exo_pair needs --label_smoothing above 0, for example 1e-3")
-    if not 0 <= training.label_smoothing < 0.5:
-        raise UserError(f"--label_smoothing must be at least 0 and below 0.5, not {training.label_smoothing:g}")
-    if training.use_weighting and {"aot", "aot_unpaired"} & set(losses):
+    if not 0 <= values["label_smoothing"] < 0.5:
+        raise UserError(f"--label_smoothing must be at least 0 and below 0.5, not {values['label_smoothing']:g}")
+    if values["use_weighting"] and {"aot", "aot_unpaired"} & set(losses):
         raise UserError("--use_weighting does not go with --loss_type aot and aot_unpaired, which sort the pairs")
     without = {"sigmoid", "sigmoid_norm", "hinge", "ipo", "exo_pair", "robust", "discopop", "sft"}
     kinds = ("reverse_kl", "forward_kl", "js_divergence", "alpha_divergence")
-    if training.f_divergence_type not in kinds:
-        raise UserError(f"--f_divergence_type is one of {', '.join(kinds)}, not {training.f_divergence_type!r}")
-    if training.f_divergence_type != "reverse_kl" and not set(losses) <= without:
-        raise UserError(f"--f_divergence_type {training.f_divergence_type} goes with --loss_type "
+    if values["f_divergence_type"] not in kinds:
+        raise UserError(f"--f_divergence_type is one of {', '.join(kinds)}, not {values['f_divergence_type']!r}")
+    if values["f_divergence_type"] != "reverse_kl" and not set(losses) <= without:
+        raise UserError(f"--f_divergence_type {values['f_divergence_type']} goes with --loss_type "
                         f"{', '.join(sorted(without))}")
-    if training.disable_dropout and training.lora_dropout:
-        raise UserError(f"--lora_dropout {training.lora_dropout:g} has no effect, because --disable_dropout is True: "
+    if values["disable_dropout"] and values["lora_dropout"]:
+        raise UserError(f"--lora_dropout {values['lora_dropout']:g} has no effect, because --disable_dropout is True: "
                         "set --lora_dropout 0 or --disable_dropout False")
 
 
-def _resume(values: Mapping) -> str:
+def resume_of(values: Mapping) -> str:
     """--resume, or what its alias --resume_from_checkpoint names."""
     given = values.get("resume_from_checkpoint")
     if given is None:

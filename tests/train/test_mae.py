@@ -1,9 +1,8 @@
 """The pretraining entry: flags, rasters, held-out tiles, resume, and the checkpoint that plain transformers loads."""
 
 import json
-import os
-import shlex
-import subprocess
+import runpy
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,12 +10,12 @@ import pytest
 import torch
 import yaml
 
-from overlays import pretrain_mae
 from overlays.data import rasters, tiles
 from overlays.errors import UserError
-from overlays.trainer import Trainer
+from overlays.train import arguments, mae
+from overlays.train.trainer import Trainer
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 CHANNELS = 6
 
 
@@ -46,37 +45,27 @@ def words(model, data, output, *more: str) -> list[str]:
     ]
 
 
+def parse(words):
+    return arguments.parse(words, arguments.MAE)
+
+
 def flags(*more: str):
-    return pretrain_mae.parse(words("model", "data", "out", *more))
+    return parse(words("model", "data", "out", *more))
 
 
 def test_flags_come_from_a_yaml_file_and_later_ones_override_it(tmp_path):
     file = tmp_path / "mae.yaml"
     file.write_text(yaml.safe_dump({"model_name_or_path": "model", "dataset_use": "a,b", "mask_ratio": 0.6,
                                     "num_train_epochs": 3}))
-    mae, data, training = pretrain_mae.parse([str(file), "--mask_ratio", "0.5"])
-    assert (mae.mask_ratio, data.dataset_use, training.num_train_epochs) == (0.5, "a,b", 3)
-    assert training.lr_scheduler_type == "cosine" and mae.decoder_dim == 512 and mae.decoder_depth == 4
-
-
-@pytest.mark.parametrize("gpus, model", [("", "data/models/tiny-qwen3_vl"), ("0", "Qwen/Qwen3-VL-2B-Instruct")])
-def test_the_launcher_and_the_configuration_give_flags_that_are_known(gpus, model):
-    environment = {"PATH": os.environ["PATH"], "DRY_RUN": "1", "CUDA_VISIBLE_DEVICES": gpus}
-    shown = subprocess.run(["bash", "scripts/train_satellite_mae.sh", "--mask_ratio", "0.6"], cwd=ROOT, text=True,
-                           env=environment, capture_output=True, check=True).stdout.splitlines()[-1]
-    command = shlex.split(shown)
-    mae, data, training = pretrain_mae.parse(command[command.index("overlays.pretrain_mae") + 1:])
-    assert (mae.model_name_or_path, mae.mask_ratio) == (model, 0.6)
-    assert (data.dataset_use, data.eval_dataset) == ("satellite_train", "satellite_val")
-    assert (mae.decoder_depth, mae.decoder_dim) == ((4, 512) if gpus else (2, 128)) and training.bf16 is bool(gpus)
-    config = pretrain_mae.parse([str(ROOT / "scripts/configs/satellite_mae.yaml")])[0]
-    assert config.model_name_or_path == "Qwen/Qwen3-VL-2B-Instruct" and config.decoder_dim == 512
+    model, data, training = parse([str(file), "--mask_ratio", "0.5"])
+    assert (model.mask_ratio, data.dataset_use, training.num_train_epochs) == (0.5, "a,b", 3)
+    assert training.lr_scheduler_type == "cosine" and model.decoder_dim == 512 and model.decoder_depth == 4
 
 
 @pytest.mark.parametrize("more, sentence", [
     (["--mask_ration", "0.5"], "unknown flag --mask_ration; did you mean --mask_ratio?"),
     (["--mask_ratio", "1"], "--mask_ratio must be above 0 and below 1"),
-    (["--encoder", "head"], "--encoder is full or patch_embed"),
+    (["--encoder", "head"], "--encoder: invalid choice: 'head' .choose from 'full', 'patch_embed'"),
     (["--decoder_dim", "30"], "--decoder_dim must be a multiple of 4"),
     (["--dataset_use", ""], "no rasters are given"),
     (["--lora_r", "8"], "unknown flag --lora_r"),
@@ -231,7 +220,7 @@ def test_a_run_resumed_after_a_kill_ends_as_one_that_was_not_and_plain_transform
     base = tiny_model_dir("qwen3_vl")
 
     def pretrain(name: str):
-        return pretrain_mae.pretrain(*pretrain_mae.parse(words(base, folder, tmp_path / name, "--max_steps", "4",
+        return mae.train(*parse(words(base, folder, tmp_path / name, "--max_steps", "4",
                                                                "--save_strategy", "steps", "--save_steps", "2")))
 
     found = pretrain("straight")
@@ -270,14 +259,14 @@ def test_a_run_resumed_after_a_kill_ends_as_one_that_was_not_and_plain_transform
     assert not torch.equal(model.state_dict()["model.visual.blocks.0.attn.qkv.weight"],
                            before["model.visual.blocks.0.attn.qkv.weight"])
     # It goes on from its own folder: statistics and decoder are those that lie there.
-    mae, data, training = pretrain_mae.parse(words(tmp_path / "straight", folder, tmp_path / "on"))
-    again = pretrain_mae.build_data(mae, data, 7)
+    model, data, training = parse(words(tmp_path / "straight", folder, tmp_path / "on"))
+    again = mae.build_data(model, data, 7)
     stored = json.loads((tmp_path / "straight/processor_config.json").read_text())["image_processor"]
     assert list(again.processor.image_processor.image_mean) == stored["image_mean"] and again.channels == CHANNELS
-    model = pretrain_mae.build_model(mae, CHANNELS, training)
+    model = mae.build_model(model, CHANNELS, training)
     assert torch.equal(model.decoder.head.weight, load_file(tmp_path / "straight/decoder.safetensors")["head.weight"])
     with pytest.raises(UserError, match="another pretraining"):
-        pretrain_mae.pretrain(*pretrain_mae.parse(words(base, folder, tmp_path / "straight", "--mask_ratio", "0.5")))
+        mae.train(*parse(words(base, folder, tmp_path / "straight", "--mask_ratio", "0.5")))
 
 
 def test_a_run_on_tiles_that_all_lack_a_channel_ends_with_its_model_saved_first(tiny_model_dir, tmp_path, monkeypatch):
@@ -285,14 +274,15 @@ def test_a_run_on_tiles_that_all_lack_a_channel_ends_with_its_model_saved_first(
         array = np.load(file)
         array[number % CHANNELS] = np.nan
         np.save(file, array)
-    measure = pretrain_mae.measure
+    measure = mae.measure
 
     def measured(model, data, training, folder):
         assert (folder / "config.json").is_file() and (folder / "model.safetensors").is_file()
         return measure(model, data, training, folder)
 
-    monkeypatch.setattr(pretrain_mae, "measure", measured)
+    monkeypatch.setattr(mae, "measure", measured)
     output = tmp_path / "out"
-    base = tiny_model_dir("qwen3_vl")
-    pretrain_mae.pretrain(*pretrain_mae.parse(words(base, tmp_path / "rasters", output, "--max_steps", "1")))
+    flags = words(tiny_model_dir("qwen3_vl"), tmp_path / "rasters", output, "--max_steps", "1")
+    monkeypatch.setattr(sys, "argv", ["pretrain_mae", *flags])
+    runpy.run_module("overlays.pretrain_mae", run_name="__main__")
     assert (output / "reconstruction.png").is_file() and (output / "metrics.json").is_file()

@@ -19,18 +19,20 @@ import torch
 import transformers
 from PIL import Image
 
-from overlays import arguments, registry, upstream
-from overlays import train as overlay_train
+from overlays import registry
 from overlays.data import chat
 from overlays.data.dataset import SupervisedDataset, sample_rows
 from overlays.data.media import MediaOptions, apply_resolution
 from overlays.errors import UserError
 from overlays.files import write_json, write_jsonl
 from overlays.model import load, parts
+from overlays.train import arguments, sft
+from overlays.upstream import engine as engines
+from overlays.upstream import tree as upstream
 from tests.upstream_tokens import ASSISTANT, qwen_numbered
 
 pytestmark = pytest.mark.upstream
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 class Stop(Exception):
@@ -50,7 +52,7 @@ def tree():
 def bare(tree):
     """Upstream's train_qwen as it is, but for flash-attn."""
     stale = {name: sys.modules.pop(name) for name in list(sys.modules) if name.split(".")[0] == "qwenvl"}
-    module = upstream.load(tree)
+    module = upstream.load(tree, engines.shadows())
     sys.modules["qwenvl.data"].data_dict["demo"] = {
         "annotation_path": str(tree / upstream.PACKAGE / "demo" / "single_images.json"),
         "data_path": str(tree / upstream.PACKAGE),
@@ -173,7 +175,7 @@ def run_overlaid(bare, tree, model, folder, *flags):
         "--model_name_or_path", str(model), "--output_dir", str(folder), "--report_to", "none", "--dataset_use",
         str(tree / upstream.PACKAGE / "demo" / "single_images.json"), *flags,
     ])
-    run = overlay_train.prepare(model_args, data, training, upstream.Engine("upstream", None, "", bare))
+    run = sft.prepare(model_args, data, training, engines.Engine("upstream", None, "", bare))
     caught = []
 
     def stop(trainer):
@@ -182,7 +184,7 @@ def run_overlaid(bare, tree, model, folder, *flags):
 
     run.fit = stop
     with pytest.raises(Stop):
-        upstream.drive(bare, run)
+        engines.drive(bare, run)
     return caught[0]
 
 
@@ -332,7 +334,7 @@ def test_9_the_path_chooses_the_model_class(bare, tree, tiny_model_dir, tmp_path
 
         return SimpleNamespace(from_pretrained=from_pretrained)
 
-    for target in upstream.TARGETS:
+    for target in engines.TARGETS:
         if target.name.endswith("ForConditionalGeneration"):
             monkeypatch.setattr(bare, target.name, chosen(target.name))
     monkeypatch.setattr(sys, "argv", ["x", "--model_name_or_path", str(folder), "--output_dir", str(tmp_path / "a"),

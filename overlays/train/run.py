@@ -1,0 +1,159 @@
+"""What all stages share: the Run object, what a resumed run must have in common, the run folder, the two engines."""
+
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+from overlays import registry, runs
+from overlays.files import sha256
+from overlays.model import parts
+from overlays.train.trainer import FiniteLoss, Trainer, check_finite, count_steps, draw_losses, print_once
+from overlays.upstream import engine as engines
+
+
+@dataclass
+class Run:
+    """A training run up to its model: flags, data, processor, where to resume. Both engines work with one of these.
+
+    The order of calls is load_model, set_parts, build_trainer, fit, finish; `native` makes them here, upstream's
+    train() makes them in its own. A stage defines load_model, set_parts, part_rows, make_trainer and data_summary.
+    """
+
+    model_args: Any
+    data: Any
+    training: Any
+    engine: engines.Engine
+    identity: dict
+    resume: Path | None
+    processor: transformers.ProcessorMixin
+    train_set: torch.utils.data.Dataset
+    eval_set: torch.utils.data.Dataset | None
+    collator: Callable | None
+
+    @property
+    def output(self) -> Path:
+        """The run folder."""
+        return Path(self.training.output_dir)
+
+    def has_ended(self) -> bool:
+        """Whether all steps are taken and saved already; says so."""
+        steps = count_steps(self.training, len(self.train_set))
+        ended = runs.has_taken(self.output, self.resume, steps)
+        if ended:
+            print_once(f"{self.output} has taken its {steps} steps: nothing is left to do")
+        return ended
+
+    def load_model(self) -> torch.nn.Module:
+        """The model that training starts from; which parameters are trained is not decided yet."""
+        raise NotImplementedError
+
+    def set_parts(self, model: torch.nn.Module) -> None:
+        """Let the parameters that are trained take gradients, in their precision."""
+        raise NotImplementedError
+
+    def part_rows(self, model: torch.nn.Module) -> list[parts.PartRow]:
+        """The table of parts that is printed and kept in run.json."""
+        raise NotImplementedError
+
+    def make_trainer(self, model: torch.nn.Module, callbacks: list) -> Trainer:
+        """The stage's Trainer."""
+        raise NotImplementedError
+
+    def data_summary(self) -> dict:
+        """What run.json says about the data."""
+        raise NotImplementedError
+
+    def media_roots(self) -> list[Path]:
+        """Folders of the training media, of which the first with a metadata.json gives the run's copy."""
+        return []
+
+    def data_module(self) -> dict:
+        """Data sets and collator, as arguments of the Trainer."""
+        return {"train_dataset": self.train_set, "eval_dataset": self.eval_set, "data_collator": self.collator}
+
+    def build_trainer(self, model: torch.nn.Module) -> Trainer:
+        """The run folder made ready, the parts table printed, and a Trainer."""
+        rows = self.part_rows(model)
+        print_once(parts.format_table(rows))
+        validation = f", {len(self.eval_set)} validation samples" if self.eval_set else ""
+        print_once(f"{len(self.train_set)} training samples{validation}")
+        if self.training.process_index == 0:
+            self._open_folder(rows)
+        print_once(f"resuming from {self.resume}" if self.resume else f"training from the start into {self.output}")
+        return self.make_trainer(model, [FiniteLoss()])
+
+    def _open_folder(self, rows: list[parts.PartRow]) -> None:
+        self.output.mkdir(parents=True, exist_ok=True)
+        removed = runs.clean(self.output, all_checkpoints=self.training.resume == "never")
+        if removed:
+            why = "--resume never" if self.training.resume == "never" else "incomplete"
+            print_once(f"removed {', '.join(removed)} ({why})")
+        runs.copy_metadata(self.output, self.media_roots())
+        runs.write_run(self.output, {
+            "base_model": self.model_args.model_name_or_path,
+            "engine": {"name": self.engine.name, "commit": self.engine.commit},
+            "arguments": {**vars(self.model_args), **vars(self.data), **json.loads(self.training.to_json_string())},
+            "versions": runs.versions(),
+            "commit": runs.commit(),
+            "identity": self.identity,
+            "parts": parts.rows_as_dicts(rows),
+            "data": self.data_summary(),
+        })
+
+    def fit(self, trainer: Trainer) -> None:
+        """Train, from the checkpoint found when the run was prepared."""
+        check_finite(Trainer.train(trainer, resume_from_checkpoint=str(self.resume) if self.resume else None))
+
+    def finish(self, trainer: Trainer) -> None:
+        """State, model and processor into the run folder, and the picture of the losses."""
+        trainer.save_state()
+        self.save_model(trainer)
+        if self.training.process_index == 0:
+            draw_losses(trainer.state.log_history, self.output / "training_loss.png", trainer.loss_name)
+        print_once(f"saved {self.output}")
+
+    def save_model(self, trainer: Trainer) -> None:
+        """The trained model into the run folder itself."""
+        trainer.save_final()
+
+
+def data_rows(names: str) -> list[dict]:
+    """Name, rate and checksum of each data set of a comma-separated list."""
+    return [
+        {"name": source.name, "rate": source.rate, "sha256": sha256(source.annotation)}
+        for source in registry.resolve(names)
+    ] if names else []
+
+
+def choose_engine(wanted: str, flags: dict[str, type]) -> engines.Engine:
+    """The engine for --engine, see `overlays.upstream.engine.choose`; says which, and why not another."""
+    engine = engines.choose(wanted, flags)
+    if engine.warning and (not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0):
+        print(engine.warning, file=sys.stderr)
+    print_once(engine.line)
+    return engine
+
+
+def native(run: Run) -> None:
+    """The run without upstream's code: what its train() would call, in the same order."""
+    if run.has_ended():
+        return
+    model = run.load_model()
+    run.set_parts(model)
+    trainer = run.build_trainer(model)
+    run.fit(trainer)
+    run.finish(trainer)
+
+
+def drive(run: Run) -> None:
+    """The run by its engine."""
+    if run.engine.module is None:
+        native(run)
+    elif not run.has_ended():
+        engines.drive(run.engine.module, run)

@@ -1,0 +1,1 @@
+"""Upstream's code beside the overlay: its tree (`tree`), and its train() as one of two engines (`engine`)."""
