@@ -159,7 +159,7 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(tiny_model_dir, records
     process.communicate()
     assert runs.checkpoints(output)
     (output / "checkpoint-5").mkdir()  # what a kill in the middle of saving leaves
-    done = train(tiny_model_dir("qwen3_vl"), records, output, *LORA, python=TRAIN)
+    done = train(tiny_model_dir("qwen3_vl"), records, output, *LORA)
     assert "resuming from" in done.stdout and "removed checkpoint-5" in done.stdout
     assert losses(output) == losses(lora_run)
     expected, found = (load_file(run / "adapter_model.safetensors") for run in (lora_run, output))

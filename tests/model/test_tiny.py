@@ -77,12 +77,17 @@ def test_it_is_current_until_the_code_or_the_corpus_changes(tiny_model_dir, monk
     assert not tiny.is_current("qwen3_vl", folder)
 
 
-def test_its_words_are_those_counted_and_each_is_one_token(loaded):
+@pytest.fixture(scope="module")
+def domain_words():
+    """What the domains say, counted by word."""
+    return tiny.count_words(tiny.domain_strings())
+
+
+def test_its_words_are_those_counted_and_each_is_one_token(loaded, domain_words):
     assert tiny.count_words(["No, no 12", " no"]) == {" no": 2, " ": 1, ",": 1, "1": 1, "2": 1, "No": 1}
     tokenizer, words = loaded[0].tokenizer, set(tiny.corpus())
     assert all(len(tokenizer(word)["input_ids"]) == 1 for word in words)
-    texts = tiny.domain_strings()  # most of what the domains say today is among them
-    known = [word in words for word in tiny.count_words(texts)]
+    known = [word in words for word in domain_words]  # most of what the domains say today is among them
     assert sum(known) > 0.8 * len(known), "run scripts/make_tiny_model.py --count-words, then measure the samples anew"
 
 
