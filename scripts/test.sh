@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Set-up and all tests; words after it go to pytest.
+# Set-up and all tests, in two processes of one thread each; words after it go to pytest (-n 0: in one process).
 #   --floor   the model and data tests with the oldest versions that requirements.txt allows, in .venv-floor
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -10,5 +10,6 @@ if [[ "${1:-}" = --floor ]]; then
 fi
 python="$("${setup[@]}")" || exit 2
 unset PYTHONDONTWRITEBYTECODE  # with it every start would compile all packages anew: 15 seconds
-export OMP_NUM_THREADS="${OMP_NUM_THREADS:-2}"
-exec "$python" -m pytest -q "${tests[@]}" "$@"
+export OMP_NUM_THREADS=1
+# Files in the order of tests/conftest.py, the longest first.
+exec "$python" -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder "${tests[@]}" "$@"

@@ -1,22 +1,33 @@
-"""What tests share: tiny models, built once a session."""
+"""What tests share: tiny models, built once for all processes of pytest-xdist, and the order of the files."""
 
 import os
 
 import pytest
 
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
+WORKER = "PYTEST_XDIST_WORKER" in os.environ
+if WORKER:  # one core each
+    import torch
+
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
 def tiny_model_dir(tmp_path_factory):
     """Function: family -> folder of its tiny model."""
+    from filelock import FileLock
+
     from overlays.model import tiny
 
-    folder, built = tmp_path_factory.mktemp("tiny"), {}
+    folder, built = tmp_path_factory.getbasetemp(), {}
+    folder = (folder.parent if WORKER else folder) / "tiny"
+    folder.mkdir(exist_ok=True)
 
     def get(family: str):
         if family not in built:
-            built[family] = tiny.build(family, folder / family)
+            with FileLock(folder / f"{family}.lock"):
+                current = tiny.is_current(family, folder / family)  # another process has built it
+                built[family] = folder / family if current else tiny.build(family, folder / family)
         return built[family]
 
     return get
@@ -27,6 +38,8 @@ def pytest_addoption(parser):
 
 
 def pytest_collection_modifyitems(config, items):
+    # Whole runs, the longest tests, lie in tests/ itself: they start first, so that no process ends long after others.
+    items.sort(key=lambda item: item.path.parent != config.rootpath / "tests")
     if not config.getoption("--slow"):
         for item in items:
             if "slow" in item.keywords:

@@ -52,7 +52,7 @@ def annotation(tmp_path_factory):
     noise = np.random.default_rng(0)
     for name, (height, width) in (("a.png", (64, 160)), ("b.png", (96, 64))):
         Image.fromarray(noise.integers(0, 255, (height, width, 3), dtype=np.uint8)).save(folder / name)
-    for name, frames in (("a.mp4", 4), ("b.mp4", 7)):
+    for name, frames in (("a.mp4", 2), ("b.mp4", 5)):
         with av.open(str(folder / name), "w") as out:
             stream = out.add_stream("mpeg4", rate=4)
             stream.width, stream.height = 96, 64
@@ -70,8 +70,9 @@ def words(family_folder, annotation, output, *more):
     return [
         "--model_name_or_path", str(family_folder), "--dataset_use", str(annotation), "--output_dir", str(output),
         "--tune_mm_llm", "True", "--tune_mm_mlp", "True", "--tune_mm_vision", "True", "--report_to", "none",
-        "--video_min_pixels", "4096", "--video_max_pixels", "9216", "--video_fps", "4", "--min_pixels", "4096",
-        "--max_pixels", "16384", "--learning_rate", "1e-3", "--lr_scheduler_type", "constant", *more,
+        "--video_min_pixels", "4096", "--video_max_pixels", "9216", "--video_fps", "4", "--video_min_frames", "2",
+        "--min_pixels", "4096", "--max_pixels", "16384", "--learning_rate", "1e-3", "--lr_scheduler_type", "constant",
+        *more,
     ]
 
 
@@ -91,9 +92,12 @@ class Case:
                                                         more[more.index("--gradient_checkpointing") + 1] == "True")
         self.model.train()
 
+    @staticmethod
+    def numbers(kind):
+        return (9, 0, 4, 7) if kind == "mixed" else [i for i, row in enumerate(ROWS) if row["id"].startswith(kind)]
+
     def samples(self, kind):
-        numbers = [i for i, row in enumerate(ROWS) if kind == "mixed" or row["id"].startswith(kind)]
-        return [self.run.train_set[i] for i in (numbers if kind != "mixed" else (9, 0, 4, 7))]
+        return [self.run.train_set[i] for i in self.numbers(kind)]
 
     def step(self, kind, batches=1):
         """(loss, gradients) of one optimisation step on the samples of a kind."""
@@ -118,40 +122,58 @@ def worst(found, expected):
     return max(float(difference.abs().max()) for difference in differences) / largest
 
 
-def alone(folder, samples):
-    """(loss, gradients) of the plain model on one sample at a time, each without padding or chosen positions."""
+def alone(folder, kinds):
+    """{kind: (loss, gradients)} of the plain model on one sample at a time, without padding or chosen positions.
+
+    Args:
+        kinds: {kind: its samples}; a sample of two kinds is computed once.
+    """
     import transformers
 
     config = load.load_config(folder)
     model = getattr(transformers, parts.family_of(config).model_class).from_pretrained(
         folder, dtype=torch.float32, attn_implementation="eager").train()
-    total = sum(int((sample["labels"][1:] != -100).sum()) for sample in samples)
-    loss = 0.0
-    for sample in samples:
+    totals = {kind: sum(int((sample["labels"][1:] != -100).sum()) for sample in rows) for kind, rows in kinds.items()}
+    losses, sums = dict.fromkeys(kinds, 0.0), {kind: {} for kind in kinds}
+    for sample in {id(sample): sample for rows in kinds.values() for sample in rows}.values():
         media = {key: sample[key] for key in ("pixel_values", "image_grid_thw", "pixel_values_videos",
                                               "video_grid_thw") if key in sample}
         extra = {} if "second_per_grid_ts" not in sample else {"position_ids": sample["position_ids"][:, None]}
         ids, labels = sample["input_ids"][None], sample["labels"][1:]
         logits = model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False,
                        mm_token_type_ids=sample["mm_token_type_ids"][None], **media, **extra).logits[0, :-1]
-        part = F.cross_entropy(logits, labels, ignore_index=-100, reduction="sum") / total
-        part.backward()
-        loss += part.item()
-    return loss, gradients(model)
+        model.zero_grad(set_to_none=True)
+        loss = F.cross_entropy(logits, labels, ignore_index=-100, reduction="sum")
+        loss.backward()
+        for kind in (kind for kind, rows in kinds.items() if any(sample is row for row in rows)):
+            losses[kind] += loss.item() / totals[kind]
+            for name, grad in gradients(model).items():
+                sums[kind][name] = sums[kind].get(name, 0) + grad / totals[kind]
+    return {kind: (losses[kind], sums[kind]) for kind in kinds}
 
 
 @pytest.fixture(scope="module")
-def reference(tiny_model_dir, annotation, tmp_path_factory):
-    """Function: family, kind -> what `alone` gives."""
+def reference(tiny_model_dir, annotation):
+    """Function: family, one of its cases -> {kind: (loss, gradients)} as `alone` gives them, computed once."""
     known = {}
 
-    def get(family, kind):
-        if (family, kind) not in known:
-            case = Case(tiny_model_dir(family), annotation, tmp_path_factory.mktemp("reference") / "run")
-            known.update({(family, each): alone(tiny_model_dir(family), case.samples(each)) for each in KINDS})
-        return known[family, kind]
+    def get(family, case):
+        if family not in known:
+            samples = [case.run.train_set[i] for i in range(len(ROWS))]
+            known[family] = alone(tiny_model_dir(family), {
+                kind: [samples[i] for i in case.numbers(kind)] for kind in KINDS})
+        return known[family]
 
     return get
+
+
+@pytest.fixture
+def accumulated(request):
+    """Function: kind -> whether its step is also taken in several batches: text and mixed, with --slow all of them.
+
+    Mixed holds each of the others; batches of text alone are those that do not run the vision tower.
+    """
+    return lambda kind: kind in ("text", "mixed") or request.config.getoption("--slow")
 
 
 def matrix():
@@ -165,9 +187,9 @@ def matrix():
             yield pytest.param(family, flatten, checkpointing, attention, id=name, marks=marks)
 
 
-@pytest.mark.parametrize("family, flatten, checkpointing, attention", matrix())
+@pytest.mark.parametrize("family, flatten, checkpointing, attention", list(matrix()))
 def test_every_way_of_computing_a_step_gives_the_same_loss_and_gradients(
-        tiny_model_dir, annotation, reference, tmp_path, family, flatten, checkpointing, attention):
+        tiny_model_dir, annotation, reference, accumulated, tmp_path, family, flatten, checkpointing, attention):
     flags = ("--data_flatten", str(flatten), "--gradient_checkpointing", str(checkpointing),
              "--attn_implementation", attention)
     if flatten and family not in PACKING:
@@ -175,20 +197,19 @@ def test_every_way_of_computing_a_step_gives_the_same_loss_and_gradients(
             Case(tiny_model_dir(family), annotation, tmp_path / "run", *flags)
         return
     case = Case(tiny_model_dir(family), annotation, tmp_path / "run", *flags)
-    for kind in KINDS:
-        loss, expected = reference(family, kind)
-        for batches in (1, 2):
+    for kind, (loss, expected) in reference(family, case).items():
+        for batches in (1, 2) if accumulated(kind) else (1,):
             found, grads = case.step(kind, batches)
             assert abs(found - loss) < 1e-5 * max(1, abs(loss)), (kind, batches)
             assert worst(grads, expected) < 1e-4, (kind, batches)
 
 
-@pytest.mark.parametrize("mode", ["training", "checkpointed training", "evaluation"])
+@pytest.mark.parametrize("checkpointing", [False, True], ids=["kept", "checkpointed"])
 @pytest.mark.parametrize("family", PACKING)
-def test_a_sample_of_a_flattened_row_does_not_see_the_others(tiny_model_dir, annotation, tmp_path, family, mode):
+def test_a_sample_of_a_flattened_row_does_not_see_the_others(tiny_model_dir, annotation, tmp_path, family,
+                                                             checkpointing):
     case = Case(tiny_model_dir(family), annotation, tmp_path / "run", "--data_flatten", "True",
-                "--gradient_checkpointing", str(mode == "checkpointed training"))
-    case.model.train(mode != "evaluation")
+                "--gradient_checkpointing", str(checkpointing))
     samples = case.samples("text")
     hidden = []
     case.model.model.language_model.register_forward_hook(lambda _, __, output: hidden.append(output[0][0]))
@@ -199,10 +220,12 @@ def test_a_sample_of_a_flattened_row_does_not_see_the_others(tiny_model_dir, ann
         case.trainer.compute_loss(case.model, case.run.collator(rows))
         return hidden[0][-len(samples[2]["input_ids"]):]
 
-    together, single = states(samples), states(samples[2:])
     other = dict(samples[0], input_ids=samples[0]["input_ids"].roll(1))
-    assert (together - single).abs().max() < 1e-6 * single.abs().max()
-    assert torch.equal(states([other, *samples[1:]]), together)
+    for training in (True, False):
+        case.model.train(training)
+        together, single = states(samples), states(samples[2:])
+        assert (together - single).abs().max() < 1e-6 * single.abs().max()
+        assert torch.equal(states([other, *samples[1:]]), together)
 
 
 @pytest.mark.parametrize("family", PACKING)
@@ -243,7 +266,7 @@ def flash_attention(query, key, value, attention_mask, query_length, is_causal, 
 @pytest.mark.parametrize("flatten", [False, True], ids=["padded", "flattened"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_flash_attention_is_told_the_borders_of_the_samples(
-        tiny_model_dir, annotation, reference, tmp_path, monkeypatch, family, flatten):
+        tiny_model_dir, annotation, reference, accumulated, tmp_path, monkeypatch, family, flatten):
     import transformers.integrations.flash_attention as integration
 
     if flatten and family not in PACKING:
@@ -257,9 +280,8 @@ def test_flash_attention_is_told_the_borders_of_the_samples(
     config = case.model.config
     for part in (config, config.text_config, config.vision_config):
         part._attn_implementation = "flash_attention_2"  # past the check for the package, which CPUs cannot have
-    for kind in KINDS:
-        loss, expected = reference(family, kind)
-        for batches in (1, len(case.samples(kind))):
+    for kind, (loss, expected) in reference(family, case).items():
+        for batches in (1, len(case.numbers(kind))) if accumulated(kind) else (1,):
             found, grads = case.step(kind, batches)
             assert abs(found - loss) < 1e-5 * max(1, abs(loss)), (kind, batches)
             assert worst(grads, expected) < 1e-4, (kind, batches)

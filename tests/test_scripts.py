@@ -1,5 +1,6 @@
 """Launchers: their recipes, overrides from the environment, flags that go through."""
 
+import json
 import os
 import shlex
 import subprocess
@@ -153,12 +154,24 @@ def test_shell_scripts_parse(script):
     subprocess.run(["bash", "-n", f"scripts/{script}"], cwd=ROOT, check=True)
 
 
-@pytest.mark.parametrize("script", sorted(
-    path.name for path in (ROOT / "scripts").glob("*.py") if path.name != "_bootstrap.py"
-))
-def test_every_script_explains_itself(script):
-    done = subprocess.run([sys.executable, f"scripts/{script}", "--help"], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0 and "usage" in done.stdout
+ENTRY_POINTS = [
+    *sorted(path.name for path in (ROOT / "scripts").glob("*.py") if path.name != "_bootstrap.py"),
+    "overlays.predict", "overlays.pretrain_mae", "overlays.train", "overlays.train_dpo", "overlays.upstream",
+]
+
+
+@pytest.fixture(scope="module")
+def help_texts():
+    """{entry point: (exit status, output)} for --help."""
+    done = subprocess.run([sys.executable, "tests/help_texts.py", *ENTRY_POINTS], cwd=ROOT, capture_output=True,
+                          text=True, check=True)
+    return json.loads(done.stdout)
+
+
+@pytest.mark.parametrize("name", ENTRY_POINTS)
+def test_every_entry_point_explains_itself(help_texts, name):
+    status, output = help_texts[name]
+    assert status == 0 and output.startswith("usage: "), output
 
 
 def test_the_global_gui_stage_freezes_vision_and_merger_of_a_real_model():

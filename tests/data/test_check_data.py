@@ -1,22 +1,18 @@
 """scripts/check_data.py: every bad row printed, counts, and an exit status a script can use."""
 
 import json
-import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from overlays.errors import UserError
-
-ROOT = Path(__file__).resolve().parents[2]
+from tests.commands import run_script
 
 
 def check(*arguments):
-    command = [sys.executable, str(ROOT / "scripts" / "check_data.py"), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True)
+    return run_script("check_data.py", *arguments)
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ from overlays.errors import UserError
 from overlays.files import sha256
 from overlays.model import tiny
 from overlays.model.parts import FAMILIES as FAMILY_ROWS
+from tests.commands import run_script
 
 ROOT = Path(__file__).resolve().parents[2]
 FAMILIES = sorted(tiny.SIZES)
@@ -48,15 +49,13 @@ def test_at_most_30_mb(tiny_model_dir, family):
 
 
 def test_the_script_writes_the_same_bytes_every_time_and_only_when_needed(tiny_model_dir, tmp_path):
-    words = [sys.executable, "scripts/make_tiny_model.py", "--output", str(tmp_path / "again"), "--family", "qwen3_vl"]
+    words = ["make_tiny_model.py", "--output", str(tmp_path / "again"), "--family", "qwen3_vl"]
     environment = os.environ | {"PYTHONHASHSEED": "12345", "RAYON_NUM_THREADS": "1"}
-    first, second = (
-        subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True, check=True).stdout
-        for _ in range(2)
-    )
-    assert " MB in " in first and "up to date" in second
+    first = subprocess.run([sys.executable, *words], cwd=ROOT / "scripts", env=environment, capture_output=True,
+                           text=True, check=True)
+    assert " MB in " in first.stdout and "up to date" in run_script(*words).stdout
     assert digests(tmp_path / "again") == digests(tiny_model_dir("qwen3_vl"))
-    failed = subprocess.run([*words[:-1], "nothing"], cwd=ROOT, capture_output=True, text=True)
+    failed = run_script(*words[:-1], "nothing")
     assert failed.returncode == 2 and "Traceback" not in failed.stderr
     assert failed.stderr.startswith("error: there is no tiny model for family 'nothing'")
 
@@ -78,12 +77,17 @@ def test_it_is_current_until_the_code_or_the_corpus_changes(tiny_model_dir, monk
     assert not tiny.is_current("qwen3_vl", folder)
 
 
-def test_its_words_are_those_counted_and_each_is_one_token(loaded):
+@pytest.fixture(scope="module")
+def domain_words():
+    """What the domains say, counted by word."""
+    return tiny.count_words(tiny.domain_strings())
+
+
+def test_its_words_are_those_counted_and_each_is_one_token(loaded, domain_words):
     assert tiny.count_words(["No, no 12", " no"]) == {" no": 2, " ": 1, ",": 1, "1": 1, "2": 1, "No": 1}
     tokenizer, words = loaded[0].tokenizer, set(tiny.corpus())
     assert all(len(tokenizer(word)["input_ids"]) == 1 for word in words)
-    texts = tiny.domain_strings()  # most of what the domains say today is among them
-    known = [word in words for word in tiny.count_words(texts)]
+    known = [word in words for word in domain_words]  # most of what the domains say today is among them
     assert sum(known) > 0.8 * len(known), "run scripts/make_tiny_model.py --count-words, then measure the samples anew"
 
 

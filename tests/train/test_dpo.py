@@ -26,6 +26,7 @@ from overlays.model import load, parts
 from overlays.registry import resolve
 from overlays.train import arguments, dpo
 from overlays.train.trainer import Trainer
+from tests.commands import run_script
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -69,13 +70,12 @@ def test_drawing_answers_goes_on_where_it_was_interrupted(adapter, pairs, tmp_pa
         row["conversations"].append({"from": "gpt", "value": "1"})
     data = pairs.with_name("rows.jsonl")
     write_jsonl(data, rows)
-    words = [sys.executable, "scripts/make_preferences.py", "--checkpoint", str(adapter), "--dataset_use", str(data),
-             "--output", str(tmp_path / "out.jsonl"), "--target", "level", "--samples", "2", "--batch_size", "3",
-             "--max_new_tokens", "4", "--min_gap", "1e9"]
+    words = ["--checkpoint", adapter, "--dataset_use", data, "--output", tmp_path / "out.jsonl", "--target", "level",
+             "--samples", "2", "--batch_size", "3", "--max_new_tokens", "4", "--min_gap", "1e9"]
     partial = tmp_path / "out.jsonl.partial"
     kept = []
     for _ in range(2):
-        done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
+        done = run_script("make_preferences.py", *words)
         assert done.returncode == 2 and "no question gave a pair" in done.stderr, done.stderr
         kept.append(partial.read_bytes())
         partial.write_bytes(kept[0][:-9])  # the last batch cut short

@@ -23,10 +23,12 @@ from overlays.model import load
 from overlays.model.parts import FAMILIES
 from overlays.train import arguments, sft
 from overlays.upstream import engine
+from tests.commands import run_module, run_script
 
 ROOT = Path(__file__).resolve().parents[2]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "",
                "HF_DATASETS_CACHE": ""}
+TRAIN = (sys.executable, "-m", "overlays.train")
 COLOURS = {"red": (220, 30, 30), "green": (30, 200, 30), "blue": (40, 40, 230)}
 
 
@@ -48,9 +50,8 @@ def records(tmp_path_factory):
     return folder / "train.jsonl"
 
 
-def command(model, data, output, *flags, module="overlays.train"):
+def flags_of(model, data, output, *flags):
     return [
-        *([sys.executable, "-m", module] if isinstance(module, str) else module),
         "--model_name_or_path", str(model), "--dataset_use", str(data), "--output_dir", str(output),
         "--report_to", "none", "--logging_steps", "1", "--per_device_train_batch_size", "2", "--max_steps", "6",
         "--min_pixels", "1024", "--max_pixels", "4096", "--learning_rate", "1e-3", "--dataloader_num_workers", "0",
@@ -58,15 +59,18 @@ def command(model, data, output, *flags, module="overlays.train"):
     ]
 
 
-def train(*words, fails=False, **options):
-    done = subprocess.run(command(*words, **options), env=ENVIRONMENT, cwd=ROOT, capture_output=True, text=True)
+def train(*words, fails=False, python=()):
+    """The command that a user types, in this process or, where `python` is given, in one that it starts."""
+    flags = flags_of(*words)
+    done = run_module("overlays.train", *flags) if not python else subprocess.run(
+        [*python, *flags], env=ENVIRONMENT, cwd=ROOT, capture_output=True, text=True)
     assert (done.returncode == 2) if fails else (done.returncode == 0), done.stderr[-3000:]
     return done
 
 
-def here(*words, steps=True, **options):
+def here(*words, steps=True):
     """A run in this process; its trainer, without a step where `steps` is False."""
-    training = arguments.parse(command(*words, **options)[3:])
+    training = arguments.parse(flags_of(*words))
     transformers.set_seed(training[2].seed)
     run = sft.prepare(*training, engine.choose("native", {}))
     model = run.load_model()
@@ -135,10 +139,7 @@ def logits(model, processor):
 def test_the_merged_model_answers_as_the_adapter_in_plain_transformers(lora_run, tmp_path):
     from transformers import AutoModelForImageTextToText
 
-    done = subprocess.run(
-        [sys.executable, "scripts/merge_lora.py", "--checkpoint", str(lora_run), "--output", str(tmp_path / "merged"),
-         "--dtype", "float32"], env=ENVIRONMENT, cwd=ROOT, capture_output=True, text=True,
-    )
+    done = run_script("merge_lora.py", "--checkpoint", lora_run, "--output", tmp_path / "merged", "--dtype", "float32")
     assert done.returncode == 0, done.stderr
     processor = load.load_processor(tmp_path / "merged")
     merged = AutoModelForImageTextToText.from_pretrained(tmp_path / "merged", dtype=torch.float32)
@@ -148,8 +149,9 @@ def test_the_merged_model_answers_as_the_adapter_in_plain_transformers(lora_run,
 
 def test_a_killed_run_goes_on_as_if_nothing_had_happened(tiny_model_dir, records, lora_run, tmp_path):
     output = tmp_path / "run"
-    words = command(tiny_model_dir("qwen3_vl"), records, output, *LORA)
-    process = subprocess.Popen(words, env=ENVIRONMENT, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    words = flags_of(tiny_model_dir("qwen3_vl"), records, output, *LORA)
+    process = subprocess.Popen([*TRAIN, *words], env=ENVIRONMENT, cwd=ROOT, stdout=subprocess.PIPE,
+                               stderr=subprocess.STDOUT)
     until = time.time() + 120
     while not runs.checkpoints(output) and process.poll() is None and time.time() < until:
         time.sleep(0.01)
@@ -240,10 +242,10 @@ def test_trainable_weights_are_fp32_under_bf16_autocast(tiny_model_dir, records,
 def test_two_cpu_processes_under_zero3_give_the_losses_of_one(tiny_model_dir, records, tmp_path):
     flags = (*LORA, "--lora_dropout", "0.0", "--max_steps", "3")
     train(tiny_model_dir("qwen3_vl"), records, tmp_path / "one", *flags, "--per_device_train_batch_size", "4")
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29613",
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2",
                 "-m", "overlays.train"]
     train(tiny_model_dir("qwen3_vl"), records, tmp_path / "two", *flags, "--deepspeed", "scripts/zero3.json",
-          module=torchrun)
+          python=torchrun)
     one, two = losses(tmp_path / "one"), losses(tmp_path / "two")
     assert one.keys() == two.keys() and all(abs(one[step] - two[step]) < 1e-3 for step in one)
     load.load_model(tmp_path / "two")

@@ -18,6 +18,7 @@ from overlays.files import write_jsonl
 from overlays.train import arguments
 from overlays.upstream import engine
 from overlays.upstream import tree as upstream
+from tests.commands import run_module
 
 ROOT = Path(__file__).resolve().parents[2]
 STAND_IN = Path(__file__).parents[1] / "upstream_stand_in"
@@ -288,14 +289,11 @@ def test_the_table_lists_every_target_and_what_does_not_fit(tree):
 
 
 def test_check_from_the_command_line(tree):
-    def check():
-        return subprocess.run([sys.executable, "-m", "overlays.upstream", "--check"], cwd=ROOT, capture_output=True,
-                              text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
-
-    done = check()
+    done = run_module("overlays.upstream", "--check")
     assert done.returncode == 0 and "safe_save_model_for_hf_trainer" in done.stdout
     edit(tree / ENTRY, "def set_model(", "def set_parts(")
-    done = check()
+    done = subprocess.run([sys.executable, "-m", "overlays.upstream", "--check"], cwd=ROOT, capture_output=True,
+                          text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert done.returncode == 1 and "set_model" in done.stdout and "NO: is gone" in done.stdout
 
 
@@ -339,14 +337,14 @@ def test_the_stand_in_trains_what_the_native_engine_trains(tree, pictures, tiny_
     edit(tree / upstream.PACKAGE / "qwenvl" / "data" / "__init__.py", "rows.json", "rows.jsonl")
 
     def train(engine, output, *flags):
-        done = subprocess.run([
-            sys.executable, "-m", "overlays.train", "--engine", engine, "--model_name_or_path",
-            str(tiny_model_dir("qwen3_vl")), "--dataset_use", "pictures", "--output_dir", str(output), "--report_to",
-            "none", "--logging_steps", "1", "--per_device_train_batch_size", "2", "--max_steps", "3", "--save_steps",
-            "2", "--learning_rate", "1e-3", "--dataloader_num_workers", "0", "--lora_enable", "True", "--lora_r", "4",
-            "--lora_dropout", "0.1", "--tune_mm_mlp", "True", *flags,
-        ], cwd=ROOT, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
-        assert done.returncode == 0, done.stderr[-3000:]
+        done = run_module(
+            "overlays.train", "--engine", engine, "--model_name_or_path", tiny_model_dir("qwen3_vl"), "--dataset_use",
+            "pictures", "--output_dir", output, "--report_to", "none", "--logging_steps", "1",
+            "--per_device_train_batch_size", "2", "--max_steps", "3", "--save_steps", "2", "--learning_rate", "1e-3",
+            "--dataloader_num_workers", "0", "--lora_enable", "True", "--lora_r", "4", "--lora_dropout", "0.1",
+            "--tune_mm_mlp", "True", *flags,
+        )
+        assert done.returncode == 0, done.stderr
         return done.stdout
 
     assert "engine: upstream at " in train("upstream", tmp_path / "a")
