@@ -22,6 +22,7 @@ from overlays.data.dataset import sample_rows
 from overlays.errors import UserError, run
 from overlays.files import to_json, write_jsonl
 from overlays.model import additions
+from overlays.paths import OUTPUTS
 
 _PLACEHOLDER = re.compile("|".join(map(re.escape, records.PLACEHOLDERS.values())))
 
@@ -295,7 +296,7 @@ def main(words: Sequence[str] | None = None) -> None:
     chosen, media_root = load_records(flags.dataset_use, flags.limit)
     checkpoint = flags.checkpoint
     if checkpoint is None or Path(checkpoint).is_dir():
-        checkpoint = find_checkpoint(checkpoint, registry.ROOT / "outputs")
+        checkpoint = find_checkpoint(checkpoint, OUTPUTS)
     print(f"checkpoint {checkpoint}, {len(chosen)} records of {flags.dataset_use}")
     model, processor = load_for_inference(checkpoint, flags.base_model, flags.attn_implementation, flags.thinking)
     predict(model, processor, chosen, media_root, flags.batch_size, flags.max_new_tokens, flags.output,

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from overlays import upstream
 from overlays.errors import UserError
+from overlays.paths import ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
 USER_FILE = Path("data") / "datasets.json"
 SPLITS = ("train", "val", "test")
 ANNOTATION_SUFFIXES = (".json", ".jsonl", ".parquet")

@@ -21,7 +21,7 @@ from types import FunctionType, ModuleType, SimpleNamespace
 from overlays import runs
 from overlays.errors import UserError, run
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = runs.ROOT
 SUBMODULE = "Qwen3-VL"
 VARIABLE = "QWEN3VL_UPSTREAM"
 HOW = f"run ./scripts/setup.sh --upstream, or set {VARIABLE} to a checkout of https://github.com/QwenLM/Qwen3-VL"

@@ -110,6 +110,7 @@ def main() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     flags = parse()
     from overlays import registry
+    from overlays.paths import OUTPUTS
     from overlays.predict import checkpoint_identity, load_records
     from overlays.runs import find_checkpoint
 
@@ -125,7 +126,7 @@ def main() -> None:
         raise UserError(f"--output {output}: there is no folder {output.parent}")
     if output.resolve().parent != media_root.resolve():
         print(f"note: media are looked for beside an annotation file; {output} does not lie in {media_root}")
-    checkpoint = find_checkpoint(flags.checkpoint, registry.ROOT / "outputs")
+    checkpoint = find_checkpoint(flags.checkpoint, OUTPUTS)
     settings = {key: getattr(flags, key) for key in
                 ("target", "samples", "temperature", "max_new_tokens", "batch_size", "seed")}
     words = json.dumps([checkpoint_identity(checkpoint, flags.base_model), settings, chosen], sort_keys=True)

@@ -21,10 +21,10 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from overlays.data import geotiff, records
-from overlays.data.cache import cache_folder
 from overlays.data.envi import good_bands, ignore_value, layout, mapped, open_envi
 from overlays.errors import UserError
 from overlays.files import write_json
+from overlays.paths import cache_folder
 
 if TYPE_CHECKING:
     import torch

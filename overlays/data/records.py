@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from urllib.parse import unquote
 
 from overlays.data import tables
-from overlays.data.cache import embedded_file
+from overlays.data.embedded import embedded_file
 from overlays.data.formats import PLACEHOLDER, PLACEHOLDERS, ROLES, TOOL, kind_of, to_record
 from overlays.errors import UserError
 from overlays.files import SURROGATE, atomic_path, is_file, to_json, write_jsonl

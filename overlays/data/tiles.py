@@ -20,6 +20,7 @@ from overlays.data.dataset import SampleError, sample_rows
 from overlays.data.media import MAX_ASPECT
 from overlays.errors import UserError
 from overlays.model.mae import draw_visible
+from overlays.paths import ROOT
 
 MATRICES = re.compile(r"(pca_)?projection(_.*)?\.npy")  # scripts write such matrices beside prepared arrays
 TOUCHED = 1e-3  # weight of pixels without data in a resized pixel from which on it counts as one of them
@@ -35,7 +36,7 @@ class Source(NamedTuple):
         return str(self.path) if self.window is None else f"{self.path}, window {list(self.window)}"
 
 
-def find(names: str, seed: int = 0, root: Path = registry.ROOT) -> list[Source]:
+def find(names: str, seed: int = 0, root: Path = ROOT) -> list[Source]:
     """Rasters of folders and of data sets (see `registry.resolve`), by comma; each once, in a fixed order.
 
     Raises:

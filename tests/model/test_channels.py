@@ -161,10 +161,10 @@ def test_an_adapter_of_a_widened_model_is_saved_and_restored(tiny_model_dir, ras
 
 
 def test_a_run_on_rasters_trains_and_stores_what_prediction_needs(tiny_model_dir, tmp_path, monkeypatch):
-    from overlays import arguments, train, upstream
-    from overlays.data import cache, chat, records
+    from overlays import arguments, paths, train, upstream
+    from overlays.data import chat, records
 
-    monkeypatch.setattr(cache, "CACHE", tmp_path / "cache")
+    monkeypatch.setattr(paths, "CACHE", tmp_path / "cache")
     values = np.random.default_rng(0).normal(100, 20, (4, N, 64, 64))
     for number, raster in enumerate(values):
         np.save(tmp_path / f"{number}.npy", raster.astype(np.float32))
