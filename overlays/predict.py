@@ -275,6 +275,35 @@ def predict(model, processor, records: Sequence[dict], media_root: str | Path, b
     return found
 
 
+@torch.inference_mode()
+def predict_values(model: torch.nn.Module, processor, records: Sequence[Mapping], media_root: str | Path,
+                   batch_size: int = 8) -> list[dict[str, float]]:
+    """What the head says of each record: target's name -> number in its own units, in the order of the records.
+
+    Args:
+        model: from `load.load_for_inference`, with a regression head.
+
+    Raises:
+        UserError: the model has no head, or a medium cannot be opened (named with the record's id).
+    """
+    from overlays.model import heads
+
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    if not hasattr(base, "regression"):
+        raise UserError("this model has no regression head: train with --head vision or --head text")
+    device, found = next(base.parameters()).device, []
+    order = list(range(len(records)))
+    batches = [order[start:start + batch_size] for start in range(0, len(records), batch_size)]
+    loader = prompt_loader(records, batches, processor, media_root, cuda=device.type == "cuda")
+    with tqdm(total=len(records), desc="measuring", unit="record", file=sys.stderr) as bar:
+        for rows, batch in zip(batches, loader, strict=True):
+            batch = {key: value.to(device) for key, value in batch.items() if torch.is_tensor(value)}
+            numbers = base.regression.restore(heads.values(base, count=len(rows), **batch)).tolist()
+            found += [dict(zip(base.regression.names, row, strict=True)) for row in numbers]
+            bar.update(len(rows))
+    return found
+
+
 def main(words: Sequence[str] | None = None) -> None:
     """Command line of the module."""
     parser = argparse.ArgumentParser(prog="python -m overlays.predict", description=__doc__.split("\n")[0])

@@ -19,6 +19,7 @@ from overlays.data import augment, chat, rasters
 from overlays.data.collate import FlattenedCollator, PaddedCollator
 from overlays.data.dataset import SupervisedDataset
 from overlays.data.media import MediaOptions, apply_resolution
+from overlays.data.targets import Metrics, fit_targets, scores, target_values
 from overlays.errors import UserError, run
 from overlays.files import sha256
 from overlays.model import additions, channels, heads, load, parts, spatial
@@ -71,7 +72,7 @@ def regression_settings(model_args, train_set) -> dict:
         if blind is not None:
             raise UserError(f"record {blind.get('id')} has neither image nor video, which --head vision reads")
     names = [name.strip() for name in model_args.targets.split(",") if name.strip()]
-    settings, without = heads.fit_targets(every, names)
+    settings, without = fit_targets(every, names)
     print_once(f"regression head on {model_args.head}: " + ", ".join(
         f"{name} (mean {mean:.4g}, standard deviation {std:.4g})"
         for name, mean, std in zip(*settings.values(), strict=True)
@@ -273,7 +274,7 @@ class Run:
         """The Trainer itself; another kind of run makes its own."""
         return Trainer(
             model=model, args=self.training, processing_class=self.processor, callbacks=callbacks, rates=self.rates,
-            compute_metrics=heads.Metrics(self.train_set.target_names) if self.train_set.target_names else None,
+            compute_metrics=Metrics(self.train_set.target_names) if self.train_set.target_names else None,
             **self.data_module(),
         )
 
@@ -340,8 +341,8 @@ def prepare(model_args, data, training, engine: upstream.Engine) -> Run:
     for samples in filter(None, (train_set, eval_set)):
         samples.target_names = names
     if names and training.metric_for_best_model is not None:
-        truth = torch.stack([heads.target_values(eval_set.record(i), names) for i in range(len(eval_set))]).numpy()
-        inherited.check_metric(training, {"loss", *heads.scores(np.zeros_like(truth), truth, names)})
+        truth = torch.stack([target_values(eval_set.record(i), names) for i in range(len(eval_set))]).numpy()
+        inherited.check_metric(training, {"loss", *scores(np.zeros_like(truth), truth, names)})
     runs.check_steps(resume, count_steps(training, len(train_set)))
     return Run(model_args, data, training, engine, config, rates, added, own, resume, processor, train_set, eval_set,
                collator)

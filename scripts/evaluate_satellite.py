@@ -68,9 +68,9 @@ def evaluate(flags: argparse.Namespace) -> dict:
 def predict_rows(flags: argparse.Namespace, checkpoint: Path, chosen: list[dict], media_root: Path, metadata: dict,
                  out: Path) -> tuple[list[dict], str]:
     """(rows of predictions.jsonl, how they were made)."""
-    from overlays.model import additions, heads
+    from overlays.model import additions
     from overlays.model.load import load_for_inference
-    from overlays.predict import checkpoint_identity, predict, prediction_row
+    from overlays.predict import checkpoint_identity, predict, predict_values, prediction_row
 
     model, processor = load_for_inference(checkpoint, flags.base_model)
     print(f"checkpoint {checkpoint} on {next(model.parameters()).device}")
@@ -82,7 +82,7 @@ def predict_rows(flags: argparse.Namespace, checkpoint: Path, chosen: list[dict]
     if name not in settings["names"]:
         raise UserError(f"the head of {checkpoint} says {', '.join(settings['names'])}, but the records ask for "
                         f"{name}: give --data, the data the model was trained on")
-    values = heads.predict_values(model, processor, chosen, media_root, flags.batch_size)
+    values = predict_values(model, processor, chosen, media_root, flags.batch_size)
     decimals = metadata["parameters"]["decimals"]
     rows = [prediction_row(record, questions.answer(value[name], decimals)) | {"value": value[name]}
             for record, value in zip(chosen, values, strict=True)]

@@ -19,7 +19,6 @@ from overlays.data.augment import draw
 from overlays.data.dataset import SampleError, sample_rows
 from overlays.data.media import MAX_ASPECT
 from overlays.errors import UserError
-from overlays.model.mae import draw_visible
 from overlays.paths import ROOT
 
 MATRICES = re.compile(r"(pca_)?projection(_.*)?\.npy")  # scripts write such matrices beside prepared arrays
@@ -209,6 +208,14 @@ def frames_of(array: np.ndarray, processor) -> tuple[torch.Tensor, torch.Tensor]
     return frames, grid
 
 
+def random_masking(patches: int, mask_ratio: float, rng: np.random.Generator) -> torch.Tensor:
+    """Which patches of an image stay visible, (patches,) bool: at least one and, from two patches on, not all."""
+    kept = min(max(round(patches * (1 - mask_ratio)), 1), max(patches - 1, 1))
+    visible = torch.zeros(patches, dtype=torch.bool)
+    visible[torch.from_numpy(rng.permutation(patches)[:kept])] = True
+    return visible
+
+
 class Tiles(torch.utils.data.Dataset):
     """Masked tiles: {"pixel_values" (P, C * patch * patch), "grid" (3,), "visible" (P,) bool}.
 
@@ -248,7 +255,7 @@ class Tiles(torch.utils.data.Dataset):
             frames, grid = frames_of(array, self.processor)
         except UserError as error:
             raise SampleError(f"{source}: {error}") from None
-        return {"pixel_values": frames, "grid": grid, "visible": draw_visible(len(frames), self.mask_ratio, rng)}
+        return {"pixel_values": frames, "grid": grid, "visible": random_masking(len(frames), self.mask_ratio, rng)}
 
 
 def collate(samples: Sequence[dict]) -> dict[str, torch.Tensor]:
