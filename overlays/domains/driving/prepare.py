@@ -370,7 +370,7 @@ def _write(output: Path, settings: Settings, records: dict[str, list[dict]]) -> 
     for split in SPLITS:
         write_jsonl(output / f"{split}.jsonl", records[split])
         if settings.messages:
-            from overlays.domains.driving.convert import to_messages
+            from overlays.data.messages import to_messages
 
             write_jsonl(output / "messages" / f"{split}.jsonl", map(to_messages, records[split]))
     named = {record["video"] for split in SPLITS for record in records[split]}
