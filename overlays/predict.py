@@ -16,12 +16,14 @@ import torch
 from tqdm import tqdm
 
 from overlays import registry
+from overlays.answers import Answers
 from overlays.data import chat, geometry, records
 from overlays.data.collate import PromptCollator
 from overlays.data.dataset import sample_rows
 from overlays.errors import UserError, run
-from overlays.files import to_json, write_jsonl
+from overlays.files import write_jsonl
 from overlays.model import additions
+from overlays.paths import OUTPUTS
 
 _PLACEHOLDER = re.compile("|".join(map(re.escape, records.PLACEHOLDERS.values())))
 
@@ -207,24 +209,7 @@ def _keys(chosen: Sequence[dict], media_root: Path) -> list[str]:
     return keys
 
 
-def read_kept(partial: Path, job: str) -> dict:
-    """Key -> answer of the lines [key, answer] after {"job": job}; {} of another job, without damaged lines."""
-    rows = []
-    try:
-        lines = partial.read_bytes().split(b"\n")[:-1]
-    except OSError:
-        lines = []
-    for line in lines:
-        try:
-            rows.append(json.loads(line))
-        except ValueError:
-            continue
-    if not rows or rows[0] != {"job": job}:
-        return {}
-    return {row[0]: row[1] for row in rows[1:] if isinstance(row, list) and len(row) == 2}
-
-
-# ---------------------------------------------------------------- the whole
+# ---------------------------------------------------------------- prediction
 
 def predict(model, processor, records: Sequence[dict], media_root: str | Path, batch_size: int, max_new_tokens: int,
             out_path: str | Path, identity: str = "", note: Callable[[str], None] | None = None) -> list[dict]:
@@ -248,29 +233,53 @@ def predict(model, processor, records: Sequence[dict], media_root: str | Path, b
     chosen, media_root, out_path = list(records), Path(media_root), Path(out_path)
     if batch_size < 1 or max_new_tokens < 1:
         raise UserError(f"batch size and answer length must be at least 1, not {batch_size} and {max_new_tokens}")
-    out_path.parent.mkdir(parents=True, exist_ok=True)
-    partial = out_path.with_name(out_path.name + ".partial")
-    keys, job = _keys(chosen, media_root), f"{identity} {max_new_tokens} thinking {chat.thinking_of(processor)}"
-    done = read_kept(partial, job)
-    missing = [i for i, key in enumerate(keys) if key not in done]
+    keys = _keys(chosen, media_root)
+    answers = Answers(out_path, f"{identity} {max_new_tokens} thinking {chat.thinking_of(processor)}")
+    missing = [i for i, key in enumerate(keys) if key not in answers]
     kept = len(chosen) - len(missing)
     if kept and note:
         note(f"{kept} of {len(chosen)} answers are there from an interrupted run; going on")
-    write_jsonl(partial, [{"job": job}, *done.items()])
 
     batches = _batches(chosen, missing, batch_size)
     loader = prompt_loader(chosen, batches, processor, media_root, next(model.parameters()).is_cuda, max_depth_m(model))
     bar = tqdm(total=len(chosen), initial=kept, desc="answering", unit="question", file=sys.stderr)
-    with partial.open("a", encoding="utf-8") as out, bar:
+    with answers, bar:
         for rows, batch in zip(batches, loader, strict=True):
-            for row, text in zip(rows, answer_batch(model, processor, batch, max_new_tokens), strict=True):
-                done[keys[row]] = text
-                out.write(to_json([keys[row], text]) + "\n")
-            out.flush()
+            texts = answer_batch(model, processor, batch, max_new_tokens)
+            answers.add(zip([keys[row] for row in rows], texts, strict=True))
             bar.update(len(rows))
-    found = [prediction_row(record, done[key]) for record, key in zip(chosen, keys, strict=True)]
+    found = [prediction_row(record, answers[key]) for record, key in zip(chosen, keys, strict=True)]
     write_jsonl(out_path, found)
-    partial.unlink()
+    answers.remove()
+    return found
+
+
+@torch.inference_mode()
+def predict_values(model: torch.nn.Module, processor, records: Sequence[Mapping], media_root: str | Path,
+                   batch_size: int = 8) -> list[dict[str, float]]:
+    """What the head says of each record: target's name -> number in its own units, in the order of the records.
+
+    Args:
+        model: from `load.load_for_inference`, with a regression head.
+
+    Raises:
+        UserError: the model has no head, or a medium cannot be opened (named with the record's id).
+    """
+    from overlays.model import heads
+
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    if not hasattr(base, "regression"):
+        raise UserError("this model has no regression head: train with --head vision or --head text")
+    device, found = next(base.parameters()).device, []
+    order = list(range(len(records)))
+    batches = [order[start:start + batch_size] for start in range(0, len(records), batch_size)]
+    loader = prompt_loader(records, batches, processor, media_root, cuda=device.type == "cuda")
+    with tqdm(total=len(records), desc="measuring", unit="record", file=sys.stderr) as bar:
+        for rows, batch in zip(batches, loader, strict=True):
+            batch = {key: value.to(device) for key, value in batch.items() if torch.is_tensor(value)}
+            numbers = base.regression.restore(heads.values(base, count=len(rows), **batch)).tolist()
+            found += [dict(zip(base.regression.names, row, strict=True)) for row in numbers]
+            bar.update(len(rows))
     return found
 
 
@@ -295,7 +304,7 @@ def main(words: Sequence[str] | None = None) -> None:
     chosen, media_root = load_records(flags.dataset_use, flags.limit)
     checkpoint = flags.checkpoint
     if checkpoint is None or Path(checkpoint).is_dir():
-        checkpoint = find_checkpoint(checkpoint, registry.ROOT / "outputs")
+        checkpoint = find_checkpoint(checkpoint, OUTPUTS)
     print(f"checkpoint {checkpoint}, {len(chosen)} records of {flags.dataset_use}")
     model, processor = load_for_inference(checkpoint, flags.base_model, flags.attn_implementation, flags.thinking)
     predict(model, processor, chosen, media_root, flags.batch_size, flags.max_new_tokens, flags.output,

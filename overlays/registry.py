@@ -2,17 +2,20 @@
 
 import difflib
 import json
+import pkgutil
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from overlays.errors import UserError
+from overlays.paths import PACKAGE, ROOT
 from overlays.upstream import tree as upstream
 
-ROOT = Path(__file__).resolve().parents[1]
 USER_FILE = Path("data") / "datasets.json"
 SPLITS = ("train", "val", "test")
 ANNOTATION_SUFFIXES = (".json", ".jsonl", ".parquet")
+# By their folders: the domains themselves are a layer above and are not imported here.
+DOMAINS = sorted(module.name for module in pkgutil.iter_modules([str(PACKAGE / "domains")]) if module.ispkg)
 
 
 @dataclass(frozen=True)
@@ -62,10 +65,8 @@ def _named(root: Path) -> dict[str, tuple[Path, Path]]:
 
 
 def _prepared_sets(root: Path) -> dict[str, tuple[Path, Path]]:
-    from overlays.domains import DOMAINS
-
     prepared = root / "data" / "prepared"
-    domains = set(DOMAINS) | {path.name for path in prepared.glob("*") if path.is_dir()}
+    domains = {*DOMAINS} | {path.name for path in prepared.glob("*") if path.is_dir()}
     return {
         f"{domain}_{split}": (prepared / domain / f"{split}.jsonl", prepared / domain)
         for domain in domains for split in SPLITS

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from overlays.errors import UserError
 from overlays.files import atomic_path, write_json
+from overlays.paths import ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
 MODEL_MARKS = ("config.json", "adapter_config.json")
 MODEL_FILES = ("model*.safetensors*", "adapter_model.*", "trained_parts.safetensors", "additions.json")
 WHOLE = "whole"  # empty file written into a checkpoint after everything else

@@ -15,7 +15,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True, help="the same forms, by suffix; none is a folder")
     parser.add_argument("--to", choices=("training", "messages"), help="what to write (default: the other one)")
     options = parser.parse_args()
-    from overlays.domains.driving.convert import convert
+    from overlays.data.convert import convert
 
     rows, form = convert(options.input, options.output, options.to)
     print(f"{rows} rows as {form}: {options.output}")

@@ -11,8 +11,9 @@ from pathlib import Path
 import _bootstrap  # noqa: F401  (re-runs in .venv, puts the repository on the path)
 
 from overlays import errors
+from overlays.answers import Answers
 from overlays.errors import UserError
-from overlays.files import to_json, write_json, write_jsonl
+from overlays.files import write_json, write_jsonl
 from overlays.flags import Parser
 
 
@@ -60,30 +61,26 @@ def last_question(record: dict) -> int:
     return asking[-1]
 
 
-def draw_answers(model, processor, chosen: list[dict], media_root: Path, flags: argparse.Namespace, partial: Path,
-                 job: str) -> list[list[str]]:
-    """`--samples` answers to each record; kept batch by batch in `partial`, where an interrupted call goes on."""
+def draw_answers(model, processor, chosen: list[dict], media_root: Path, flags: argparse.Namespace,
+                 drawn: Answers) -> list[list[str]]:
+    """`--samples` answers to each record; `drawn` keeps them by the first row of their batch."""
     import torch
     from tqdm import tqdm
 
-    from overlays.predict import answer_batch, prompt_loader, read_kept
+    from overlays.predict import answer_batch, prompt_loader
 
-    drawn = read_kept(partial, job)  # first row of a batch -> the answers to each of its rows
     order = list(range(len(chosen)))
     every = [order[start:start + flags.batch_size] for start in range(0, len(order), flags.batch_size)]
     batches = [rows for rows in every if rows[0] not in drawn]
-    write_jsonl(partial, [{"job": job}, *drawn.items()])
     loader = prompt_loader(chosen, batches, processor, media_root, next(model.parameters()).is_cuda)
     bar = tqdm(total=len(chosen), initial=sum(map(len, drawn.values())), desc="drawing answers", unit="question",
                file=sys.stderr)
-    with partial.open("a", encoding="utf-8") as out, bar:
+    with drawn, bar:
         for rows, batch in zip(batches, loader, strict=True):
             torch.manual_seed(flags.seed * 1_000_003 + rows[0])
             draws = [answer_batch(model, processor, batch, flags.max_new_tokens, flags.temperature)
                      for _ in range(flags.samples)]
-            drawn[rows[0]] = [list(texts) for texts in zip(*draws, strict=True)]
-            out.write(to_json([rows[0], drawn[rows[0]]]) + "\n")
-            out.flush()
+            drawn.add([(rows[0], [list(texts) for texts in zip(*draws, strict=True)])])
             bar.update(len(rows))
     return [texts for rows in every for texts in drawn[rows[0]]]
 
@@ -111,6 +108,7 @@ def main() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     flags = parse()
     from overlays import registry
+    from overlays.paths import OUTPUTS
     from overlays.predict import checkpoint_identity, load_records
     from overlays.runs import find_checkpoint
 
@@ -126,19 +124,18 @@ def main() -> None:
         raise UserError(f"--output {output}: there is no folder {output.parent}")
     if output.resolve().parent != media_root.resolve():
         print(f"note: media are looked for beside an annotation file; {output} does not lie in {media_root}")
-    checkpoint = find_checkpoint(flags.checkpoint, registry.ROOT / "outputs")
+    checkpoint = find_checkpoint(flags.checkpoint, OUTPUTS)
     settings = {key: getattr(flags, key) for key in
                 ("target", "samples", "temperature", "max_new_tokens", "batch_size", "seed")}
     words = json.dumps([checkpoint_identity(checkpoint, flags.base_model), settings, chosen], sort_keys=True)
     job = hashlib.sha256(words.encode()).hexdigest()
-    partial = output.with_name(output.name + ".partial")
     from overlays.model.load import load_for_inference
 
     model, processor = load_for_inference(checkpoint, flags.base_model)
     if hasattr(model.get_base_model() if hasattr(model, "get_base_model") else model, "regression"):
         raise UserError(f"{checkpoint} answers with a regression head; draw from a model trained with --head none")
-    answers = draw_answers(model, processor, chosen, media_root, flags, partial, job)
-    rows, report = make_pairs(chosen, answers, flags)
+    drawn = Answers(output, job)
+    rows, report = make_pairs(chosen, draw_answers(model, processor, chosen, media_root, flags, drawn), flags)
     reasons = Counter(row["reason"] for row in report["dropped"])
     print(f"{report['pairs']} pairs from {report['questions']} questions; "
           f"{report['answers_without_number']} of {report['answers']} answers hold no number"
@@ -149,7 +146,7 @@ def main() -> None:
     write_json(output.with_suffix(".metadata.json"), {
         "checkpoint": str(checkpoint), "dataset": flags.dataset_use, "pairs_of_a_question": flags.pairs,
         "min_gap": flags.min_gap, **settings, **report})
-    partial.unlink()
+    drawn.remove()
     print(f"wrote {output}")
 
 

@@ -10,6 +10,7 @@ import _bootstrap  # noqa: F401  (re-runs in .venv, puts the repository on the p
 from overlays.errors import run
 from overlays.files import atomic_path
 from overlays.model import tiny
+from overlays.paths import MODELS
 
 
 def main() -> None:
@@ -29,7 +30,7 @@ def main() -> None:
             file.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
         print(f"{tiny.WORD_COUNTS}: {len(counts)} words")
     start = time.perf_counter()
-    folder = flags.output or tiny.ROOT / "data" / "models" / f"tiny-{flags.family}"
+    folder = flags.output or MODELS / f"tiny-{flags.family}"
     if tiny.is_current(flags.family, folder):
         print(f"{folder}: up to date")
         return

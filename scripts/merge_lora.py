@@ -11,6 +11,7 @@ from overlays import runs
 from overlays.errors import UserError, run
 from overlays.files import atomic_path
 from overlays.model import additions, card, load, unloaded
+from overlays.paths import OUTPUTS
 
 
 def merge(checkpoint: Path, output: Path, base_model: str | None, dtype: str) -> None:
@@ -55,7 +56,7 @@ def main() -> None:
     parser.add_argument("--base_model", help="base model, where it is not what the adapter names")
     parser.add_argument("--dtype", default="auto", choices=["auto", "float32", "bfloat16", "float16"])
     flags = parser.parse_args()
-    checkpoint = runs.find_checkpoint(flags.checkpoint, runs.ROOT / "outputs")
+    checkpoint = runs.find_checkpoint(flags.checkpoint, OUTPUTS)
     merge(checkpoint, flags.output, flags.base_model, flags.dtype)
 
 

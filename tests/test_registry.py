@@ -32,6 +32,16 @@ def test_names_files_and_percentages_in_one_list(root):
     assert sets[1].annotation == file and sets[1].media_root == file.parent
 
 
+def test_the_splits_of_every_domain_are_known_before_they_are_prepared(tmp_path):
+    from overlays.domains import DOMAINS
+
+    known = registry.known(tmp_path)
+    assert DOMAINS and {f"{domain}_{split}" for domain in DOMAINS for split in registry.SPLITS} == {*known}
+    for domain in DOMAINS:
+        with pytest.raises(UserError, match=f"{domain}_val is not prepared: .* first"):
+            registry.resolve(f"{domain}_val", tmp_path)
+
+
 @pytest.mark.parametrize("names, said", [
     ("cuprite_trian", "did you mean cuprite_train"),
     ("cuprite_test", "run scripts/prepare_cuprite.py"),

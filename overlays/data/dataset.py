@@ -14,11 +14,11 @@ from tqdm import tqdm
 
 from overlays import registry
 from overlays.data import augment, chat, geometry, memory, records
-from overlays.data.cache import cache_folder
 from overlays.data.media import MediaOptions, open_media
+from overlays.data.targets import target_values
 from overlays.errors import UserError
 from overlays.files import atomic_path, sha256, to_json
-from overlays.model.heads import target_values
+from overlays.paths import cache_folder
 
 TABLE = 2  # version of what annotation tables hold
 WORKERS_ABOVE = 5000  # samples; fewer are measured faster than processes start

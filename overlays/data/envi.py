@@ -73,18 +73,18 @@ def mapped(layout: Mapping) -> np.ndarray:
     return stored.transpose([order.index(side) for side in ("row", "column", "band")])
 
 
-def good_bands(image, path: Path) -> np.ndarray:
-    """Indexes of the bands that the header's bbl does not mark bad; all where there is no list."""
+def good_marks(image, path: Path) -> np.ndarray | None:
+    """(bands,) bool, False for the bands that the header's bbl marks bad; None where there is no list."""
     marks = image.metadata.get("bbl")
     if marks is None:
-        return np.arange(image.shape[2])
+        return None
     try:
         good = np.array([float(mark) > 0 for mark in marks])
     except (TypeError, ValueError):
         raise UserError(f"header {path} has a 'bbl' list that is not numbers") from None
     if len(good) != image.shape[2]:
         raise UserError(f"header {path} lists {len(good)} values under 'bbl' for {image.shape[2]} bands")
-    return np.flatnonzero(good)
+    return good
 
 
 def ignore_value(image, path: Path) -> float | None:

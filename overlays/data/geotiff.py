@@ -17,35 +17,32 @@ _BLOCKS = 64  # stored blocks of an alpha band that are looked at
 
 @contextmanager
 def open_tif(path: Path) -> Iterator:
-    """A `rasterio` dataset with a small block cache; a missing map grid is no reason for a warning here.
+    """A `rasterio` dataset with a small block cache; a missing map grid gives no warning here.
 
     GDAL would take any format under this suffix, some of which name other files to read from.
+
+    Raises:
+        UserError: the file is not a GeoTIFF or is damaged; also from what is read inside the block.
     """
     import rasterio
-    from rasterio.errors import NotGeoreferencedWarning
+    from rasterio.errors import NotGeoreferencedWarning, RasterioError
 
     with warnings.catch_warnings(), rasterio.Env(GDAL_CACHEMAX=64):
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
-        with rasterio.open(path, driver="GTiff") as image:
-            yield image
-
-
-def reason(error: Exception) -> str:
-    """What GDAL said: rasterio's own error may only point to it."""
-    return " ".join(str(error.__cause__ or error).split())
+        try:
+            with rasterio.open(path, driver="GTiff") as image:
+                yield image
+        except RasterioError as error:
+            reason = " ".join(str(error.__cause__ or error).split())  # rasterio's own error may only point to GDAL's
+            raise UserError(f"raster {path} cannot be read, it may be damaged or cut short: {reason}") from None
 
 
 @contextmanager
 def _tif(path: Path):
-    """(dataset, numbers of its channels, of its masks); what rasterio raises becomes one sentence."""
-    from rasterio.errors import RasterioError
-
-    try:
-        with open_tif(path) as image:
-            masks = _masks(image)
-            yield image, [band for band in image.indexes if band not in masks], masks
-    except RasterioError as error:
-        raise UserError(f"raster {path} cannot be read, it may be damaged or cut short: {reason(error)}") from None
+    """(dataset, numbers of its channels, of its masks)."""
+    with open_tif(path) as image:
+        masks = _masks(image)
+        yield image, [band for band in image.indexes if band not in masks], masks
 
 
 def _masks(image) -> list[int]:

@@ -11,10 +11,10 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 
 from overlays.data import chat, records
-from overlays.data.cache import cache_folder
 from overlays.data.collate import PaddedCollator
 from overlays.data.dataset import SupervisedDataset
 from overlays.files import atomic_path, sha256
+from overlays.paths import cache_folder
 
 SIDES = ("chosen", "rejected")
 

@@ -21,10 +21,10 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from overlays.data import geotiff, records
-from overlays.data.cache import cache_folder
-from overlays.data.envi import good_bands, ignore_value, layout, mapped, open_envi
+from overlays.data.envi import good_marks, ignore_value, layout, mapped, open_envi
 from overlays.errors import UserError
 from overlays.files import write_json
+from overlays.paths import cache_folder
 
 if TYPE_CHECKING:
     import torch
@@ -137,13 +137,18 @@ def _npy_read(path: Path, row: int, column: int, height: int, width: int) -> np.
 
 def _hdr_header(path: Path) -> Header:
     image, _ = open_envi(path)
-    return Header(len(good_bands(image, path)), *image.shape[:2], np.dtype(image.dtype))
+    return Header(len(_good_bands(image, path)), *image.shape[:2], np.dtype(image.dtype))
+
+
+def _good_bands(image, path: Path) -> np.ndarray:
+    marks = good_marks(image, path)
+    return np.arange(image.shape[2]) if marks is None else np.flatnonzero(marks)
 
 
 def _hdr_read(path: Path, row: int, column: int, height: int, width: int) -> np.ndarray:
     image, _ = open_envi(path)
     cube = mapped(layout(image))[row : row + height, column : column + width]
-    values = np.array(cube[:, :, good_bands(image, path)].transpose(2, 0, 1))
+    values = np.array(cube[:, :, _good_bands(image, path)].transpose(2, 0, 1))
     ignore = ignore_value(image, path)
     if ignore is None:
         return values

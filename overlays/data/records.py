@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from urllib.parse import unquote
 
 from overlays.data import tables
-from overlays.data.cache import embedded_file
+from overlays.data.embedded import embedded_file
 from overlays.data.formats import PLACEHOLDER, PLACEHOLDERS, ROLES, TOOL, kind_of, to_record
 from overlays.errors import UserError
 from overlays.files import SURROGATE, atomic_path, is_file, to_json, write_jsonl
@@ -94,15 +94,17 @@ def read(path: str | Path, convert: bool = True) -> Iterator[dict]:
 
 
 def write(path: str | Path, records: Iterable[dict]) -> None:
-    """Write records as a JSON list (.json) or a record a line (.jsonl), atomically and in UTF-8."""
+    """Write records atomically, in UTF-8: a JSON list (.json), a record a line (.jsonl) or a table (`tables.write`)."""
     path = Path(path)
     if path.suffix == ".jsonl":
         write_jsonl(path, records)
     elif path.suffix == ".json":
         with atomic_path(path) as temporary:
             temporary.write_text(to_json(list(records), indent=1) + "\n", encoding="utf-8")
+    elif path.suffix in (".parquet", ""):
+        tables.write(path, records)
     else:
-        raise UserError(f"annotation file {path} must end in .json or .jsonl")
+        raise UserError(f"{path} must end in {', '.join(SUFFIXES)}, or have no suffix: then it is a folder")
 
 
 def _json_lines(path: Path) -> Iterator[tuple[int, object]]:

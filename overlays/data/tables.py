@@ -1,14 +1,16 @@
-"""Rows of parquet files and of data sets saved by `datasets.save_to_disk`, as JSON values; media may be bytes."""
+"""Rows in parquet files and in data sets saved by `datasets.save_to_disk`, as JSON values; media may be bytes."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
+from overlays.data.messages import from_columns, to_columns
 from overlays.errors import UserError
+from overlays.files import atomic_path
 
 BATCH = 64  # rows that are unpacked at a time: each may hold pictures
+WRITTEN = 1000  # rows that are written at a time
 STATE, SPLITS = "state.json", "dataset_dict.json"
-_PACKED = {"messages", "extra"}  # columns that scripts/convert_to_training_format.py writes
 
 
 def is_table(path: Path) -> bool:
@@ -28,7 +30,7 @@ def rows(path: Path) -> Iterator[dict]:
         for batch in (_saved if path.is_dir() else _parquet)(path):
             for start in range(0, batch.num_rows, BATCH):
                 for row in batch.slice(start, BATCH).to_pylist():
-                    yield _unpacked(_plain(row))
+                    yield from_columns(_plain(row))
     except (pyarrow.ArrowException, OSError, ValueError) as error:
         what = "data set folder" if path.is_dir() else "parquet file"
         raise UserError(f"{what} {path} cannot be read: {' '.join(str(error).split())[:200]}") from None
@@ -73,11 +75,40 @@ def _plain(value: object) -> object:
     return value if value is None or isinstance(value, str | bool | int | float | bytes) else str(value)
 
 
-def _unpacked(row: dict) -> dict:
-    """The row that the columns `messages` and `extra` (JSON of all other keys) stand for; any other as it is."""
-    if not row.keys() <= _PACKED or not isinstance(row.get("extra"), str):
-        return row
-    extra = json.loads(row["extra"] or "{}")
-    if not isinstance(extra, dict):
-        raise UserError("the column extra must hold JSON objects")
-    return extra if "messages" in extra or row.get("messages") is None else {**extra, "messages": row["messages"]}
+def write(path: Path, rows: Iterable[dict]) -> None:
+    """Write rows to a .parquet file or, without a suffix, a folder as save_to_disk writes it, atomically.
+
+    The columns are those of `messages.to_columns`.
+
+    Raises:
+        UserError: the folder is there and holds something else.
+    """
+    import pyarrow
+    import pyarrow.parquet
+
+    if path.suffix == ".parquet":
+        with atomic_path(path) as temporary, pyarrow.parquet.ParquetWriter(temporary, _schema()) as out:
+            batch: list[dict] = []
+            for row in rows:
+                batch.append(to_columns(row))
+                if len(batch) == WRITTEN:
+                    out.write(pyarrow.Table.from_pylist(batch, _schema()))
+                    batch = []
+            out.write(pyarrow.Table.from_pylist(batch, _schema()))
+        return
+    import datasets
+
+    if path.exists() and not (path / "dataset_info.json").is_file():
+        raise UserError(f"{path} exists and is not a data set folder: give another name")
+    table = datasets.Dataset(pyarrow.Table.from_pylist([to_columns(row) for row in rows], _schema()))
+    with atomic_path(path) as temporary:
+        table.save_to_disk(str(temporary))
+
+
+def _schema():
+    import pyarrow
+
+    text = pyarrow.string()
+    part = pyarrow.struct([("type", text), ("text", text), ("image", text), ("video", text)])
+    message = pyarrow.struct([("role", text), ("content", pyarrow.list_(part))])
+    return pyarrow.schema([("messages", pyarrow.list_(message)), ("extra", text)])

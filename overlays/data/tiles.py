@@ -19,7 +19,7 @@ from overlays.data.augment import draw
 from overlays.data.dataset import SampleError, sample_rows
 from overlays.data.media import MAX_ASPECT
 from overlays.errors import UserError
-from overlays.model.mae import draw_visible
+from overlays.paths import ROOT
 
 MATRICES = re.compile(r"(pca_)?projection(_.*)?\.npy")  # scripts write such matrices beside prepared arrays
 TOUCHED = 1e-3  # weight of pixels without data in a resized pixel from which on it counts as one of them
@@ -35,7 +35,7 @@ class Source(NamedTuple):
         return str(self.path) if self.window is None else f"{self.path}, window {list(self.window)}"
 
 
-def find(names: str, seed: int = 0, root: Path = registry.ROOT) -> list[Source]:
+def find(names: str, seed: int = 0, root: Path = ROOT) -> list[Source]:
     """Rasters of folders and of data sets (see `registry.resolve`), by comma; each once, in a fixed order.
 
     Raises:
@@ -208,6 +208,14 @@ def frames_of(array: np.ndarray, processor) -> tuple[torch.Tensor, torch.Tensor]
     return frames, grid
 
 
+def random_masking(patches: int, mask_ratio: float, rng: np.random.Generator) -> torch.Tensor:
+    """Which patches of an image stay visible, (patches,) bool: at least one and, from two patches on, not all."""
+    kept = min(max(round(patches * (1 - mask_ratio)), 1), max(patches - 1, 1))
+    visible = torch.zeros(patches, dtype=torch.bool)
+    visible[torch.from_numpy(rng.permutation(patches)[:kept])] = True
+    return visible
+
+
 class Tiles(torch.utils.data.Dataset):
     """Masked tiles: {"pixel_values" (P, C * patch * patch), "grid" (3,), "visible" (P,) bool}.
 
@@ -247,7 +255,7 @@ class Tiles(torch.utils.data.Dataset):
             frames, grid = frames_of(array, self.processor)
         except UserError as error:
             raise SampleError(f"{source}: {error}") from None
-        return {"pixel_values": frames, "grid": grid, "visible": draw_visible(len(frames), self.mask_ratio, rng)}
+        return {"pixel_values": frames, "grid": grid, "visible": random_masking(len(frames), self.mask_ratio, rng)}
 
 
 def collate(samples: Sequence[dict]) -> dict[str, torch.Tensor]:

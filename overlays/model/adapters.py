@@ -18,8 +18,8 @@ from overlays.errors import UserError
 from overlays.files import atomic_path, write_json
 from overlays.model import additions
 from overlays.model.parts import plain_name
+from overlays.paths import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 BESIDE = "trained_parts.safetensors"  # what plain transformers has no module for; in older folders all that is full
 PREFIX = "base_model.model."  # PEFT's, before a name in the plain model

@@ -21,18 +21,6 @@ EPSILON = 1e-6  # variance under which a patch counts as flat, as in the paper's
 UNUSED = ("merger.", "deepstack_merger_list.")  # parts of a tower that no reconstruction passes through
 
 
-def draw_visible(patches: int, mask_ratio: float, rng) -> torch.Tensor:
-    """Which patches of one image stay visible: (patches,) bool, at least one True and, from two patches on, one False.
-
-    Args:
-        rng: numpy Generator.
-    """
-    kept = min(max(round(patches * (1 - mask_ratio)), 1), max(patches - 1, 1))
-    visible = torch.zeros(patches, dtype=torch.bool)
-    visible[torch.from_numpy(rng.permutation(patches)[:kept])] = True
-    return visible
-
-
 def encode(tower: nn.Module, frames: torch.Tensor, grid_thw: torch.Tensor, visible: torch.Tensor) -> torch.Tensor:
     """Output of the tower's last block on visible patches alone, each at its true position.
 

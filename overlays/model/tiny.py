@@ -11,8 +11,8 @@ from pathlib import Path
 
 from overlays.errors import UserError
 from overlays.files import atomic_path
+from overlays.paths import PACKAGE
 
-ROOT = Path(__file__).resolve().parents[2]
 WORD_COUNTS = Path(__file__).with_name("tiny_words.json")  # scripts/make_tiny_model.py --count-words writes it
 VOCABULARY = 8000  # byte-level BPE tokens at most, special ones not counted: more than the corpus has words
 SPECIAL = (
@@ -143,7 +143,7 @@ def domain_strings() -> list[str]:
     These are their questions, answers and messages, English and Chinese, and nothing of any data set.
     """
     texts = []
-    for file in sorted((ROOT / "overlays" / "domains").rglob("*.py"), key=lambda file: file.as_posix()):
+    for file in sorted((PACKAGE / "domains").rglob("*.py"), key=lambda file: file.as_posix()):
         tree = ast.parse(file.read_text(encoding="utf-8"))
         alone = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}  # docstrings
         constants = (node for node in ast.walk(tree) if isinstance(node, ast.Constant) and id(node) not in alone)

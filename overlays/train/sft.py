@@ -17,6 +17,7 @@ from overlays.data import augment, chat, rasters
 from overlays.data.collate import FlattenedCollator, PaddedCollator
 from overlays.data.dataset import SupervisedDataset
 from overlays.data.media import MediaOptions, apply_resolution
+from overlays.data.targets import Metrics, fit_targets, scores, target_values
 from overlays.errors import UserError
 from overlays.model import additions, channels, heads, load, parts, spatial
 from overlays.train import arguments, inherited
@@ -63,7 +64,7 @@ def regression_settings(model_args, train_set) -> dict:
         if blind is not None:
             raise UserError(f"record {blind.get('id')} has neither image nor video, which --head vision reads")
     names = [name.strip() for name in model_args.targets.split(",") if name.strip()]
-    settings, without = heads.fit_targets(every, names)
+    settings, without = fit_targets(every, names)
     print_once(f"regression head on {model_args.head}: " + ", ".join(
         f"{name} (mean {mean:.4g}, standard deviation {std:.4g})"
         for name, mean, std in zip(*settings.values(), strict=True)
@@ -228,7 +229,7 @@ class Run(shared.Run):
         return Trainer(
             model=model, args=self.training, processing_class=self.processor, callbacks=callbacks,
             rates=self.learning_rates, **self.data_module(),
-            compute_metrics=heads.Metrics(self.train_set.target_names) if self.train_set.target_names else None,
+            compute_metrics=Metrics(self.train_set.target_names) if self.train_set.target_names else None,
         )
 
     def media_roots(self) -> list[Path]:
@@ -274,8 +275,8 @@ def prepare(model_args, data, training, engine: engines.Engine) -> Run:
     for samples in filter(None, (train_set, eval_set)):
         samples.target_names = names
     if names and training.metric_for_best_model is not None:
-        targets = torch.stack([heads.target_values(eval_set.record(i), names) for i in range(len(eval_set))]).numpy()
-        inherited.check_metric(training, {"loss", *heads.scores(np.zeros_like(targets), targets, names)})
+        targets = torch.stack([target_values(eval_set.record(i), names) for i in range(len(eval_set))]).numpy()
+        inherited.check_metric(training, {"loss", *scores(np.zeros_like(targets), targets, names)})
     runs.check_steps(resume, shared.count_steps(training, len(train_set)))
     return Run(model_args, data, training, engine, own, resume, processor, train_set, eval_set, collator, config, rates,
                added)

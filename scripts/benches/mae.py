@@ -13,6 +13,7 @@ import torch
 from tqdm import tqdm
 from transformers import Qwen3VLVisionConfig, Qwen3VLVisionModel
 
+from overlays.data import tiles
 from overlays.model import mae
 
 CHANNELS, SIDE_PATCHES, IMAGES, STEPS = 64, 14, 4, 2
@@ -34,7 +35,7 @@ def _batch() -> dict[str, torch.Tensor]:
     return {
         "image_grid_thw": torch.tensor([[1, SIDE_PATCHES, SIDE_PATCHES]] * IMAGES),
         "pixel_values": torch.randn(IMAGES * count, CHANNELS * 16 * 16, generator=torch.Generator().manual_seed(0)),
-        "visible": torch.cat([mae.draw_visible(count, 0.75, np.random.default_rng(i)) for i in range(IMAGES)]),
+        "visible": torch.cat([tiles.random_masking(count, 0.75, np.random.default_rng(i)) for i in range(IMAGES)]),
     }
 
 

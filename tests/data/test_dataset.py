@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from overlays.data import cache as cache_module
+from overlays import paths
 from overlays.data import records
 from overlays.data.collate import PaddedCollator
 from overlays.data.dataset import SupervisedDataset, sample_rows
@@ -21,7 +21,7 @@ from overlays.registry import Dataset
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path, monkeypatch):
-    monkeypatch.setattr(cache_module, "CACHE", tmp_path / "cache")
+    monkeypatch.setattr(paths, "CACHE", tmp_path / "cache")
     return tmp_path / "cache"
 
 

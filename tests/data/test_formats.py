@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from overlays.data import cache, records, tables
+from overlays import paths
+from overlays.data import embedded, records, tables
 from overlays.data.formats import to_record
 from overlays.errors import UserError
 
@@ -21,7 +22,7 @@ CALLED = [{"from": "human", "value": "Q"}, {"from": "gpt", "value": "", "tool_ca
 
 @pytest.fixture(autouse=True)
 def cache_folder(tmp_path, monkeypatch):
-    monkeypatch.setattr(cache, "CACHE", tmp_path / "cache")
+    monkeypatch.setattr(paths, "CACHE", tmp_path / "cache")
     return tmp_path / "cache"
 
 
@@ -199,7 +200,7 @@ def test_a_picture_in_base64_is_kept_once_and_opened(tmp_path, cache_folder, whe
 
 
 def test_the_size_of_an_embedded_picture_is_limited(monkeypatch):
-    monkeypatch.setattr(cache, "MAX_EMBEDDED_BYTES", 100)
+    monkeypatch.setattr(embedded, "MAX_EMBEDDED_BYTES", 100)
     uri = "data:image/png;base64," + base64.b64encode(bytes(101)).decode()
     with pytest.raises(UserError, match="101 bytes, above the limit of 100"):
         to_record({"conversations": shown("a"), "image": uri})

@@ -164,12 +164,13 @@ def test_an_adapter_of_a_widened_model_is_saved_and_restored(tiny_model_dir, ras
 
 
 def test_a_run_on_rasters_trains_and_stores_what_prediction_needs(tiny_model_dir, tmp_path, monkeypatch):
-    from overlays.data import cache, chat, records
+    from overlays import paths
+    from overlays.data import chat, records
     from overlays.train import arguments, sft
     from overlays.train.run import native
     from overlays.upstream.engine import Engine
 
-    monkeypatch.setattr(cache, "CACHE", tmp_path / "cache")
+    monkeypatch.setattr(paths, "CACHE", tmp_path / "cache")
     values = np.random.default_rng(0).normal(100, 20, (4, N, 64, 64))
     for number, raster in enumerate(values):
         np.save(tmp_path / f"{number}.npy", raster.astype(np.float32))

@@ -1,7 +1,6 @@
 """A regression head learns numbers, alike in every kind of batch, and is there again after loading."""
 
 import json
-import math
 
 import numpy as np
 import pytest
@@ -14,9 +13,11 @@ from safetensors.torch import load_file
 from overlays.data.collate import FlattenedCollator, PaddedCollator
 from overlays.data.dataset import SupervisedDataset
 from overlays.data.media import MediaOptions, apply_resolution
+from overlays.data.targets import scores
 from overlays.errors import UserError
 from overlays.files import write_jsonl
 from overlays.model import additions, heads, load, parts
+from overlays.predict import predict_values
 from overlays.registry import resolve
 from overlays.train import arguments, sft
 from overlays.train.trainer import Trainer
@@ -63,7 +64,7 @@ def test_padding_and_concatenation_change_no_prediction(tiny_model_dir, annotati
         alone = torch.cat([model(**PaddedCollator(processor)([sample])).logits for sample in chosen])
         padded = model(**PaddedCollator(processor)(chosen)).logits
         flat = model(**FlattenedCollator(processor)(chosen)).logits
-        asked = heads.predict_values(model, processor, [samples.record(i) for i in range(4)], annotation.parent, 3)
+        asked = predict_values(model, processor, [samples.record(i) for i in range(4)], annotation.parent, 3)
     assert alone.std(dim=0).min() > 1e-3  # they differ from one another
     assert torch.allclose(padded, alone, atol=1e-2) and torch.allclose(flat, alone, atol=1e-2)
     assert torch.allclose(torch.tensor([[row["level"], row["share"]] for row in asked]), alone, atol=1e-2)
@@ -101,29 +102,6 @@ def test_unknown_targets_are_left_out_of_the_loss(tiny_model_dir, annotation):
     wrong = (output.logits[0, 0] - batch["targets"][0, 0]) / 50.0
     assert output.loss == pytest.approx(float(wrong**2), rel=1e-4)
     assert half == pytest.approx(float(wrong**2) / 2, rel=1e-4)
-
-
-def test_scores_are_those_of_the_definition():
-    true = np.array([[1.0, 5.0], [2.0, math.nan], [4.0, 7.0]])
-    found = heads.scores(np.array([[1.0, 5.0], [3.0, 1.0], [4.0, 6.0]]), true, ("a", "b"))
-    assert found["r2_a"] == pytest.approx(1 - 1 / (16 / 9 + 1 / 9 + 25 / 9))
-    assert found["r2_b"] == pytest.approx(1 - 1 / 2) and found["mae_b"] == pytest.approx(0.5)
-    assert found["r2"] == pytest.approx((found["r2_a"] + found["r2_b"]) / 2)
-    assert heads.scores(np.zeros((2, 1)), np.full((2, 1), math.nan), ("a",)) == {}
-    assert heads.scores(np.full((3, 1), 0.2), np.full((3, 1), 0.1), ("a",)).keys() == {"mae"}
-
-
-def test_targets_that_cannot_be_learned_are_refused():
-    with pytest.raises(UserError, match="has a target"):
-        heads.fit_targets([{"id": "a"}])
-    with pytest.raises(UserError, match="growth; there are other"):
-        heads.fit_targets([{"target": {"other": 1.0}}], ["growth"])
-    with pytest.raises(UserError, match="is 2 in every"):
-        heads.fit_targets([{"target": {"a": 2.0}}, {"target": {"a": 2}}])
-    with pytest.raises(UserError, match="target a is 0.1 in every"):  # their deviation is 1e-17
-        heads.fit_targets([{"target": {"a": 0.1}}] * 50)
-    fitted, without = heads.fit_targets([{"target": {"b": 1, "a": 2}}, {}, {"target": {"b": 3, "a": 3}}])
-    assert fitted == {"names": ["a", "b"], "mean": [2.5, 2.0], "std": [0.5, 1.0]} and without == 1
 
 
 @pytest.mark.parametrize("words, sentence", [
@@ -182,9 +160,9 @@ def test_a_frozen_encoder_rests_and_wakes_and_the_best_checkpoint_comes_back(tin
 
     model, processor = load.load_for_inference(tmp_path / "run")
     records = [json.loads(line) for line in annotation.read_text().splitlines()]
-    predicted = heads.predict_values(model, processor, records, annotation.parent, 8)
+    predicted = predict_values(model, processor, records, annotation.parent, 8)
     known = [i for i, record in enumerate(records) if "target" in record]
-    found = heads.scores(np.array([[predicted[i]["level"]] for i in known]),
+    found = scores(np.array([[predicted[i]["level"]] for i in known]),
                          np.array([[records[i]["target"]["level"]] for i in known]), ["level"])
     assert found["r2"] == pytest.approx(best["eval_r2"], abs=1e-3)
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 from transformers.vision_utils import get_vision_position_ids, get_vision_window_index
 
+from overlays.data import tiles
 from overlays.model import mae, reconstruction, tiny
 
 CHANNELS = 5
@@ -29,7 +30,7 @@ def frames(model, generator=None) -> torch.Tensor:
 
 
 def visible_patches() -> torch.Tensor:
-    return torch.cat([mae.draw_visible(int(n), 0.75, np.random.default_rng(i)) for i, n in enumerate(GRID.prod(1))])
+    return torch.cat([tiles.random_masking(int(n), 0.75, np.random.default_rng(i)) for i, n in enumerate(GRID.prod(1))])
 
 
 def plain_output(model, pixels: torch.Tensor) -> torch.Tensor:
@@ -89,7 +90,7 @@ def test_windows_hold_the_visible_patches_that_lie_in_them():
 
 @pytest.mark.parametrize("ratio, kept", [(0.75, 25), (0.5, 50), (0.999, 1), (0.001, 99)])
 def test_masks_have_the_asked_size_and_differ_by_seed_alone(ratio, kept):
-    masks = [mae.draw_visible(100, ratio, np.random.default_rng(seed)) for seed in (3, 3, 4)]
+    masks = [tiles.random_masking(100, ratio, np.random.default_rng(seed)) for seed in (3, 3, 4)]
     assert [int(mask.sum()) for mask in masks] == [kept] * 3
     assert torch.equal(masks[0], masks[1]) and not torch.equal(masks[0], masks[2])
 

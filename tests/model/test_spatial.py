@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from overlays import runs
+from overlays import paths
 from overlays.errors import UserError
 from overlays.model import additions, load, parts, spatial
 
@@ -383,7 +383,7 @@ def flags_of(file, *more):
 def test_configurations_say_what_their_names_say(file, method, monkeypatch):
     from overlays.train import sft
 
-    monkeypatch.chdir(runs.ROOT)
+    monkeypatch.chdir(paths.ROOT)
     model_args, data, training = flags_of(file, "--bf16", "False")
     found = sft.spatial_settings(model_args)
     assert (found and found["method"]) == method
@@ -393,7 +393,7 @@ def test_configurations_say_what_their_names_say(file, method, monkeypatch):
 def test_flags_that_a_start_contradicts_are_refused(tmp_path, monkeypatch):
     from overlays.train import sft
 
-    monkeypatch.chdir(runs.ROOT)
+    monkeypatch.chdir(paths.ROOT)
     (tmp_path / additions.FILE).write_text('{"spatial": {"method": "mlp_pe"}}')
     model_args, _, training = flags_of("qwen3vl_3d_lora_sft.yaml", "--bf16", "False", "--model_name_or_path",
                                        str(tmp_path))

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from overlays.data.envi import header_of, ignore_value, layout, mapped, open_envi
-from overlays.data.geotiff import open_tif, reason
+from overlays.data.envi import good_marks, header_of, ignore_value, layout, mapped, open_envi
+from overlays.data.geotiff import open_tif
 from overlays.errors import UserError
 
 ENVI_SUFFIXES = (".hdr", ".img", ".dat", ".bsq", ".bil", ".bip", ".raw", ".rfl", ".rtgc", "")
@@ -105,14 +105,13 @@ def _open_envi(path: Path, wavelengths: str | Path | None) -> Cube:
     else:
         raise UserError(f"header {header} has no wavelengths: add a 'wavelength = {{...}}' list or give "
                         "--wavelengths FILE")
-    good = _floats(meta["bbl"], "bbl", header) > 0 if "bbl" in meta else None
-    for name, values in (("wavelength", centres), ("fwhm", widths), ("bbl", good)):
+    for name, values in (("wavelength", centres), ("fwhm", widths)):
         if values is not None and len(values) != bands:
             raise UserError(f"header {header} lists {len(values)} values under {name!r} for {bands} bands")
     scale = float(meta["reflectance scale factor"]) if "reflectance scale factor" in meta else None
     return Cube(path, "envi", (header, Path(image.filename)), (rows, cols, bands), centres,
-                _widths(path, centres, widths), good, scale or 0.0, "header" if scale else "values",
-                ignore_value(image, header), layout(image))
+                _widths(path, centres, widths), good_marks(image, header), scale or 0.0,
+                "header" if scale else "values", ignore_value(image, header), layout(image))
 
 
 def _read_envi(cube: Cube, row: int, col: int, rows: int, cols: int) -> np.ndarray:
@@ -123,19 +122,15 @@ def _read_envi(cube: Cube, row: int, col: int, rows: int, cols: int) -> np.ndarr
 
 
 def _open_geotiff(path: Path, wavelengths: str | Path | None) -> Cube:
-    from rasterio.errors import RasterioIOError
     from rasterio.windows import Window
 
-    try:
-        with open_tif(path) as image:
-            rows, cols, bands = image.height, image.width, image.count
-            centres, widths = (None, None) if wavelengths else _geotiff_wavelengths(image)
-            ignore, dtype = image.nodata, np.dtype(image.dtypes[0])
-            scales = set(image.scales)
-            tags = {**image.tags(), "units": " ".join(str(unit) for unit in image.units if unit)}
-            image.read(1, window=Window(0, max(rows - 1, 0), cols, 1))
-    except RasterioIOError as error:
-        raise UserError(f"{path} cannot be read as a GeoTIFF, it may be truncated: {reason(error)}") from None
+    with open_tif(path) as image:
+        rows, cols, bands = image.height, image.width, image.count
+        centres, widths = (None, None) if wavelengths else _geotiff_wavelengths(image)
+        ignore, dtype = image.nodata, np.dtype(image.dtypes[0])
+        scales = set(image.scales)
+        tags = {**image.tags(), "units": " ".join(str(unit) for unit in image.units if unit)}
+        image.read(1, window=Window(0, max(rows - 1, 0), cols, 1))
     if words := _radiance_words(tags):
         raise UserError(f"{path} says it holds radiance ({words!r}), but surface reflectance is needed: "
                         "correct the scene for the atmosphere first")

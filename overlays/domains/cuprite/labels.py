@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from overlays.data.envi import open_envi
-from overlays.data.geotiff import open_tif, reason
+from overlays.data.envi import ignore_value, layout, mapped, open_envi
+from overlays.data.geotiff import open_tif
 from overlays.domains.cuprite.classes import BY_NAME, CLASSES, RULE_CODES
 from overlays.errors import UserError
 
@@ -108,10 +108,10 @@ def read_label_raster(path: str | Path, shape: tuple[int, int], class_map: str |
         except (ValueError, OSError) as error:
             raise UserError(f"label raster {path} cannot be read: {error}") from None
     else:
-        image, _ = open_envi(path)
-        values = np.asarray(image.open_memmap(interleave="bip"))
+        image, header = open_envi(path)
+        values = mapped(layout(image))
         names = [str(name).strip().lower() for name in image.metadata.get("class names", [])]
-        empty = float(image.metadata["data ignore value"]) if "data ignore value" in image.metadata else None
+        empty = ignore_value(image, header)
     values = values[:, :, 0] if values.ndim == 3 and values.shape[2] == 1 else values
     if values.ndim != 2:
         raise UserError(f"label raster {path} must have one band, its shape is {tuple(values.shape)}")
@@ -135,13 +135,8 @@ def read_label_raster(path: str | Path, shape: tuple[int, int], class_map: str |
 
 
 def _read_geotiff(path: Path) -> tuple[np.ndarray, float | None]:
-    from rasterio.errors import RasterioIOError
-
-    try:
-        with open_tif(path) as image:
-            return image.read().transpose(1, 2, 0), image.nodata
-    except RasterioIOError as error:
-        raise UserError(f"label raster {path} cannot be read: {reason(error)}") from None
+    with open_tif(path) as image:
+        return image.read().transpose(1, 2, 0), image.nodata
 
 
 def _class_table(path: Path, class_map: str | Path | None, names: list[str]) -> dict[float, int]:

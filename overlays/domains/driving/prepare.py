@@ -23,7 +23,6 @@ from overlays.domains.base import SPLITS, check_output, parameters, unfinished_m
 from overlays.domains.driving import clips, egomotion
 from overlays.domains.driving.answers import format_pairs, question
 from overlays.domains.driving.clips import CAMERA, SPLIT_NAMES, Clip
-from overlays.domains.driving.convert import to_messages
 from overlays.domains.driving.skips import ClipSkip, no_room
 from overlays.domains.driving.windows import Drop, Pairs, Window, cut, frame_rate
 from overlays.errors import UserError
@@ -325,6 +324,8 @@ def _write(output: Path, settings: Settings, records: dict[str, list[dict]]) -> 
     for split in SPLITS:
         write_jsonl(output / f"{split}.jsonl", records[split])
         if settings.messages:
+            from overlays.data.messages import to_messages
+
             write_jsonl(output / "messages" / f"{split}.jsonl", map(to_messages, records[split]))
     named = {record["video"] for split in SPLITS for record in records[split]}
     for folder in ("clips", "segments"):

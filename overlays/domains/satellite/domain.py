@@ -72,8 +72,8 @@ class Satellite(Domain):
 
     def predict(self, evaluation: Evaluation) -> tuple[list[dict], dict]:
         """The regression head's numbers where the model has one, else the numbers in its words."""
-        from overlays.model import additions, heads
-        from overlays.predict import prediction_row
+        from overlays.model import additions
+        from overlays.predict import predict_values, prediction_row
 
         metadata, (model, processor) = read_metadata(evaluation.data), evaluation.loaded
         facts = {"ceiling": (metadata.get("ceiling") or {}).get(evaluation.split)}
@@ -84,8 +84,8 @@ class Satellite(Domain):
         if name not in head["names"]:
             raise UserError(f"the head of {evaluation.checkpoint} predicts {', '.join(head['names'])}, but the records "
                             f"ask for {name}: give --data, the data the model was trained on")
-        values = heads.predict_values(model, processor, evaluation.records, evaluation.media_root,
-                                      evaluation.flags.batch_size)
+        values = predict_values(model, processor, evaluation.records, evaluation.media_root,
+                                evaluation.flags.batch_size)
         rows = [prediction_row(record, questions.answer(value[name], decimals)) | {"value": value[name]}
                 for record, value in zip(evaluation.records, values, strict=True)]
         write_jsonl(evaluation.out / "predictions.jsonl", rows)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from overlays.data.geotiff import open_tif, reason
+from overlays.data.geotiff import open_tif
 from overlays.errors import UserError
 
 NODATA = -128
@@ -54,15 +54,10 @@ def open_raster(path: str | Path) -> Raster:
     Raises:
         UserError: no raster that can be read, or neither int8 nor floating point.
     """
-    import rasterio
-
     path = Path(path)
-    try:
-        with open_tif(path) as file:
-            kinds = set(file.dtypes)
-            bands, height, width, transform, crs = file.count, file.height, file.width, file.transform, file.crs
-    except rasterio.errors.RasterioError as error:
-        raise UserError(f"{path} is not a raster that can be read: {reason(error)}") from None
+    with open_tif(path) as file:
+        kinds = set(file.dtypes)
+        bands, height, width, transform, crs = file.count, file.height, file.width, file.transform, file.crs
     if not kinds <= {"int8"} and not kinds <= {"float32", "float64", "float16"}:
         raise UserError(f"raster {path} holds {', '.join(sorted(kinds))}: embeddings are int8 codes as exported, or "
                         "floating point values of unit length; export it again without scaling")
@@ -79,27 +74,23 @@ def windows(raster: Raster, rows: int = ROWS) -> Iterator[tuple[int, np.ndarray]
     Raises:
         UserError: the file is cut short.
     """
-    import rasterio
     from rasterio.windows import Window
 
-    try:
-        with open_tif(raster.path) as file:
-            for start in range(0, raster.height, rows):
-                count = min(rows, raster.height - start)
-                stored = file.read(window=Window(0, start, raster.width, count))
-                if raster.coded:
-                    values = dequantise(stored)
-                else:
-                    with np.errstate(over="ignore"):
-                        values = stored.astype(np.float32)
-                    if file.nodata is not None and not np.isnan(file.nodata):
-                        values[stored == file.nodata] = np.nan
-                values[:, ~np.isfinite(values).all(0) | (values == 0).all(0)] = np.nan
-                if raster.bottom_up:
-                    start, values = raster.height - start - count, values[:, ::-1]
-                yield start, values
-    except rasterio.errors.RasterioError as error:
-        raise UserError(f"raster {raster.path} is cut short: {reason(error)}") from None
+    with open_tif(raster.path) as file:
+        for start in range(0, raster.height, rows):
+            count = min(rows, raster.height - start)
+            stored = file.read(window=Window(0, start, raster.width, count))
+            if raster.coded:
+                values = dequantise(stored)
+            else:
+                with np.errstate(over="ignore"):
+                    values = stored.astype(np.float32)
+                if file.nodata is not None and not np.isnan(file.nodata):
+                    values[stored == file.nodata] = np.nan
+            values[:, ~np.isfinite(values).all(0) | (values == 0).all(0)] = np.nan
+            if raster.bottom_up:
+                start, values = raster.height - start - count, values[:, ::-1]
+            yield start, values
 
 
 def _centre(crs, transform, height: int, width: int) -> tuple[float, float] | None:

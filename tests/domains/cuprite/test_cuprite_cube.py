@@ -129,6 +129,23 @@ def test_truncated_cube_is_refused_before_it_is_read(tmp_path, reflectance):
         open_cube(path)
 
 
+def test_a_geotiff_damaged_inside_is_one_sentence_whatever_is_read_of_it(tmp_path, reflectance):
+    import rasterio
+
+    path, values = tmp_path / "cube.tif", np.rint(np.tile(reflectance, (20, 3, 1)) * 10000).astype("int16")
+    with rasterio.open(path, "w", driver="GTiff", height=values.shape[0], width=values.shape[1], count=values.shape[2],
+                       dtype="int16", compress="deflate", interleave="pixel", blockysize=8) as image:
+        image.write(values.transpose(2, 0, 1))
+    np.savetxt(tmp_path / "wavelengths.txt", CENTRES)
+    cube = open_cube(path, tmp_path / "wavelengths.txt", scale=10000)
+    content = bytearray(path.read_bytes())
+    middle = len(content) // 2
+    content[middle:middle + 20_000] = bytes(20_000)
+    path.write_bytes(content)
+    with pytest.raises(UserError, match="cube.tif cannot be read, it may be damaged"):
+        cube.read(0, 0, *cube.shape[:2])
+
+
 def sunlight(nm):
     """Relative solar radiance with the air's absorption bands."""
     planck = 1 / (nm / 1000) ** 5 / (np.exp(14388 / (nm * 5.8)) - 1)

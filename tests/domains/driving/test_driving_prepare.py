@@ -135,7 +135,7 @@ def test_workers_and_a_second_run_change_nothing(prepared, sample_clips, tmp_pat
 
 
 def test_messages_are_written_on_request_and_pairs_can_be_one_a_frame(sample_clips, tmp_path):
-    from overlays.domains.driving.convert import to_record
+    from overlays.data.messages import to_record
 
     prepare(Settings(raw=sample_clips, output=tmp_path / "out", workers=1, messages=True, pairs=30, limit=1))
     (split,) = [split for split in ALL if rows(tmp_path / "out", split)]

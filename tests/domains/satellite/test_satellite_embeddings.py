@@ -97,5 +97,5 @@ def test_wrong_types_are_one_sentence(kind, codes, write_tile, tmp_path):
 
 def test_a_file_that_is_no_raster_is_one_sentence(tmp_path):
     (tmp_path / "a.tif").write_text("nothing")
-    with pytest.raises(UserError, match="is not a raster that can be read"):
+    with pytest.raises(UserError, match="cannot be read, it may be damaged"):
         open_raster(tmp_path / "a.tif")

@@ -4,7 +4,9 @@ import json
 
 import pytest
 
-from overlays.domains.driving.convert import convert, read_rows, to_messages, to_record, write_rows
+from overlays.data import records
+from overlays.data.convert import convert
+from overlays.data.messages import to_messages, to_record
 from overlays.errors import UserError
 
 RECORDS = [
@@ -37,6 +39,10 @@ ROWS = [
 ]
 
 
+def _rows(path):
+    return records.read(path, convert=False)
+
+
 def test_a_record_becomes_messages_in_the_order_of_its_placeholders():
     row = to_messages(RECORDS[1])
     assert row["messages"][0] == {"role": "system", "content": "Be brief."}
@@ -66,11 +72,11 @@ def test_messages_become_a_record_that_trains():
 def test_both_ways_give_every_row_back_in_every_form(tmp_path, form, given, there, back):
     suffix = f".{form}" if form else ""
     given = given * 300  # more than one batch
-    write_rows(tmp_path / f"given{suffix}", given)
-    assert list(read_rows(tmp_path / f"given{suffix}")) == given
+    records.write(tmp_path / f"given{suffix}", given)
+    assert list(_rows(tmp_path / f"given{suffix}")) == given
     assert convert(tmp_path / f"given{suffix}", tmp_path / f"there{suffix}") == (len(given), there)
     assert convert(tmp_path / f"there{suffix}", tmp_path / f"back{suffix}", back) == (len(given), back)
-    assert list(read_rows(tmp_path / f"back{suffix}")) == given
+    assert list(_rows(tmp_path / f"back{suffix}")) == given
 
 
 def test_edits_of_the_converted_row_are_not_lost():
@@ -96,7 +102,7 @@ def test_tables_of_others_are_read(tmp_path):
     datasets.Dataset.from_list(ROWS[:1]).to_parquet(str(tmp_path / "other.parquet"))
     datasets.Dataset.from_list(ROWS[:1]).save_to_disk(str(tmp_path / "other"))
     for name in ("other.parquet", "other"):
-        assert list(read_rows(tmp_path / name)) == ROWS[:1]
+        assert list(_rows(tmp_path / name)) == ROWS[:1]
         convert(tmp_path / name, tmp_path / "out.jsonl")
         assert json.loads((tmp_path / "out.jsonl").read_text()) == to_record(ROWS[0])
 
@@ -115,7 +121,7 @@ def test_rows_that_cannot_be_converted_are_named_and_nothing_is_written(tmp_path
         ({**good, "image": "x.png"}, "row 2:.*names x.png under 'image'.*call the key 'images'"),
     )
     for bad, message in cases:
-        write_rows(tmp_path / "in.jsonl", [good, bad])
+        records.write(tmp_path / "in.jsonl", [good, bad])
         with pytest.raises(UserError, match=message):
             convert(tmp_path / "in.jsonl", tmp_path / "out.jsonl")
         assert not (tmp_path / "out.jsonl").exists()
@@ -130,8 +136,38 @@ def test_rows_that_cannot_be_converted_are_named_and_nothing_is_written(tmp_path
         with pytest.raises(UserError, match=message):
             to_messages(record)
     (tmp_path / "empty.jsonl").touch()
-    for source, target, message in (("empty.jsonl", "o.jsonl", "holds no row"), ("no.parquet", "o.jsonl", "no file"),
-                                    ("in.jsonl", "in.jsonl", "overwritten"), ("in.jsonl", "o.csv", "must be"),
-                                    (".", "o.jsonl", "not a data set folder")):
+    for source, target, message in (("empty.jsonl", "o.jsonl", "holds no row"),
+                                    ("no.parquet", "o.jsonl", "there is no annotation file"),
+                                    ("in.jsonl", "in.jsonl", "overwritten"), ("in.jsonl", "o.csv", "must end in"),
+                                    (".", "o.jsonl", "is no data set")):
         with pytest.raises(UserError, match=message):
             convert(tmp_path / source, tmp_path / target)
+
+
+@pytest.mark.parametrize("name", ["table.parquet", "table"])
+def test_messages_edited_in_a_table_count_and_the_first_form_beside_them_does_not(tmp_path, name):
+    import datasets
+    import pyarrow.parquet
+
+    records.write(tmp_path / name, ROWS[2:3])  # its row lies in the column extra as a whole
+    path = tmp_path / name
+    table = pyarrow.parquet.read_table(path) if path.suffix else datasets.load_from_disk(path).data
+    rows = table.to_pylist()
+    rows[0]["messages"][1]["content"][0]["text"] = "edited"
+    edited = datasets.Dataset(pyarrow.Table.from_pylist(rows, table.schema))
+    if path.suffix:
+        edited.to_parquet(tmp_path / "edited.parquet")
+    else:
+        edited.save_to_disk(tmp_path / "edited")
+    record = next(records.read(tmp_path / name.replace("table", "edited")))
+    assert record["conversations"][1] == {"from": "gpt", "value": "edited"}
+
+
+def test_files_inside_a_table_are_refused_in_one_sentence(tmp_path):
+    import pyarrow
+    import pyarrow.parquet
+
+    row = {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}], "thumbnail": b"x"}
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist([row]), tmp_path / "in.parquet")
+    with pytest.raises(UserError, match="row 1: it holds files as bytes"):
+        convert(tmp_path / "in.parquet", tmp_path / "out.jsonl")

@@ -1,33 +1,18 @@
-"""The cache folder: annotation tables, fitted statistics, and pictures that annotation files hold themselves."""
+"""Media that annotation files hold themselves: stored once in the cache folder, named by their checksum."""
 
 import base64
 import binascii
 import hashlib
-import os
 import re
-import tempfile
 from pathlib import Path
 from urllib.parse import unquote_to_bytes
 
 from overlays.errors import UserError
 from overlays.files import atomic_path
-from overlays.registry import ROOT
+from overlays.paths import cache_folder
 
-CACHE = ROOT / "data" / "cache"
 MAX_EMBEDDED_BYTES = 64 << 20  # of one embedded file
 _EMBEDDED = re.compile(r"embedded:([0-9a-f]{64})")
-
-
-def cache_folder() -> Path:
-    """data/cache, or a temporary folder where the repository cannot be written."""
-    for folder in (CACHE, Path(tempfile.gettempdir()) / "qwen-vl-overlays"):
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError:
-            continue
-        if os.access(folder, os.W_OK):
-            return folder
-    raise UserError(f"neither {CACHE} nor {tempfile.gettempdir()} can be written")
 
 
 def embed(content: bytes) -> str:
