@@ -9,7 +9,7 @@ from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
-from overlays import domains, paths, report, runs
+from overlays import callable_module, domains, paths, report, runs
 from overlays.domains.base import (
     Domain,
     Evaluation,
@@ -246,6 +246,8 @@ def _write_report(domain: Domain, metrics: dict, rows: list[dict], evaluation: E
                  f"python -m overlays.evaluate --domain {domain.name} --checkpoint {checkpoint} --data "
                  f"{paths.relative(evaluation.data)} --split {metrics['split']}")
 
+
+callable_module(__name__)
 
 if __name__ == "__main__":
     run(main)

@@ -3,25 +3,26 @@
     python -m overlays.predict --checkpoint outputs/run --dataset_use cuprite_test --output predictions.jsonl
 """
 
-import argparse
 import hashlib
 import json
 import os
 import re
 import sys
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
-from overlays import registry
+from overlays import callable_module, registry
 from overlays.answers import Answers
 from overlays.data import chat, geometry, records
 from overlays.data.collate import PromptCollator
 from overlays.data.dataset import sample_rows
 from overlays.errors import UserError, run
 from overlays.files import write_jsonl
+from overlays.flags import Parser
 from overlays.model import additions
 from overlays.paths import OUTPUTS
 
@@ -211,9 +212,10 @@ def _keys(chosen: Sequence[dict], media_root: Path) -> list[str]:
 
 # ---------------------------------------------------------------- prediction
 
-def predict(model, processor, records: Sequence[dict], media_root: str | Path, batch_size: int, max_new_tokens: int,
-            out_path: str | Path, identity: str = "", note: Callable[[str], None] | None = None) -> list[dict]:
-    """Answer every record greedily and write predictions.jsonl, in the order of the records.
+def predict(model, processor, records: Sequence[dict], media_root: str | Path = ".", batch_size: int = 8,
+            max_new_tokens: int = 128, out_path: str | Path | None = None, identity: str = "",
+            note: Callable[[str], None] | None = None) -> list[dict]:
+    """Answer every record greedily, in the order of the records, and write predictions.jsonl where `out_path` says so.
 
     Answers are kept in `<out_path>.partial` batch by batch; after an interruption the next call takes those to records
     that are the same, if checkpoint and length are. The output itself appears only when it is whole.
@@ -221,6 +223,7 @@ def predict(model, processor, records: Sequence[dict], media_root: str | Path, b
     Args:
         records: with media paths relative to `media_root`; the last human turn is asked, what follows it is the truth.
         max_new_tokens: an answer is cut there.
+        out_path: None writes nothing that stays.
         identity: which checkpoint this is, see `checkpoint_identity`.
         note: told in one sentence when an interrupted prediction goes on.
 
@@ -230,6 +233,10 @@ def predict(model, processor, records: Sequence[dict], media_root: str | Path, b
     Raises:
         UserError: a medium is missing or broken, named with the record's id.
     """
+    if out_path is None:
+        with tempfile.TemporaryDirectory() as folder:
+            return predict(model, processor, records, media_root, batch_size, max_new_tokens,
+                           Path(folder) / "predictions.jsonl", identity, note)
     chosen, media_root, out_path = list(records), Path(media_root), Path(out_path)
     if batch_size < 1 or max_new_tokens < 1:
         raise UserError(f"batch size and answer length must be at least 1, not {batch_size} and {max_new_tokens}")
@@ -285,15 +292,15 @@ def predict_values(model: torch.nn.Module, processor, records: Sequence[Mapping]
 
 def main(words: Sequence[str] | None = None) -> None:
     """Command line of the module."""
-    parser = argparse.ArgumentParser(prog="python -m overlays.predict", description=__doc__.split("\n")[0])
+    parser = Parser(prog="python -m overlays.predict", description=__doc__.split("\n")[0].removeprefix("Entry: "))
     parser.add_argument("--checkpoint", help="run folder, checkpoint or model; default: the newest run")
-    parser.add_argument("--base_model", help="base of an adapter, where it is not the one it names")
-    parser.add_argument("--dataset_use", required=True, help="one data set: a name or a .json/.jsonl file")
+    parser.add_argument("--base-model", help="base of an adapter, where it is not the one it names")
+    parser.add_argument("--dataset-use", required=True, help="one data set: a name or a file")
     parser.add_argument("--output", required=True, type=Path, help="predictions.jsonl")
-    parser.add_argument("--batch_size", type=int, default=8)
-    parser.add_argument("--max_new_tokens", type=int, default=128)
+    parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--max-new-tokens", type=int, default=128)
     parser.add_argument("--limit", type=int, help="only the first N records")
-    parser.add_argument("--attn_implementation", default="auto")
+    parser.add_argument("--attn-implementation", default="auto")
     parser.add_argument("--thinking", default="auto", choices=["auto", "on", "off"],
                         help="ask with room for reasoning before the answer, or without; auto: the checkpoint's form")
     flags = parser.parse_args(words)
@@ -311,6 +318,8 @@ def main(words: Sequence[str] | None = None) -> None:
             checkpoint_identity(checkpoint, flags.base_model), note=print)
     print(f"wrote {flags.output}")
 
+
+callable_module(__name__)
 
 if __name__ == "__main__":
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

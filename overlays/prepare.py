@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from overlays import domains
+from overlays import callable_module, domains
 from overlays.domains.base import Domain, check_output
 from overlays.errors import run
 from overlays.flags import Parser, add_settings, read_settings
@@ -52,6 +52,8 @@ def main(words: Sequence[str] | None = None, domain: str | None = None) -> None:
         print(line)
     print(f"prepared data: {output}")
 
+
+callable_module(__name__)
 
 if __name__ == "__main__":
     run(main)

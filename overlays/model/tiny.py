@@ -6,12 +6,15 @@ They carry the launchers on a machine without GPU and the tests. Every size is i
 import ast
 import hashlib
 import json
+import time
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
-from overlays.errors import UserError
+from overlays.errors import UserError, run
 from overlays.files import atomic_path
-from overlays.paths import PACKAGE
+from overlays.flags import Parser
+from overlays.paths import MODELS, PACKAGE
 
 WORD_COUNTS = Path(__file__).with_name("tiny_words.json")  # scripts/make_tiny_model.py --count-words writes it
 VOCABULARY = 8000  # byte-level BPE tokens at most, special ones not counted: more than the corpus has words
@@ -143,7 +146,8 @@ def domain_strings() -> list[str]:
     These are their questions, answers and messages, English and Chinese, and nothing of any data set.
     """
     texts = []
-    for file in sorted((PACKAGE / "domains").rglob("*.py"), key=lambda file: file.as_posix()):
+    files = [file for folder in ("domains", "samples") for file in (PACKAGE / folder).rglob("*.py")]
+    for file in sorted(files, key=lambda file: file.as_posix()):
         tree = ast.parse(file.read_text(encoding="utf-8"))
         alone = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}  # docstrings
         constants = (node for node in ast.walk(tree) if isinstance(node, ast.Constant) and id(node) not in alone)
@@ -288,3 +292,33 @@ def build(family: str, out: str | Path) -> Path:
         model.save_pretrained(folder)
         processor.save_pretrained(folder)
     return Path(out)
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    """Command line of the module."""
+    parser = Parser(description="A tiny Qwen-VL of a real architecture with random weights.")
+    parser.add_argument("--family", default="qwen3_vl", help=", ".join(SIZES))
+    parser.add_argument("--output", type=Path, help="folder; default: data/models/tiny-FAMILY")
+    parser.add_argument(
+        "--count-words", action="store_true",
+        help="take the tokenizer's words from the domains' code as it stands; changes what every tiny model scores",
+    )
+    flags = parser.parse_args(words)
+    if flags.count_words:
+        counts = count_words(domain_strings())
+        lines = (f"{json.dumps(word, ensure_ascii=False)}: {count}" for word, count in counts.items())
+        with atomic_path(WORD_COUNTS) as file:
+            file.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
+        print(f"{WORD_COUNTS}: {len(counts)} words")
+    start = time.perf_counter()
+    folder = flags.output or MODELS / f"tiny-{flags.family}"
+    if is_current(flags.family, folder):
+        print(f"{folder}: up to date")
+        return
+    build(flags.family, folder)
+    size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    print(f"{folder}: {size / 1e6:.1f} MB in {time.perf_counter() - start:.1f} s")
+
+
+if __name__ == "__main__":
+    run(main)

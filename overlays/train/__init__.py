@@ -8,6 +8,12 @@ import importlib
 import os
 import sys
 import warnings
+from collections.abc import Mapping
+from pathlib import Path
+
+from overlays import callable_module
+
+STAGES = {"sft": "SFT", "mae": "MAE", "dpo": "DPO"}
 
 
 def main(name: str, module: str) -> None:
@@ -27,3 +33,30 @@ def main(name: str, module: str) -> None:
     if distributed.is_initialized():
         distributed.barrier()
         distributed.destroy_process_group()
+
+
+def train(config: str | Path | Mapping | None = None, stage: str = "sft", **flags) -> Path:
+    """Run a stage in this process.
+
+    Args:
+        config: YAML file, or mapping of flag names to values; None for flags alone.
+        stage: "sft", "mae" or "dpo".
+        flags: of the command line, which override those of `config`.
+
+    Returns:
+        the run folder.
+
+    Raises:
+        UserError: a wrong flag, or what else the user can fix.
+    """
+    from overlays.train import arguments
+
+    words = [] if config is None or isinstance(config, Mapping) else [str(config)]
+    for name, value in ((config if isinstance(config, Mapping) else {}) | flags).items():
+        words += [f"--{name}", *map(str, value if isinstance(value, list | tuple) else [value])]
+    groups = arguments.parse(words, getattr(arguments, STAGES[stage]))
+    importlib.import_module(f"overlays.train.{stage}").train(*groups)
+    return Path(groups[-1].output_dir)
+
+
+callable_module(__name__)

@@ -1,17 +1,17 @@
 """scripts/check_data.py: every bad row printed, counts, and an exit status a script can use."""
 
 import json
-import sys
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from overlays import check
 from overlays.errors import UserError
 from tests.commands import run_script
 
 
-def check(*arguments):
+def command(*arguments):
     return run_script("check_data.py", *arguments)
 
 
@@ -30,42 +30,32 @@ def row(name, image="a.png", answer="B"):
 
 def test_sound_data_is_counted_and_ends_in_0(folder):
     (folder / "good.jsonl").write_text(row("x") + "\n" + row("y") + "\n")
-    done = check("--dataset_use", folder / "good.jsonl")
+    done = command("--dataset_use", folder / "good.jsonl")
     assert done.returncode == 0, done.stderr
     assert "2 records, 0 bad" in done.stdout and "by task: ask 2" in done.stdout
 
 
-def test_with_a_model_long_samples_are_counted(folder, tiny_model_dir, monkeypatch, capsys):
-    import check_data
-
+def test_with_a_model_long_samples_are_counted(folder, tiny_model_dir, capsys):
     (folder / "good.jsonl").write_text(row("x") + "\n" + row("y", answer="long " * 300) + "\n")
-    words = ["--dataset_use", folder / "good.jsonl", "--model_max_length", 200,
-             "--model_name_or_path", tiny_model_dir("qwen3_vl")]
-    monkeypatch.setattr(sys, "argv", ["check_data.py", *map(str, words)])
-    check_data.main()
+    check.main(["--dataset_use", str(folder / "good.jsonl"), "--model_max_length", "200",
+                "--model_name_or_path", str(tiny_model_dir("qwen3_vl"))])
     printed = capsys.readouterr().out
     assert "1 records above 200" in printed and "row 2: " in printed
 
 
-def test_empty_answers_are_warnings_and_no_defects(folder, monkeypatch, capsys):
-    import check_data
-
+def test_empty_answers_are_warnings_and_no_defects(folder, capsys):
     (folder / "empty.jsonl").write_text(row("x") + "\n" + row("y", answer="") + "\n")
-    monkeypatch.setattr(sys, "argv", ["check_data.py", "--dataset_use", str(folder / "empty.jsonl")])
-    check_data.main()
+    check.main(["--dataset_use", str(folder / "empty.jsonl")])
     printed = capsys.readouterr().out
     assert "row 2 (id y): the answer in turn 2 is empty" in printed and "empty answers: 1" in printed
     assert "2 records, 0 bad" in printed
 
 
-def test_a_key_that_is_not_read_is_named_with_its_row_and_id(folder, monkeypatch, capsys):
-    import check_data
-
+def test_a_key_that_is_not_read_is_named_with_its_row_and_id(folder, capsys):
     line = json.dumps({**json.loads(row("y")), "history": [["a", "b"]]})
     (folder / "keys.jsonl").write_text(row("x") + "\n" + line + "\n")
-    monkeypatch.setattr(sys, "argv", ["check_data.py", "--dataset_use", str(folder / "keys.jsonl")])
     with pytest.raises(UserError, match="1 of 2 records are bad"):
-        check_data.main()
+        check.main(["--dataset_use", str(folder / "keys.jsonl")])
     assert "row 2 (id y): the key 'history' is not read" in capsys.readouterr().out
 
 
@@ -73,7 +63,7 @@ def test_every_bad_row_is_printed_and_the_status_is_2(folder):
     (folder / "bad.jsonl").write_text("\n".join([
         row("x"), "{oops", row("x"), row("y", image="gone.png"), row("z", image="cut.png"), row("w"),
     ]))
-    done = check("--dataset_use", folder / "bad.jsonl")
+    done = command("--dataset_use", folder / "bad.jsonl")
     assert done.returncode == 2
     printed = done.stdout + done.stderr
     for said in ("row 2: not JSON", "row 3 (id x): its id is that of row 1", "row 4 (id y): image file",
@@ -83,5 +73,5 @@ def test_every_bad_row_is_printed_and_the_status_is_2(folder):
 
 
 def test_a_wrong_name_is_one_sentence(folder):
-    done = check("--dataset_use", "cuprite_trian")
+    done = command("--dataset_use", "cuprite_trian")
     assert done.returncode == 2 and "did you mean cuprite_train" in done.stderr and "Traceback" not in done.stderr

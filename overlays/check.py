@@ -1,0 +1,142 @@
+"""Entry: check data sets without a model: every record, placeholder and media file. Exit status 0 or, with defects, 2.
+
+    python -m overlays.check --dataset-use cuprite_train,path/to/own.jsonl
+"""
+
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+from tqdm import tqdm
+
+from overlays import errors, registry
+from overlays.data import media, records
+from overlays.errors import UserError
+from overlays.flags import Parser
+
+AHEAD = 256  # records whose media are being opened at a time
+
+
+@dataclass
+class Counts:
+    """What was seen of one data set."""
+
+    records: int = 0
+    bad: int = 0
+    too_long: int = 0
+    empty: int = 0
+    tasks: Counter = field(default_factory=Counter)
+    tokens: list[int] = field(default_factory=list)
+
+
+def open_all(record: dict, source: registry.Dataset, backend: str) -> list[str]:
+    """What is wrong with the media of a record, each decoded (of a video the first, middle and last frame)."""
+    problems = []
+    for name in records.media_names(record, "image"):
+        try:
+            path = records.media_file(source.media_root, name)
+            media.opener_of(path).open(path)
+        except UserError as error:
+            problems.append(str(error))
+    for name, segment in zip(records.media_names(record, "video"), records.video_segments(record), strict=True):
+        try:
+            media.probe_video(records.media_file(source.media_root, name), backend, segment)
+        except UserError as error:
+            problems.append(str(error))
+    return problems
+
+
+def examine(record: dict, defects: list, source: registry.Dataset, backend: str, processor) -> tuple[list[str], int]:
+    """(all problems of a record, its tokens or 0)."""
+    if defects:
+        return [defect.problem for defect in defects], 0
+    problems, tokens = open_all(record, source, backend), 0
+    if processor is not None and not problems:
+        from overlays.data import chat
+
+        try:
+            tokens = chat.count_tokens(record, processor, source.media_root, backend)
+        except UserError as error:
+            problems.append(str(error))
+    return problems, tokens
+
+
+def check_source(source: registry.Dataset, args, processor) -> Counts:
+    """Check one data set; bad rows are printed as they are found."""
+    counts = Counts()
+
+    def finish(job) -> None:
+        row, record, own, future = job
+        problems, tokens = future.result()
+        counts.records += 1
+        counts.tasks[str((record or {}).get("task") or "-")] += 1
+        for problem in problems:
+            tqdm.write(str(records.Defect(source.annotation, row, None if own is None else str(own), problem)))
+        counts.bad += bool(problems)
+        for turn in records.empty_answers(record or {}):
+            counts.empty += 1
+            tqdm.write(f"warning: {records.Defect(source.annotation, row, None if own is None else str(own), '')}"
+                       f"the answer in turn {turn} is empty, which teaches to say nothing")
+        if tokens:
+            counts.tokens.append(tokens)
+        if tokens > args.model_max_length:
+            counts.too_long += 1
+            tqdm.write(f"{source.annotation}, row {row}: {tokens} tokens, more than {args.model_max_length}; "
+                       "training leaves it out")
+        bar.update()
+
+    total = sum(1 for _ in records.scan(source.annotation, convert=False))
+    with ThreadPoolExecutor(args.workers) as pool, tqdm(total=total, desc=source.name, unit=" rows") as bar:
+        waiting = []
+        for row, record, defects in records.check(source.annotation, source.media_root):
+            job = pool.submit(examine, record, defects, source, args.video_backend, processor)
+            own = record.get("id") if record is not None else defects[0].id
+            waiting.append((row, record, own, job))
+            if len(waiting) >= AHEAD:
+                finish(waiting.pop(0))
+        for job in waiting:
+            finish(job)
+    return counts
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    """Command line of the module."""
+    parser = Parser(description=__doc__.split("\n")[0].removeprefix("Entry: "))
+    parser.add_argument("--dataset-use", required=True, help="names or annotation files, by comma")
+    parser.add_argument("--model-name-or-path", help="also count tokens with this model's processor")
+    parser.add_argument("--model-max-length", type=int, default=8192, help="report samples of more tokens")
+    parser.add_argument("--min-pixels", type=int, help="pixels of one image at least, for the token count")
+    parser.add_argument("--max-pixels", type=int, help="pixels of one image at most, for the token count")
+    parser.add_argument("--video-backend", choices=sorted(media.BACKENDS), default="pyav")
+    parser.add_argument("--workers", type=int, default=4, help="threads that open media")
+    args = parser.parse_args(words)
+    processor = None
+    if args.model_name_or_path:
+        from overlays.model.load import load_processor
+
+        processor = load_processor(args.model_name_or_path)
+        media.apply_resolution(processor, media.MediaOptions(min_pixels=args.min_pixels, max_pixels=args.max_pixels))
+
+    bad = seen = 0
+    for source in registry.resolve(args.dataset_use):
+        counts = check_source(source, args, processor)
+        bad, seen = bad + counts.bad, seen + counts.records
+        print(f"{source.name}: {counts.records} records, {counts.bad} bad ({source.annotation})")
+        if counts.tasks.keys() - {"-"}:
+            print("  by task: " + ", ".join(f"{task} {n}" for task, n in sorted(counts.tasks.items())))
+        if counts.empty:
+            print(f"  empty answers: {counts.empty}")
+        if counts.tokens:
+            print(f"  tokens: {min(counts.tokens)} to {max(counts.tokens)}, {sum(counts.tokens)} in all, "
+                  f"{counts.too_long} records above {args.model_max_length}")
+        if not counts.records:
+            raise UserError(f"{source.annotation} holds no records")
+    sys.stdout.flush()
+    if bad:
+        raise UserError(f"{bad} of {seen} records are bad; the rows are listed above")
+
+
+if __name__ == "__main__":
+    errors.run(main)

@@ -1,0 +1,67 @@
+"""Entry: adapter and fully trained parts merged into the base model -> a folder that plain transformers loads.
+
+    python -m overlays.merge --checkpoint outputs/cuprite --output merged
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from overlays import runs
+from overlays.errors import UserError, run
+from overlays.files import atomic_path
+from overlays.flags import Parser
+from overlays.model import additions, card, load, unloaded
+from overlays.paths import OUTPUTS
+
+
+def merge(checkpoint: Path, output: Path, base_model: str | None, dtype: str) -> None:
+    """Write the merged model and its processor to `output`.
+
+    The sum is taken in fp32. `dtype` "auto" stores what the base model's config names. Tensors of the base that
+    transformers does not load are carried over.
+
+    Raises:
+        UserError: `checkpoint` is no LoRA folder, or `output` holds files already.
+    """
+    base = load.adapter_base(checkpoint)
+    if base is None:
+        raise UserError(f"{checkpoint} holds no adapter_config.json: there is nothing to merge")
+    base = base_model or base
+    if output.exists() and any(output.iterdir()):
+        raise UserError(f"{output} is not empty: choose another --output")
+    while (below := load.adapter_base(load.locate(base))) is not None:
+        base = below
+    stored = load.load_config(base).dtype if dtype == "auto" else getattr(torch, dtype)
+    model = load.load_model(checkpoint, base_model, attn="sdpa").merge_and_unload()
+    processor = load.load_processor(checkpoint)
+    with atomic_path(output) as folder:
+        model.to(stored or torch.float32)
+        values = model.state_dict()
+        added = {name: value.contiguous() for name, value in values.items() if additions.owns(name)}
+        model.save_pretrained(folder, state_dict={name: values[name] for name in values if name not in added})
+        additions.write(model, folder)
+        if added:
+            save_file(added, folder / load.TRAINED_PARTS, metadata={"format": "pt"})
+        processor.save_pretrained(folder)
+        unloaded.carry_over(model, folder)
+        card.write(folder, model, None)
+    print(f"merged {checkpoint} into {output} ({str(stored or torch.float32).removeprefix('torch.')})")
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    """Command line of the module."""
+    parser = Parser(description=__doc__.split("\n")[0].removeprefix("Entry: "))
+    parser.add_argument("--checkpoint", help="run or checkpoint folder with an adapter; default: the newest run")
+    parser.add_argument("--output", required=True, type=Path, help="folder to write")
+    parser.add_argument("--base-model", help="base model, where it is not what the adapter names")
+    parser.add_argument("--dtype", default="auto", choices=["auto", "float32", "bfloat16", "float16"])
+    flags = parser.parse_args(words)
+    checkpoint = runs.find_checkpoint(flags.checkpoint, OUTPUTS)
+    merge(checkpoint, flags.output, flags.base_model, flags.dtype)
+
+
+if __name__ == "__main__":
+    run(main)
