@@ -8,6 +8,7 @@ from pathlib import Path
 import _bootstrap  # noqa: F401  (re-runs in .venv, puts the repository on the path)
 
 from overlays.errors import run
+from overlays.families import FAMILIES
 from overlays.files import atomic_path
 from overlays.model import tiny
 from overlays.paths import MODELS
@@ -16,7 +17,7 @@ from overlays.paths import MODELS
 def main() -> None:
     """Parse flags and build."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--family", default="qwen3_vl", help=", ".join(tiny.SIZES))
+    parser.add_argument("--family", default="qwen3_vl", help=", ".join(FAMILIES))
     parser.add_argument("--output", type=Path, help="folder; default: data/models/tiny-FAMILY")
     parser.add_argument(
         "--count-words", action="store_true",

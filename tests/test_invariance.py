@@ -16,14 +16,14 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from overlays import arguments, train, upstream
+from overlays import arguments, families, train, upstream
 from overlays.errors import UserError
 from overlays.files import write_jsonl
 from overlays.model import load, parts
 
 KINDS = ("text", "image", "video", "mixed")
-FAMILIES = tuple(parts.FAMILIES)
-PACKING = tuple(name for name, row in parts.FAMILIES.items() if row.packing)
+FAMILIES = tuple(families.FAMILIES)
+PACKING = tuple(name for name, row in families.FAMILIES.items() if row.packing)
 
 
 def record(name, question, answer, **media):

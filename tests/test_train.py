@@ -18,9 +18,9 @@ from safetensors.torch import load_file
 from overlays import arguments, runs, upstream
 from overlays.data.dataset import SupervisedDataset
 from overlays.errors import UserError
+from overlays.families import FAMILIES
 from overlays.files import write_jsonl
 from overlays.model import load
-from overlays.model.parts import FAMILIES
 
 ROOT = Path(__file__).resolve().parents[1]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "",
