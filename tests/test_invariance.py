@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
+from overlays import families
 from overlays.errors import UserError
 from overlays.files import write_jsonl
 from overlays.model import load, parts
@@ -23,8 +24,8 @@ from overlays.train import arguments, sft
 from overlays.upstream import engine
 
 KINDS = ("text", "image", "video", "mixed")
-FAMILIES = tuple(parts.FAMILIES)
-PACKING = tuple(name for name, row in parts.FAMILIES.items() if row.packing)
+FAMILIES = tuple(families.FAMILIES)
+PACKING = tuple(name for name, row in families.FAMILIES.items() if row.packing)
 
 
 def record(name, question, answer, **media):
@@ -131,7 +132,7 @@ def alone(folder, kinds):
     import transformers
 
     config = load.load_config(folder)
-    model = getattr(transformers, parts.family_of(config).model_class).from_pretrained(
+    model = getattr(transformers, families.family_of(config).model_class).from_pretrained(
         folder, dtype=torch.float32, attn_implementation="eager").train()
     totals = {kind: sum(int((sample["labels"][1:] != -100).sum()) for sample in rows) for kind, rows in kinds.items()}
     losses, sums = dict.fromkeys(kinds, 0.0), {kind: {} for kind in kinds}

@@ -23,6 +23,7 @@ import numpy as np
 from overlays.data.formats import FRAME_SUFFIXES
 from overlays.data.rgb import open_rgb, upright_size
 from overlays.errors import UserError
+from overlays.families import FAMILIES
 from overlays.files import atomic_path
 
 if TYPE_CHECKING:
@@ -142,9 +143,8 @@ def read_frames(path: Source, numbers: np.ndarray, backend: str = "pyav") -> np.
 
 def limits_clips(video_processor) -> bool:
     """Whether the family's `size` is the budget of a whole clip (T x H x W) rather than of one frame."""
-    from transformers.models.qwen3_vl.video_processing_qwen3_vl import Qwen3VLVideoProcessor
-
-    return isinstance(video_processor, Qwen3VLVideoProcessor)
+    names = {row.video_processor for row in FAMILIES.values() if row.clip_budget}
+    return any(base.__name__ in names for base in type(video_processor).__mro__)
 
 
 def frame_limits(video_processor, frames: int) -> tuple[int, int]:

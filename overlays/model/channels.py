@@ -92,7 +92,7 @@ def _whole(proj: nn.Conv3d):
 
 
 def widen(model: nn.Module, channels: int, init: str = "copy", projection: torch.Tensor | None = None) -> nn.Module:
-    """Let a generation model (see parts.FAMILIES) take `channels` input channels; returns it.
+    """Let a generation model (see overlays.families) take `channels` input channels; returns it.
 
     Its config says so too, under the key that plain transformers reads, so a full checkpoint of it loads there.
     A model that takes that many already stays as it is.

@@ -36,7 +36,7 @@ class PatchProjection(nn.Conv3d):
 
 
 def install(model: nn.Module) -> nn.Module:
-    """Give a Qwen-VL generation model (see parts.FAMILIES) the forward described above; returns it.
+    """Give a Qwen-VL generation model (see overlays.families) the forward described above; returns it.
 
     Gradients, parameters and state dict stay as they are. Without `labels` the logits are those of the plain model.
 

@@ -14,9 +14,10 @@ import torch
 from overlays import runs
 from overlays.data import chat
 from overlays.errors import UserError
+from overlays.families import family_of
 from overlays.model import adapters, additions, forward, heads, unloaded
 from overlays.model.adapters import adapter_base
-from overlays.model.parts import family_of, plain_name
+from overlays.model.parts import plain_name
 
 TRAINED_PARTS = adapters.BESIDE
 OFFLINE_HINT = "give a local folder (MODEL_PATH or --model_name_or_path) or download it on a machine with network"

@@ -28,7 +28,7 @@ def encode(tower: nn.Module, frames: torch.Tensor, grid_thw: torch.Tensor, visib
     their patches that are visible. With nothing hidden this is the output of the plain tower's last block.
 
     Args:
-        tower: vision tower of a family in `parts.FAMILIES`.
+        tower: vision tower of a family in `overlays.families`.
         frames: (P, N * patch * patch) normalised pixels of all images' patches in the processor's order, one frame
             each; NaN, where there is no data, counts as 0, the channel's mean.
         grid_thw: (images, 3) patches in time, height and width.
@@ -177,7 +177,7 @@ class MaskedAutoencoder(nn.Module):
     """Vision tower, decoder and their loss.
 
     Args:
-        visual: vision tower of a family in `parts.FAMILIES`, with its number of input channels.
+        visual: vision tower of a family in `overlays.families`, with its number of input channels.
         decoder_dim, decoder_depth, decoder_heads: size of the decoder.
         norm_pix: whether the targets are normalised patch by patch (`patch_moments`).
         encoder: "full" trains the tower, "patch_embed" its patch embedding alone; the mergers are never trained.

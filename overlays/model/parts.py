@@ -1,7 +1,7 @@
 """The one table of parts: which module is vision, merger, language model, head.
 
 Freezing, learning rates, LoRA targets, what is saved and the table printed at start all read it.
-A new model family is one row in FAMILIES.
+The prefixes stand in `overlays.families`.
 """
 
 import re
@@ -11,59 +11,11 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import nn
 
-from overlays.errors import UserError
+from overlays.families import Family, family_of
 from overlays.model import additions
 
-ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
-
-
-@dataclass(frozen=True)
-class Family:
-    """What distinguishes one model family; prefixes are of parameter names in its generation class."""
-
-    model_class: str
-    vision: tuple[str, ...] = ("model.visual.",)
-    merger: tuple[str, ...] = ("model.visual.merger.",)
-    embeddings: tuple[str, ...] = ("model.language_model.embed_tokens.",)
-    language_model: tuple[str, ...] = ("model.language_model.", "lm_head.")
-    lora_targets: tuple[str, ...] = ATTENTION
-    packing: bool = True  # attention of all layers can be kept inside the samples of a concatenated row
-    thinking: bool = False  # the chat template writes a block of reasoning before the last answer
-    absolute_points: bool = False  # answers name points in pixels of the resized image, not on a 0-1000 grid
-    patch_factor: int = 32  # side of a merged patch in pixels
-
-
-DEEPSTACK = ("model.visual.merger.", "model.visual.deepstack_merger_list.")
-# Three of four layers are recurrent (gated delta net): they have other projections, and their state would run across
-# the samples of a concatenated row.
-RECURRENT = {
-    "lora_targets": (*ATTENTION, "in_proj_qkv", "in_proj_z", "out_proj"), "packing": False, "thinking": True,
-}
-FAMILIES = {
-    "qwen2_vl": Family("Qwen2VLForConditionalGeneration", patch_factor=28),
-    "qwen2_5_vl": Family("Qwen2_5_VLForConditionalGeneration", absolute_points=True, patch_factor=28),
-    "qwen3_vl": Family("Qwen3VLForConditionalGeneration", merger=DEEPSTACK),
-    "qwen3_vl_moe": Family("Qwen3VLMoeForConditionalGeneration", merger=DEEPSTACK),
-    "qwen3_5": Family("Qwen3_5ForConditionalGeneration", **RECURRENT),
-    "qwen3_5_moe": Family("Qwen3_5MoeForConditionalGeneration", **RECURRENT),
-    "qwen4_exp": Family("Qwen4ExpForConditionalGeneration", **RECURRENT),
-}
 # Looked up from top to bottom: the first part whose prefix fits a parameter owns it.
 PARTS = ("adapter", "additions", "patch_embed", "merger", "vision", "embeddings", "language_model")
-
-
-def family_of(config) -> Family:
-    """The row of a model's config, told by `model_type` and nothing else.
-
-    Raises:
-        UserError: the family is not in the table.
-    """
-    row = FAMILIES.get(getattr(config, "model_type", None))
-    if row is None:
-        raise UserError(
-            f"model type {getattr(config, 'model_type', None)!r} is not supported; supported are {', '.join(FAMILIES)}"
-        )
-    return row
 
 
 def plain_name(name: str) -> str:

@@ -108,7 +108,7 @@ def attach(model: nn.Module, method: str, position_encoding_dim: int, voxel_size
     DeepStack levels stay as they are. Weights start the same whatever was drawn before.
 
     Args:
-        model: a generation model of parts.FAMILIES.
+        model: a generation model of overlays.families.
         position_encoding_dim: channels of the position encoding; 0 takes the hidden size.
         max_depth_m: not the model's affair; it is kept with the checkpoint for those who make the coordinates.
     """

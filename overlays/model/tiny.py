@@ -1,6 +1,6 @@
 """Tiny Qwen-VL models: each family's real architecture in small, with random weights and its own tokenizer.
 
-They carry the launchers on a machine without GPU and the tests. Every size is in this file.
+They carry the launchers on a machine without GPU and the tests. Their sizes stand in `overlays.families`.
 """
 
 import ast
@@ -11,7 +11,9 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+from overlays import families
 from overlays.errors import UserError, run
+from overlays.families import FAMILIES
 from overlays.files import atomic_path
 from overlays.flags import Parser
 from overlays.paths import MODELS, PACKAGE
@@ -24,58 +26,6 @@ SPECIAL = (
     "<|video_pad|>",
 )
 WORDS = ("<think>", "</think>")  # whole tokens that stay visible when special tokens are left out
-HIDDEN, HEADS, KEY_VALUE_HEADS, HEAD_DIM, LAYERS = 128, 4, 2, 32, 4
-
-TEXT = dict(
-    hidden_size=HIDDEN, intermediate_size=3 * HIDDEN, num_hidden_layers=LAYERS, num_attention_heads=HEADS,
-    num_key_value_heads=KEY_VALUE_HEADS, max_position_embeddings=32768,
-)
-VISION = dict(depth=4, num_heads=4, spatial_merge_size=2, temporal_patch_size=2)
-# M-RoPE shares the HEAD_DIM / 2 frequencies out to time, height and width.
-ROPE_2 = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [4, 6, 6]}
-ROPE_3 = {**ROPE_2, "mrope_section": [6, 5, 5], "mrope_interleaved": True}
-VISION_3 = dict(
-    VISION, hidden_size=HIDDEN, intermediate_size=3 * HIDDEN, out_hidden_size=HIDDEN, patch_size=16,
-    num_position_embeddings=256,
-)
-
-RECURRENT = dict(
-    head_dim=HEAD_DIM, partial_rotary_factor=1.0, full_attention_interval=4, linear_key_head_dim=32,
-    rope_parameters={**ROPE_3, "partial_rotary_factor": 1.0}, linear_value_head_dim=32, linear_num_key_heads=4,
-    linear_num_value_heads=4,
-)
-EXPERTS = dict(
-    num_experts=4, num_experts_per_tok=2, moe_intermediate_size=HIDDEN, shared_expert_intermediate_size=HIDDEN,
-)
-
-SIZES = {
-    "qwen2_vl": (
-        dict(TEXT, rope_parameters=ROPE_2),
-        dict(VISION, embed_dim=HIDDEN, hidden_size=HIDDEN, mlp_ratio=3, patch_size=14),
-    ),
-    "qwen2_5_vl": (
-        dict(TEXT, rope_parameters=ROPE_2),
-        dict(VISION, hidden_size=HIDDEN, intermediate_size=3 * HIDDEN, out_hidden_size=HIDDEN, patch_size=14,
-             window_size=112, fullatt_block_indexes=[1, 3]),
-    ),
-    "qwen3_vl": (
-        dict(TEXT, head_dim=HEAD_DIM, rope_parameters=ROPE_3), dict(VISION_3, deepstack_visual_indexes=[1, 2]),
-    ),
-    "qwen3_vl_moe": (
-        dict(TEXT, head_dim=HEAD_DIM, rope_parameters=ROPE_3, num_experts=4, num_experts_per_tok=2,
-             moe_intermediate_size=HIDDEN, decoder_sparse_step=1),
-        dict(VISION_3, deepstack_visual_indexes=[1, 2]),
-    ),
-    "qwen3_5": (dict(TEXT, **RECURRENT), VISION_3),
-    "qwen3_5_moe": (dict(TEXT, **RECURRENT, **EXPERTS), VISION_3),
-    "qwen4_exp": (
-        dict(TEXT, **RECURRENT, **EXPERTS, hc_count=2, hc_lowrank=HIDDEN // 8, ple_layer_ids=[2],
-             ngram_vocab_size_base=500, split_ngram_parts=2, indexer_n_heads=2, indexer_kv_heads=1,
-             indexer_head_dim=HEAD_DIM, indexer_budget=16, indexer_compress_ratio=4),
-        VISION_3,
-    ),
-}
-
 # Qwen's format: ChatML turns, an image or video between vision marks.
 CHAT_TEMPLATE = """\
 {%- macro render(content) -%}
@@ -131,9 +81,8 @@ def chat_template(family: str) -> str:
     Qwen2 and 2.5 add a system turn of their own. Families with reasoning write a block of it, empty without, before the
     answers to the last question, and leave out that of earlier ones.
     """
-    from overlays.model.parts import FAMILIES
-
-    old, thinks = family.startswith("qwen2"), FAMILIES[family].thinking
+    row = FAMILIES[family]
+    old, thinks = row.processor != "Qwen3VLProcessor", row.thinking
     return (
         CHAT_TEMPLATE.replace("SYSTEM\n", SYSTEM if old else QUESTIONS if thinks else "")
         .replace("TURN\n", THOUGHT if thinks else "").replace("PROMPT\n", OPENING if thinks else "")
@@ -177,9 +126,9 @@ def corpus() -> list[str]:
 
 
 def fingerprint(family: str) -> str:
-    """Hexadecimal digest of what decides the content of a tiny `family`: this module and the corpus."""
-    parts = [family, Path(__file__).read_text(encoding="utf-8"), *corpus()]
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+    """Hexadecimal digest of what decides the content of a tiny `family`: this module, the families and the corpus."""
+    modules = [Path(file).read_text(encoding="utf-8") for file in (__file__, families.__file__)]
+    return hashlib.sha256(json.dumps([family, *modules, *corpus()]).encode()).hexdigest()
 
 
 def is_current(family: str, folder: str | Path) -> bool:
@@ -207,17 +156,15 @@ def build_processor(family: str):
     """Tokenizer, image and video processors and chat template as the family's own processor class."""
     import transformers
 
-    patch = SIZES[family][1]["patch_size"]
-    new = not family.startswith("qwen2")
+    row = FAMILIES[family]
+    patch = row.tiny_vision["patch_size"]
     geometry = dict(patch_size=patch, temporal_patch_size=2, merge_size=2)
-    if new:
+    if row.processor == "Qwen3VLProcessor":
         geometry |= dict(image_mean=[0.5] * 3, image_std=[0.5] * 3)
     pixels = {"shortest_edge": (2 * patch) ** 2 * 4, "longest_edge": (2 * patch) ** 2 * 1024}
-    names = {"qwen2_vl": "Qwen2VLProcessor", "qwen2_5_vl": "Qwen2_5_VLProcessor"}
-    video_class = transformers.Qwen3VLVideoProcessor if new else transformers.Qwen2VLVideoProcessor
-    return getattr(transformers, names.get(family, "Qwen3VLProcessor"))(
+    return getattr(transformers, row.processor)(
         image_processor=transformers.Qwen2VLImageProcessor(size=dict(pixels), **geometry),
-        video_processor=video_class(size=dict(pixels), **geometry),
+        video_processor=getattr(transformers, row.video_processor)(size=dict(pixels), **geometry),
         tokenizer=build_tokenizer(family), chat_template=chat_template(family),
     )
 
@@ -260,23 +207,22 @@ def build(family: str, out: str | Path) -> Path:
     """Write model, generation config and processor of a tiny `family` to the folder `out`, the same bytes every time.
 
     Raises:
-        UserError: the family is not in SIZES.
+        UserError: the family is not in FAMILIES.
     """
-    if family not in SIZES:
-        raise UserError(f"there is no tiny model for family {family!r}; there are {', '.join(SIZES)}")
+    if family not in FAMILIES:
+        raise UserError(f"there is no tiny model for family {family!r}; there are {', '.join(FAMILIES)}")
     import torch
     import transformers
 
-    from overlays.model.parts import FAMILIES
-
     processor = build_processor(family)
     token = processor.tokenizer.convert_tokens_to_ids
-    model_class = getattr(transformers, FAMILIES[family].model_class)
-    text, vision = SIZES[family]
+    row = FAMILIES[family]
+    model_class = getattr(transformers, row.model_class)
     end, pad = token("<|im_end|>"), token("<|endoftext|>")
-    text = dict(text, vocab_size=len(processor.tokenizer), pad_token_id=pad, bos_token_id=None, eos_token_id=end)
+    text = dict(row.tiny_text, vocab_size=len(processor.tokenizer), pad_token_id=pad, bos_token_id=None,
+                eos_token_id=end)
     config = model_class.config_class(
-        text_config=text, vision_config=dict(vision), image_token_id=token("<|image_pad|>"),
+        text_config=text, vision_config=dict(row.tiny_vision), image_token_id=token("<|image_pad|>"),
         video_token_id=token("<|video_pad|>"), vision_start_token_id=token("<|vision_start|>"),
         vision_end_token_id=token("<|vision_end|>"), tie_word_embeddings=True, tiny_random=True,
         tiny_fingerprint=fingerprint(family),
@@ -297,7 +243,7 @@ def build(family: str, out: str | Path) -> Path:
 def main(words: Sequence[str] | None = None) -> None:
     """Command line of the module."""
     parser = Parser(description="A tiny Qwen-VL of a real architecture with random weights.")
-    parser.add_argument("--family", default="qwen3_vl", help=", ".join(SIZES))
+    parser.add_argument("--family", default="qwen3_vl", help=", ".join(FAMILIES))
     parser.add_argument("--output", type=Path, help="folder; default: data/models/tiny-FAMILY")
     parser.add_argument(
         "--count-words", action="store_true",

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 import transformers
 
-from overlays import registry, runs
+from overlays import families, registry, runs
 from overlays.data import augment, chat, rasters
 from overlays.data.collate import FlattenedCollator, PaddedCollator
 from overlays.data.dataset import SupervisedDataset
@@ -107,7 +107,7 @@ def check_lora_modules(config, training) -> None:
         return
     with torch.device("meta"):
         modules = dict(transformers.AutoModelForImageTextToText.from_config(config).named_modules())
-    usual = ", ".join(parts.family_of(config).lora_targets)
+    usual = ", ".join(families.family_of(config).lora_targets)
     for name in wanted:
         pattern = re.compile(parts.lora_target_pattern(config, [name]))
         found = [module for path, module in modules.items() if pattern.fullmatch(path)]
@@ -145,7 +145,7 @@ def build_data(data, training, processor, config, max_depth_m: float | None = No
     Args:
         processor: already set to the resolution of the flags.
     """
-    if data.data_flatten and not parts.family_of(config).packing:
+    if data.data_flatten and not families.family_of(config).packing:
         raise UserError(f"--data_flatten does not fit {config.model_type}: its recurrent layers would mix the samples")
     options = media_options(data)
 

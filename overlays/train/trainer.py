@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import rotate_checkpoints
 
-from overlays import runs
+from overlays import families, runs
 from overlays.errors import UserError
 from overlays.files import atomic_path
 from overlays.model import adapters, additions, card, parts, unloaded
@@ -180,14 +180,14 @@ class Trainer(transformers.Trainer):
 
     def _parts_trained(self, beside_adapter: Iterable[str]) -> list[str]:
         """Parts that this folder's model has learned, in the order of parts.PARTS."""
-        family = parts.family_of(self.model.config)
+        family = families.family_of(self.model.config)
         found = {part for part, rate in self.rates.items() if rate > 0 and part not in ("adapter", "additions")}
         found |= {parts.part_of(name, family, self.rates) for name in beside_adapter}
         return [part for part in parts.PARTS if part in found]
 
     def _trained_beside_adapter(self) -> set[str]:
         """Names of the parameters that are trained in full though the model has an adapter, frozen ones included."""
-        family = parts.family_of(self.model.config)
+        family = families.family_of(self.model.config)
         owners = {name: parts.part_of(name, family, self.rates) for name, _ in self.model.named_parameters()}
         return {name for name, part in owners.items() if part != "adapter" and self.rates[part] > 0}
 
@@ -282,7 +282,7 @@ class FreezeEncoder(transformers.TrainerCallback):
     def on_epoch_begin(self, args, state, control, model=None, **kwargs):
         """Decide for the epoch that begins whether the tower takes gradients."""
         frozen = round(state.epoch or 0, 6) < self.epochs
-        family = parts.family_of(model.config)
+        family = families.family_of(model.config)
         for name, parameter in model.named_parameters():
             if parts.part_of(name, family) == "vision":
                 parameter.requires_grad_(not frozen)

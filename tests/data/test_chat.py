@@ -14,8 +14,8 @@ from PIL import Image
 from overlays.data import chat
 from overlays.data.media import Media, open_media
 from overlays.errors import UserError
+from overlays.families import FAMILIES
 from overlays.model.load import load_processor
-from overlays.model.parts import FAMILIES
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
 

@@ -7,8 +7,9 @@ from PIL import Image
 
 from overlays.data import chat
 from overlays.data.collate import FlattenedCollator, PaddedCollator, PromptCollator
+from overlays.families import FAMILIES
 from overlays.model import load
-from overlays.model.parts import FAMILIES, position_function
+from overlays.model.parts import position_function
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
+from overlays import families
 from overlays.errors import UserError
 from overlays.model import additions, load, parts
 
@@ -27,7 +28,7 @@ def shift(monkeypatch):
 def test_an_addition_is_a_part_of_its_own(tiny_model_dir, shift):
     model = load.load_base(tiny_model_dir("qwen3_vl"), torch.float32)
     additions.attach(model, {"shift": {"width": 3}})
-    family = parts.family_of(model.config)
+    family = families.family_of(model.config)
     owned = [name for name, _ in model.named_parameters() if parts.part_of(name, family) == "additions"]
     assert owned == ["model.shift.weight", "model.shift.bias"]
 

@@ -8,6 +8,7 @@ import torch
 import transformers
 from safetensors.torch import load_file
 
+from overlays import families
 from overlays.data import rasters
 from overlays.errors import UserError
 from overlays.model import additions, channels, load, parts
@@ -37,7 +38,7 @@ def logits(model, processor, pixels, grid):
                      mm_token_type_ids=kinds).logits
 
 
-@pytest.mark.parametrize("family", parts.FAMILIES)
+@pytest.mark.parametrize("family", families.FAMILIES)
 def test_projected_the_n_channel_model_sees_what_the_rgb_model_sees_of_the_projected_image(
         tiny_model_dir, family, raster, tmp_path):
     rgb, processor = load.load_base(tiny_model_dir(family), torch.float32), load.load_processor(tiny_model_dir(family))
@@ -60,7 +61,7 @@ def test_projected_the_n_channel_model_sees_what_the_rgb_model_sees_of_the_proje
     # A full checkpoint of it is a plain one, with the processor that normalises as training did.
     model.float().save_pretrained(tmp_path)
     processor.save_pretrained(tmp_path)
-    plain_class = getattr(transformers, parts.FAMILIES[family].model_class)
+    plain_class = getattr(transformers, families.FAMILIES[family].model_class)
     plain, notes = plain_class.from_pretrained(tmp_path, output_loading_info=True)
     assert not any(notes.values())
     pixels = transformers.AutoImageProcessor.from_pretrained(tmp_path)(

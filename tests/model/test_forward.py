@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from overlays.model import forward, load, parts
+from overlays import families
+from overlays.model import forward, load
 
 
 def batch(config, text_only=False):
@@ -33,13 +34,13 @@ def plain(folder):
     import transformers
 
     config = load.load_config(folder)
-    model_class = getattr(transformers, parts.family_of(config).model_class)
+    model_class = getattr(transformers, families.family_of(config).model_class)
     # The grouped expert kernels know only single precision, the eager ones know double.
     return model_class.from_pretrained(
         folder, dtype=torch.float32, attn_implementation="sdpa", experts_implementation="eager")
 
 
-@pytest.mark.parametrize("family", parts.FAMILIES)
+@pytest.mark.parametrize("family", families.FAMILIES)
 def test_loss_and_every_gradient_equal_the_full_computation(tiny_model_dir, family):
     model = plain(tiny_model_dir(family)).train().double()  # so that computations are compared and not their rounding
     values = batch(model.config)
@@ -65,7 +66,7 @@ def test_the_loss_is_divided_by_the_tokens_of_the_whole_step(tiny_model_dir):
     assert torch.allclose(model(**values, num_items_in_batch=2 * tokens).loss * 2, model(**values).loss)
 
 
-@pytest.mark.parametrize("family", parts.FAMILIES)
+@pytest.mark.parametrize("family", families.FAMILIES)
 def test_a_text_only_batch_reaches_the_tower_once_and_changes_nothing(tiny_model_dir, family):
     model = load.load_base(tiny_model_dir(family), torch.float32).train()
     values = batch(model.config, text_only=True)

@@ -12,7 +12,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from overlays import runs
+from overlays import families, runs
 from overlays.errors import UserError
 from overlays.files import write_jsonl
 from overlays.model import adapters, load, parts
@@ -63,7 +63,7 @@ def logits(model):
 
 def plain_base(base):
     """The base model as plain transformers loads it."""
-    model_class = getattr(transformers, parts.family_of(load.load_config(base)).model_class)
+    model_class = getattr(transformers, families.family_of(load.load_config(base)).model_class)
     return model_class.from_pretrained(base, dtype=torch.float32)
 
 
@@ -77,7 +77,7 @@ def with_tensors(source, target, **tensors):
 
 
 @pytest.mark.parametrize(("family", "full"), [
-    *((family, FULL) for family in parts.FAMILIES), ("qwen3_vl", ("vision",)), ("qwen3_vl", ("merger",)),
+    *((family, FULL) for family in families.FAMILIES), ("qwen3_vl", ("vision",)), ("qwen3_vl", ("merger",)),
 ])
 def test_peft_alone_loads_what_was_trained_in_full(tiny_model_dir, tmp_path, family, full):
     base = tiny_model_dir(family)

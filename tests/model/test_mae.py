@@ -8,7 +8,8 @@ import torch
 from transformers.vision_utils import get_vision_position_ids, get_vision_window_index
 
 from overlays.data import tiles
-from overlays.model import mae, reconstruction, tiny
+from overlays.families import FAMILIES
+from overlays.model import mae, reconstruction
 
 CHANNELS = 5
 GRID = torch.tensor([[1, 10, 14], [1, 4, 6]])  # in window blocks of Qwen2.5-VL: whole windows and cut ones
@@ -19,7 +20,7 @@ def tower(family: str, **changes):
     module = importlib.import_module(f"transformers.models.{family}.modeling_{family}")
     vision = next(value for name, value in vars(module).items()
                   if name.endswith(("VisionModel", "VisionTransformerPretrainedModel")))
-    config = vision.config_class(**tiny.SIZES[family][1] | {"in_channels": CHANNELS} | changes)
+    config = vision.config_class(**FAMILIES[family].tiny_vision | {"in_channels": CHANNELS} | changes)
     torch.manual_seed(0)
     return vision._from_config(config, attn_implementation="sdpa").eval()
 
@@ -43,7 +44,7 @@ def plain_output(model, pixels: torch.Tensor) -> torch.Tensor:
     return hidden[torch.argsort((index[:, None] * 4 + torch.arange(4)).flatten())]
 
 
-@pytest.mark.parametrize("family", tiny.SIZES)
+@pytest.mark.parametrize("family", FAMILIES)
 @torch.no_grad()
 def test_with_nothing_hidden_the_tower_gives_what_the_plain_one_gives(family):
     model = tower(family)

@@ -7,6 +7,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
+from overlays import families
 from overlays.errors import UserError
 from overlays.model import load, parts
 
@@ -21,11 +22,11 @@ def rates(**changes):
 
 
 def trained(model):
-    family = parts.family_of(model.config)
+    family = families.family_of(model.config)
     return {parts.part_of(name, family) for name, p in model.named_parameters() if p.requires_grad}
 
 
-@pytest.mark.parametrize("family", parts.FAMILIES)
+@pytest.mark.parametrize("family", families.FAMILIES)
 def test_every_part_of_every_family_is_found(tiny_model_dir, family):
     model = load.load_base(tiny_model_dir(family), torch.float32)
     rows = {row.part: row for row in parts.table(model, model.config, rates())}
@@ -36,7 +37,7 @@ def test_every_part_of_every_family_is_found(tiny_model_dir, family):
 
 
 def test_an_untied_head_is_frozen_with_the_language_model():
-    family = parts.FAMILIES["qwen3_vl"]
+    family = families.FAMILIES["qwen3_vl"]
     assert parts.part_of("lm_head.weight", family) == "language_model"
     assert parts.part_of("base_model.model.lm_head.weight", family) == "language_model"
 
@@ -68,7 +69,7 @@ def test_each_part_has_its_own_learning_rate(tiny_model_dir):
     model = load.load_base(tiny_model_dir("qwen3_vl"), torch.float32)
     own = rates(tune_mm_llm=True, tune_mm_mlp=True, tune_mm_vision=True, vision_tower_lr=2e-6, mm_projector_lr=1e-4)
     parts.set_trainable(model, model.config, own)
-    family = parts.family_of(model.config)
+    family = families.family_of(model.config)
     decayed = {name for name, p in model.named_parameters() if p.ndim > 1}
     groups = parts.optimizer_groups(model, model.config, own, 0.1, decayed)
     found = {id(p): (g["lr"], g["weight_decay"]) for g in groups for p in g["params"]}
@@ -78,7 +79,7 @@ def test_each_part_has_its_own_learning_rate(tiny_model_dir):
         assert found[id(parameter)] == (rate, 0.1 if name in decayed else 0.0)
 
 
-@pytest.mark.parametrize("family", parts.FAMILIES)
+@pytest.mark.parametrize("family", families.FAMILIES)
 def test_lora_stays_in_the_language_model(tiny_model_dir, family):
     model = load.load_base(tiny_model_dir(family), torch.float32)
     model = get_peft_model(model, LoraConfig(r=2, target_modules=parts.lora_target_pattern(model.config)))
@@ -97,7 +98,7 @@ def test_positions_equal_the_models_own_and_travel_to_workers(tiny_model_dir):
     assert torch.equal(positions(ids, types, grid), expected)
 
 
-@pytest.mark.parametrize("family", parts.FAMILIES)
+@pytest.mark.parametrize("family", families.FAMILIES)
 def test_auto_attention_is_one_that_the_family_has(tiny_model_dir, family, monkeypatch):
     """On a GPU with flash-attn installed, which this machine need not have."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
@@ -108,9 +109,9 @@ def test_auto_attention_is_one_that_the_family_has(tiny_model_dir, family, monke
     assert load.attention_implementation("auto", torch.float32, config) == "sdpa"
 
 
-@pytest.mark.parametrize("family", parts.FAMILIES)
+@pytest.mark.parametrize("family", families.FAMILIES)
 def test_a_familys_facts_are_those_of_its_processor_and_template(tiny_model_dir, family):
-    processor, row = load.load_processor(tiny_model_dir(family)), parts.FAMILIES[family]
+    processor, row = load.load_processor(tiny_model_dir(family)), families.FAMILIES[family]
     image = processor.image_processor
     assert row.patch_factor == image.patch_size * image.merge_size
     assert row.thinking == ("<think>" in processor.chat_template)
@@ -118,4 +119,4 @@ def test_a_familys_facts_are_those_of_its_processor_and_template(tiny_model_dir,
 
 def test_an_unknown_family_is_named():
     with pytest.raises(UserError, match="'llama' is not supported"):
-        parts.family_of(SimpleNamespace(model_type="llama"))
+        families.family_of(SimpleNamespace(model_type="llama"))

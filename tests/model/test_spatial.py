@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from overlays import paths
+from overlays import families, paths
 from overlays.errors import UserError
 from overlays.model import additions, load, parts, spatial
 
@@ -102,7 +102,7 @@ def test_each_axis_has_its_own_block_and_the_rest_is_zero(dim):
 # ---- step 0
 
 
-@pytest.mark.parametrize("family", parts.FAMILIES)
+@pytest.mark.parametrize("family", families.FAMILIES)
 def test_step_0_is_the_base_model_to_the_bit(tiny_model_dir, family):
     model = load.load_base(tiny_model_dir(family), torch.float32).eval()
     values = batch(model.config, videos=True)
@@ -150,7 +150,7 @@ def test_the_start_does_not_depend_on_what_was_drawn_before(tiny_model_dir):
 # ---- the right token
 
 
-@pytest.mark.parametrize("family", parts.FAMILIES)
+@pytest.mark.parametrize("family", families.FAMILIES)
 def test_each_token_gets_what_its_own_coordinates_add(tiny_model_dir, family):
     model = wake(model_with(tiny_model_dir(family), "mlp_pe"))
     values = batch(model.config, videos=True)
@@ -164,7 +164,7 @@ def test_each_token_gets_what_its_own_coordinates_add(tiny_model_dir, family):
     assert not added[[3, 20]].any() and added[4].any()
 
 
-@pytest.mark.parametrize("family", parts.FAMILIES)
+@pytest.mark.parametrize("family", families.FAMILIES)
 def test_features_come_out_row_by_row_of_the_image(tiny_model_dir, family):
     """Without attention a token depends on its own block alone: changing one block changes one token."""
     model = load.load_base(tiny_model_dir(family), torch.float32).eval()
@@ -250,7 +250,7 @@ def generate(model, values, **options):
                               eos_token_id=None, pad_token_id=0, **options)
 
 
-@pytest.mark.parametrize("family", parts.FAMILIES)
+@pytest.mark.parametrize("family", families.FAMILIES)
 def test_generation_uses_the_coordinates_of_every_image_and_video(tiny_model_dir, family):
     model = wake(model_with(tiny_model_dir(family)))
     values = batch(model.config, videos=True)

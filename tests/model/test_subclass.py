@@ -8,6 +8,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch.optim.swa_utils import AveragedModel
 
+from overlays import families
 from overlays.errors import UserError
 from overlays.model import additions, forward, load, parts
 from overlays.model.spatial import WithCoordinates
@@ -32,7 +33,7 @@ def inputs(config):
 
 
 @pytest.mark.parametrize("adapted", [False, True], ids=["full", "lora"])
-@pytest.mark.parametrize("family", parts.FAMILIES)
+@pytest.mark.parametrize("family", families.FAMILIES)
 def test_copies_compute_with_their_own_weights(tiny_model_dir, family, adapted):
     model = load.load_base(tiny_model_dir(family), torch.float32).eval()
     additions.attach(model, {"spatial": SPATIAL})
@@ -52,7 +53,7 @@ def test_copies_compute_with_their_own_weights(tiny_model_dir, family, adapted):
             assert made.generate(input_ids=batch["input_ids"][:1, :4], max_new_tokens=2).shape[1] <= 6
 
 
-@pytest.mark.parametrize("family", parts.FAMILIES)
+@pytest.mark.parametrize("family", families.FAMILIES)
 def test_a_processor_can_be_copied_and_pickled(tiny_model_dir, family):
     processor = load.load_processor(tiny_model_dir(family))
     for made in (copy.deepcopy(processor), pickle.loads(pickle.dumps(processor))):

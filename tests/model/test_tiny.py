@@ -11,13 +11,13 @@ import torch
 from PIL import Image
 
 from overlays.errors import UserError
+from overlays.families import FAMILIES as FAMILY_ROWS
 from overlays.files import sha256
 from overlays.model import tiny
-from overlays.model.parts import FAMILIES as FAMILY_ROWS
 from tests.commands import run_script
 
 ROOT = Path(__file__).resolve().parents[2]
-FAMILIES = sorted(tiny.SIZES)
+FAMILIES = sorted(FAMILY_ROWS)
 
 
 def user(*parts):

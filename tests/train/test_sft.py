@@ -18,9 +18,9 @@ from safetensors.torch import load_file
 from overlays import runs
 from overlays.data.dataset import SupervisedDataset
 from overlays.errors import UserError
+from overlays.families import FAMILIES
 from overlays.files import write_jsonl
 from overlays.model import load
-from overlays.model.parts import FAMILIES
 from overlays.train import arguments, sft
 from overlays.upstream import engine
 from tests.commands import run_module, run_script

@@ -1,6 +1,6 @@
 """Two conventions for a point on a screen: the 0-1000 grid, and pixels of the image as the model sees it.
 
-Which one a model family uses stands in its row of `model.parts.FAMILIES`. Everything is scored on the grid.
+Which one a model family uses stands in its row of `overlays.families`. Everything is scored on the grid.
 """
 
 from collections.abc import Iterable
@@ -13,7 +13,7 @@ RELATIVE, ABSOLUTE = "relative", "absolute"
 
 
 def _row(family: str):
-    from overlays.model.parts import FAMILIES
+    from overlays.families import FAMILIES
 
     if family not in FAMILIES:
         raise UserError(f"model family {family!r} is unknown; known are {', '.join(FAMILIES)}")

@@ -140,7 +140,7 @@ def test_messages_are_written_on_request_and_pairs_can_be_one_a_frame(sample_cli
     prepare(Settings(raw=sample_clips, output=tmp_path / "out", workers=1, messages=True, pairs=30, limit=1))
     (split,) = [split for split in ALL if rows(tmp_path / "out", split)]
     row, *_ = rows(tmp_path / "out", split)
-    message, *_ = rows(tmp_path / "out" / "messages", split)
+    message, *_ = records.read(tmp_path / "out" / "messages" / f"{split}.jsonl", convert=False)
     assert message["messages"][0]["content"][0] == {"type": "video", "video": row["video"]}
     assert to_record(message) == row
     assert len(row["future"]["v"]) == 30 and parse_pairs(row["conversations"][1]["value"], 30).shape == (30, 2)

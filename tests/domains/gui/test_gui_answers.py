@@ -5,7 +5,7 @@ import pytest
 from overlays.domains.gui import coordinates
 from overlays.domains.gui.answers import answer, parse_point, question
 from overlays.errors import UserError
-from overlays.model.parts import FAMILIES
+from overlays.families import FAMILIES
 
 
 @pytest.mark.parametrize(
