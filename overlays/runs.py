@@ -1,4 +1,4 @@
-"""The run folder: run.json, which checkpoint is whole, what a resumed run must have in common with it."""
+"""The run folder: run.json, which checkpoint is complete, what a resumed run must have in common with it."""
 
 import json
 import os
@@ -14,7 +14,8 @@ from overlays.paths import ROOT
 
 MODEL_MARKS = ("config.json", "adapter_config.json")
 MODEL_FILES = ("model*.safetensors*", "adapter_model.*", "trained_parts.safetensors", "additions.json")
-WHOLE = "whole"  # empty file written into a checkpoint after everything else
+COMPLETE = "complete"  # empty file written into a checkpoint after everything else
+COMPLETE_BEFORE = "whole"  # its name in checkpoints of earlier versions
 
 
 def versions() -> dict[str, str]:
@@ -56,11 +57,15 @@ def read_run(folder: Path) -> dict | None:
 
 
 def checkpoints(run: Path) -> list[Path]:
-    """Whole checkpoints of a run folder, oldest first."""
-    found = [
-        path for path in run.glob("checkpoint-*") if path.name.rsplit("-", 1)[1].isdigit() and (path / WHOLE).is_file()
-    ]
-    return sorted(found, key=lambda path: int(path.name.rsplit("-", 1)[1]))
+    """Complete checkpoints of a run folder, oldest first."""
+    complete = [path for path in run.glob("checkpoint-*")
+                if path.name.rsplit("-", 1)[1].isdigit() and is_complete(path)]
+    return sorted(complete, key=lambda path: int(path.name.rsplit("-", 1)[1]))
+
+
+def is_complete(checkpoint: Path) -> bool:
+    """Whether a checkpoint was written to its end."""
+    return any((checkpoint / name).is_file() for name in (COMPLETE, COMPLETE_BEFORE))
 
 
 def find_checkpoint(checkpoint: str | None, outputs: Path, domain: str | None = None) -> Path:
@@ -97,10 +102,10 @@ def has_model(path: Path) -> bool:
 
 
 def _newest_in(run: Path) -> Path:
-    whole = checkpoints(run)
-    if not whole:
-        raise UserError(f"{run} holds neither a model nor a whole checkpoint")
-    return whole[-1]
+    complete = checkpoints(run)
+    if not complete:
+        raise UserError(f"{run} holds neither a model nor a complete checkpoint")
+    return complete[-1]
 
 
 def settings_identity(training, data_flatten: bool = False) -> dict:
@@ -139,23 +144,23 @@ def checkpoint_to_resume(run: Path, resume: str, identity: dict) -> Path | None:
     """Where training goes on, or None for a start from the beginning.
 
     Args:
-        resume: "auto" (newest whole checkpoint), "never" or a checkpoint folder.
+        resume: "auto" (newest complete checkpoint), "never" or a checkpoint folder.
         identity: what must be as it was: model, data, pixels, parts and rates, adapter, and `settings_identity`;
             compared with run.json.
 
     Raises:
         UserError: run.json says otherwise, of a checkpoint or of the model in the run folder; or the folder named is
-            not whole.
+            not complete.
     """
     if resume == "never":
         return None
     if resume == "auto":
-        whole = checkpoints(run)
-        found = whole[-1] if whole else None
+        complete = checkpoints(run)
+        found = complete[-1] if complete else None
     else:
         found = Path(resume)
-        if not (found / WHOLE).is_file():
-            raise UserError(f"--resume {resume}: this is no whole checkpoint folder")
+        if not is_complete(found):
+            raise UserError(f"--resume {resume}: this is not the folder of a complete checkpoint")
     if found is None and not has_model(run):
         return None
     before = (read_run(found or run) or {}).get("identity", {})
@@ -205,9 +210,9 @@ def _difference(old, new) -> str:
 
 def clean(run: Path, all_checkpoints: bool) -> list[str]:
     """Remove checkpoints that a killed run left half-written, or all of them; returns their names."""
-    whole = set(checkpoints(run))
+    complete = set(checkpoints(run))
     found = [path for path in sorted(run.glob("checkpoint-*")) if path.is_dir()]
-    gone = [path for path in found if all_checkpoints or path not in whole]
+    gone = [path for path in found if all_checkpoints or path not in complete]
     for path in gone:
         shutil.rmtree(path)
     if all_checkpoints:
@@ -223,13 +228,13 @@ def remove_model(run: Path, but: Collection[str] = ()) -> None:
             file.unlink(missing_ok=True)
 
 
-def mark_whole(checkpoint: Path) -> None:
+def mark_complete(checkpoint: Path) -> None:
     """Say that a checkpoint is complete, once its files have reached the disk."""
     for file in checkpoint.rglob("*"):
         if file.is_file():
             with file.open("rb") as stream:
                 os.fsync(stream.fileno())
-    (checkpoint / WHOLE).touch()
+    (checkpoint / COMPLETE).touch()
 
 
 def copy_metadata(run: Path, roots: list[Path]) -> None:

@@ -1,4 +1,4 @@
-"""Run folders: which checkpoint is whole, which run is newest, what a resumed run must share."""
+"""Run folders: which checkpoint is complete, which run is newest, what a resumed run must share."""
 
 import os
 
@@ -10,18 +10,19 @@ from overlays.files import write_json
 from overlays.train import arguments
 
 
-def checkpoint(run, step, whole=True):
+def checkpoint(run, step, complete=True):
     folder = run / f"checkpoint-{step}"
     folder.mkdir(parents=True)
     (folder / "adapter_config.json").write_text("{}")
-    if whole:
-        runs.mark_whole(folder)
+    if complete:
+        runs.mark_complete(folder)
     return folder
 
 
-def test_only_whole_checkpoints_count_and_by_number(tmp_path):
+def test_only_complete_checkpoints_count_and_by_number(tmp_path):
     first, last = checkpoint(tmp_path, 9), checkpoint(tmp_path, 10)
-    checkpoint(tmp_path, 11, whole=False)
+    checkpoint(tmp_path, 11, complete=False)
+    (first / "complete").rename(first / "whole")  # as earlier versions marked it
     assert runs.checkpoints(tmp_path) == [first, last]
     assert runs.clean(tmp_path, all_checkpoints=False) == ["checkpoint-11"]
 
@@ -37,7 +38,7 @@ def test_resume_takes_the_newest_and_refuses_another_model(tmp_path):
         runs.checkpoint_to_resume(tmp_path, "auto", {**same, "model": {"name": "b"}})
     with pytest.raises(UserError, match="another data"):
         runs.checkpoint_to_resume(tmp_path, "auto", {**same, "data": {"d": "2"}})
-    with pytest.raises(UserError, match="no whole checkpoint"):
+    with pytest.raises(UserError, match="not the folder of a complete checkpoint"):
         runs.checkpoint_to_resume(tmp_path, str(tmp_path / "checkpoint-99"), same)
 
 

@@ -1,4 +1,4 @@
-"""Trainer subclass: parameter groups from the parts table, whole checkpoints, what a checkpoint holds."""
+"""Trainer subclass: parameter groups from the parts table, complete checkpoints, what a checkpoint holds."""
 
 import contextlib
 import math
@@ -201,7 +201,7 @@ class Trainer(transformers.Trainer):
             dist.barrier()
         if self.args.should_save:
             run = Path(self._get_output_dir(trial))
-            runs.mark_whole(run / f"checkpoint-{self.state.global_step}")
+            runs.mark_complete(run / f"checkpoint-{self.state.global_step}")
             # Old checkpoints go only after the new one is known to be whole.
             rotate_checkpoints(output_dir=str(run), save_total_limit=limit,
                                best_model_checkpoint=self.state.best_model_checkpoint)

@@ -227,7 +227,7 @@ def test_an_adapter_as_base_names_the_merge_command(tiny_model_dir, tmp_path):
 def test_a_run_without_a_final_model_names_its_checkpoint(tmp_path):
     checkpoint = tmp_path / "run" / "checkpoint-4"
     checkpoint.mkdir(parents=True)
-    (checkpoint / runs.WHOLE).touch()
+    (checkpoint / runs.COMPLETE).touch()
     with pytest.raises(UserError, match=f"run without a final model: give its newest checkpoint, {checkpoint}"):
         prepare(tmp_path / "run", tmp_path)
 

@@ -301,7 +301,7 @@ def test_grouping_by_length_opens_no_sample_and_validation_keeps_all(tiny_model_
     ("--per_device_train_batch_size 16 --dataloader_drop_last True", "leaves nothing of 12 samples"),
     ("--lora_target_modules q_proj,q_norm", "q_norm is a Qwen3VLTextRMSNorm"),
     ("--lora_target_modules q_proj,w_proj", "the language model has no w_proj"),
-    ("--resume_from_checkpoint nowhere", "no whole checkpoint folder"),
+    ("--resume_from_checkpoint nowhere", "not the folder of a complete checkpoint"),
 ])
 def test_what_fails_later_in_the_library_is_refused_before_a_folder_exists(tiny_model_dir, records, tmp_path, words,
                                                                            message):
