@@ -13,7 +13,7 @@ from overlays import runs
 from overlays.errors import UserError, run
 from overlays.files import atomic_path
 from overlays.flags import Parser
-from overlays.model import additions, card, load, unloaded
+from overlays.model import card, extensions, load, unloaded
 from overlays.paths import OUTPUTS
 
 
@@ -40,9 +40,9 @@ def merge(checkpoint: Path, output: Path, base_model: str | None, dtype: str) ->
     with atomic_path(output) as folder:
         model.to(stored or torch.float32)
         values = model.state_dict()
-        added = {name: value.contiguous() for name, value in values.items() if additions.owns(name)}
+        added = {name: value.contiguous() for name, value in values.items() if extensions.owns(name)}
         model.save_pretrained(folder, state_dict={name: values[name] for name in values if name not in added})
-        additions.write(model, folder)
+        extensions.write(model, folder)
         if added:
             save_file(added, folder / load.TRAINED_PARTS, metadata={"format": "pt"})
         processor.save_pretrained(folder)

@@ -23,7 +23,7 @@ from overlays.data.dataset import sample_rows
 from overlays.errors import UserError, run
 from overlays.files import write_jsonl
 from overlays.flags import Parser
-from overlays.model import additions
+from overlays.model import extensions
 from overlays.paths import OUTPUTS
 
 _PLACEHOLDER = re.compile("|".join(map(re.escape, records.PLACEHOLDERS.values())))
@@ -123,7 +123,7 @@ def answer(model, processor, record: Mapping, media_root: str | Path, max_new_to
 
 def max_depth_m(model) -> float | None:
     """The depth beyond which the model's 3-D features take none, in metres; None where it has no such features."""
-    return additions.settings(model).get("spatial", {}).get("max_depth_m")
+    return extensions.settings(model).get("spatial", {}).get("max_depth_m")
 
 
 class _Prompts(torch.utils.data.Dataset):

@@ -16,7 +16,7 @@ from torch import nn
 
 from overlays.errors import UserError
 from overlays.files import atomic_path, write_json
-from overlays.model import additions
+from overlays.model import extensions
 from overlays.model.parts import plain_name
 from overlays.paths import ROOT
 
@@ -109,8 +109,8 @@ def complete(folder: str | Path, model: nn.Module, full: dict[str, torch.Tensor]
     config = read_config(folder)
     named = config["base_model_name_or_path"]
     config["base_model_name_or_path"] = named and (local_folder(named) or named)
-    changed = additions.settings(model)
-    plain = {name for name in full if not additions.owns(name) and not additions.reshapes(name, changed)}
+    changed = extensions.settings(model)
+    plain = {name for name in full if not extensions.owns(name) and not extensions.reshapes(name, changed)}
     modules = whole_modules(base, plain)
     if modules:
         stored = load_file(folder / WEIGHTS)

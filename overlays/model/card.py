@@ -7,11 +7,11 @@ from pathlib import Path
 from torch import nn
 
 from overlays.files import atomic_path
-from overlays.model import adapters, additions
+from overlays.model import adapters, extensions
 
 MERGE = "python scripts/merge_lora.py --checkpoint THIS_FOLDER --output merged"
 NAMES = {"patch_embed": "patch embedding", "merger": "merger", "vision": "vision tower", "embeddings": "embeddings",
-         "language_model": "language model", "additions": "additions"}
+         "language_model": "language model", "additions": "extensions"}
 ADDED = {"spatial": "3-D features", "regression": "a regression head", "channels": "other input channels"}
 
 
@@ -44,14 +44,14 @@ def _warning(there: Sequence[str]) -> str:
     return (
         f"**Plain transformers and PEFT load this folder without {left_out}"
         " and give other answers, without a warning.** Load it with `overlays.model.load.load_for_inference(folder)` of"
-        f" the project that wrote it. The settings are in `{additions.FILE}`, the weights in `{adapters.BESIDE}`.\n\n"
+        f" the project that wrote it. The settings are in `{extensions.FILE}`, the weights in `{adapters.BESIDE}`.\n\n"
     )
 
 
 def _model(model: nn.Module, trained: Sequence[str] | None) -> str:
     base = getattr(model, "name_or_path", None)
     # The number of input channels is in config.json, where plain transformers finds it.
-    warning = _warning([name for name in additions.settings(model) if additions.ADDITIONS[name].prefix])
+    warning = _warning([name for name in extensions.settings(model) if extensions.EXTENSIONS[name].prefix])
     what = "An adapter was merged into it" if trained is None else f"Trained in full: {_in_full(trained)}"
     return (
         f"{_head(base, 'transformers')}{warning}# Model trained from {base}\n\n{what}.\n\n"
@@ -62,7 +62,7 @@ def _model(model: nn.Module, trained: Sequence[str] | None) -> str:
 
 
 def _adapter(model: nn.Module, config: dict, trained: Sequence[str]) -> str:
-    base, warning = config["base_model_name_or_path"], _warning(list(additions.settings(model)))
+    base, warning = config["base_model_name_or_path"], _warning(list(extensions.settings(model)))
     text = (f"{_head(base, 'peft')}{warning}# LoRA adapter of {base}\n\n"
             f"LoRA of rank {config.get('r')} on the language model. Trained in full: {_in_full(trained)}.\n\n")
     if base and adapters.read_config(base):

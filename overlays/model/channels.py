@@ -185,7 +185,7 @@ def _check_count(own: int, count: int) -> None:
 
 
 def attach(model: nn.Module, in_channels: int, init: str = "zero", projection: list[list[float]] | None = None) -> None:
-    """`widen` as an addition (see model/additions.py): settings as they lie in additions.json.
+    """`widen` as an extension (see model/extensions.py): settings as they lie in additions.json.
 
     The trained weights of the embedding come from the checkpoint afterwards.
     """

@@ -69,12 +69,12 @@ def attach(model: nn.Module, names: Sequence[str], mode: str, mean: Sequence[flo
 
 def detach(model: nn.Module, wanted: dict | None) -> bool:
     """Take a head with other settings than the wanted ones off a model that training starts from; whether it did."""
-    there = getattr(model, "_additions", {})
+    there = getattr(model, "_extensions", {})
     if "regression" not in there or there["regression"] == wanted:
         return False
     del model.regression
     model._taken_off = True
-    model._additions = {name: settings for name, settings in there.items() if name != "regression"}
+    model._extensions = {name: settings for name, settings in there.items() if name != "regression"}
     return True
 
 

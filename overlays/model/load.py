@@ -15,7 +15,7 @@ from overlays import runs
 from overlays.data import chat
 from overlays.errors import UserError
 from overlays.families import family_of
-from overlays.model import adapters, additions, forward, heads, unloaded
+from overlays.model import adapters, extensions, forward, heads, unloaded
 from overlays.model.adapters import adapter_base
 from overlays.model.parts import plain_name
 
@@ -126,7 +126,7 @@ def load_processor(name: str | Path, cache_dir: str | None = None):
 
 
 def load_base(name: str | Path, dtype: torch.dtype, attn: str = "auto", cache_dir: str | None = None):
-    """A generation model with its weights in `dtype`, the overlay's forward and the additions stored with it.
+    """A generation model with its weights in `dtype`, the overlay's forward and the extensions stored with it.
 
     Tensors of the base that the model class does not know are named in one line on stderr.
 
@@ -147,7 +147,7 @@ def load_base(name: str | Path, dtype: torch.dtype, attn: str = "auto", cache_di
     _check_weights(name, model_class.__name__, report)
     unloaded.find(model, name, report["unexpected_keys"], cache_dir)
     forward.install(model)
-    additions.attach(model, additions.read(name))
+    extensions.attach(model, extensions.read(name))
     load_trained_parts(model, name)
     return model
 
@@ -183,15 +183,15 @@ def _check_weights(name: str, model_class: str, report: dict) -> None:
 
 
 def load_trained_parts(model: torch.nn.Module, checkpoint: str | Path) -> None:
-    """Copy what was trained in full beside an adapter, and weights of additions, from a checkpoint; there may be none.
+    """Copy what was trained in full beside an adapter, and weights of extensions, from a checkpoint; there may be none.
 
     Raises:
-        UserError: a file is damaged or lacks what an addition learned, or a stored tensor has no place in this model
+        UserError: a file is damaged or lacks what an extension learned, or a stored tensor has no place in this model
             or another shape there.
     """
     own = {plain_name(name): parameter for name, parameter in model.named_parameters()}
-    there = additions.read(checkpoint)
-    lost = dict.fromkeys(name for name in own if additions.owns(name, there))
+    there = extensions.read(checkpoint)
+    lost = dict.fromkeys(name for name in own if extensions.owns(name, there))
     own |= {plain_name(name): buffer for name, buffer in model.named_buffers()}
     tied = (adapters.read_config(checkpoint) or {}).get("ensure_weight_tying")
     for name, value, file in adapters.full_parameters(checkpoint):
@@ -203,7 +203,7 @@ def load_trained_parts(model: torch.nn.Module, checkpoint: str | Path) -> None:
         with torch.no_grad():
             own[name].copy_(value)
     if lost:
-        raise UserError(f"{Path(checkpoint) / TRAINED_PARTS} does not hold {next(iter(lost))}, which {additions.FILE} "
+        raise UserError(f"{Path(checkpoint) / TRAINED_PARTS} does not hold {next(iter(lost))}, which {extensions.FILE} "
                         "beside it speaks of")
 
 
@@ -235,9 +235,9 @@ def load_model(checkpoint: str | Path, base_model: str | None = None, attn: str 
         model = load_base(base, dtype, attn, cache_dir)
     else:  # an adapter on an adapted model, e.g. a user's on the one of all users
         model = load_model(base, None, attn, dtype, cache_dir).merge_and_unload()
-    if (Path(checkpoint) / additions.FILE).is_file():  # trained without the head that its base has
-        heads.detach(model, additions.read(checkpoint).get("regression"))
-    additions.attach(model, additions.read(checkpoint))
+    if (Path(checkpoint) / extensions.FILE).is_file():  # trained without the head that its base has
+        heads.detach(model, extensions.read(checkpoint).get("regression"))
+    extensions.attach(model, extensions.read(checkpoint))
     load_trained_parts(model, checkpoint)
     config = _from_hub(checkpoint, lambda **_: PeftConfig.from_pretrained(checkpoint))
     if adapters.stores_full_modules(stored):

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from overlays.families import Family, family_of
-from overlays.model import additions
+from overlays.model import extensions
 
 # Looked up from top to bottom: the first part whose prefix fits a parameter owns it.
 PARTS = ("adapter", "additions", "patch_embed", "merger", "vision", "embeddings", "language_model")
@@ -33,7 +33,7 @@ def part_of(name: str, family: Family, rates: Collection[str] = ()) -> str:
     if re.search(r"\.(lora_[A-Za-z_]+|modules_to_save)\.", name):
         return "adapter"
     plain = plain_name(name)
-    if additions.owns(plain):
+    if extensions.owns(plain):
         return "additions"
     if "patch_embed" in rates and plain.startswith(f"{family.vision[0]}patch_embed."):
         return "patch_embed"

@@ -79,7 +79,7 @@ class LearnedEncoding(nn.Module):
 
 def settings(method: str, position_encoding_dim: int = 0, voxel_size_m: float = 0.1,
              max_depth_m: float = 10.0) -> dict | None:
-    """Settings of the addition "spatial" for these flags; None where the method adds nothing (base).
+    """Settings of the extension "spatial" for these flags; None where the method adds nothing (base).
 
     Raises:
         UserError: the method is not known, or a number makes no sense.

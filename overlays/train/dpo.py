@@ -16,7 +16,7 @@ from overlays.data.media import apply_resolution
 from overlays.data.preferences import PreferenceCollator, PreferenceDataset, pair_table
 from overlays.errors import UserError
 from overlays.files import write_json
-from overlays.model import additions, load, parts
+from overlays.model import extensions, load, parts
 from overlays.train import run as shared
 from overlays.train import sft
 from overlays.train.trainer import Trainer, count_steps, print_once
@@ -143,7 +143,7 @@ def prepare(model_args, data, training) -> Run:
             another run.
     """
     name = model_args.model_name_or_path
-    if "regression" in additions.read(load.locate(name)):
+    if "regression" in extensions.read(load.locate(name)):
         raise UserError(f"{name} answers with a regression head; preferences are between answers in words: start from "
                         "a model trained with --head none")
     config = load.load_config(load.adapter_base(load.locate(name)) or name, training.cache_dir)

@@ -20,7 +20,7 @@ from overlays.data import rasters, tiles
 from overlays.data.media import MediaOptions, apply_resolution
 from overlays.errors import UserError
 from overlays.files import write_json
-from overlays.model import additions, channels, load, parts, reconstruction, unloaded
+from overlays.model import channels, extensions, load, parts, reconstruction, unloaded
 from overlays.model.mae import MaskedAutoencoder
 from overlays.train import run as shared
 from overlays.train.arguments import PretrainingDataArguments, PretrainingModelArguments
@@ -77,9 +77,9 @@ def build_data(mae: PretrainingModelArguments, data: PretrainingDataArguments, s
         UserError: see `tiles.find` and `tiles.check`.
     """
     config = load.load_config(mae.model_name_or_path, cache_dir)
-    added = additions.read(load.locate(mae.model_name_or_path))
+    added = extensions.read(load.locate(mae.model_name_or_path))
     if added:
-        raise UserError(f"{mae.model_name_or_path} has additions ({', '.join(added)}) that pretraining would lose: "
+        raise UserError(f"{mae.model_name_or_path} has extensions ({', '.join(added)}) that pretraining would lose: "
                         "start from the model that they were added to")
     model_channels = channels.channels_of(config)
     files = tiles.find(data.dataset_use, seed)

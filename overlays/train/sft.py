@@ -19,7 +19,7 @@ from overlays.data.dataset import SupervisedDataset
 from overlays.data.media import MediaOptions, apply_resolution
 from overlays.data.targets import Metrics, fit_targets, scores, target_values
 from overlays.errors import UserError
-from overlays.model import additions, channels, heads, load, parts, spatial
+from overlays.model import channels, extensions, heads, load, parts, spatial
 from overlays.train import arguments, inherited
 from overlays.train import run as shared
 from overlays.train.run import data_rows
@@ -32,8 +32,8 @@ def weight_dtype(training: Any) -> torch.dtype:
     return torch.bfloat16 if training.bf16 or training.pure_bf16 else torch.float32
 
 
-def wanted_additions(model_args, training, train_set) -> dict[str, dict]:
-    """Settings of what the flags add to the model (see model/additions.py), by the addition's name."""
+def wanted_extensions(model_args, training, train_set) -> dict[str, dict]:
+    """Settings of what the flags add to the model (see model/extensions.py), by the extension's name."""
     added = {}
     if model_args.head != "none":
         added["regression"] = regression_settings(model_args, train_set)
@@ -49,7 +49,7 @@ def spatial_settings(model_args) -> dict | None:
     """Settings of the 3-D features that the flags ask for; None for none."""
     method = model_args.feature_processing_method if model_args.use_3d_features else "base"
     wanted = spatial.settings(method, model_args.position_encoding_dim, model_args.voxel_size_m, model_args.max_depth_m)
-    there = additions.read(model_args.model_name_or_path).get("spatial")
+    there = extensions.read(model_args.model_name_or_path).get("spatial")
     if there is not None and wanted is None:
         raise UserError(f"{model_args.model_name_or_path} has 3-D features ({there['method']}): give --use_3d_features "
                         f"True --feature_processing_method {there['method']}, or start from its base model")
@@ -73,13 +73,13 @@ def regression_settings(model_args, train_set) -> dict:
 
 
 def load_model(model_args, training, added: dict[str, dict]):
-    """Base model in its type of weights with additions, and a fresh adapter where --lora_enable asks for one."""
+    """Base model in its type of weights with extensions, and a fresh adapter where --lora_enable asks for one."""
     model = load.load_base(
         model_args.model_name_or_path, weight_dtype(training), model_args.attn_implementation, training.cache_dir
     )
     if heads.detach(model, added.get("regression")):
         print_once(f"the regression head of {model_args.model_name_or_path} is left out: another or none is asked for")
-    additions.attach(model, added)
+    extensions.attach(model, added)
     if training.lora_enable:
         from peft import LoraConfig, get_peft_model
 
@@ -201,11 +201,11 @@ class Run(shared.Run):
 
     config: transformers.PretrainedConfig
     learning_rates: dict[str, float]
-    additions: dict[str, dict]
+    extensions: dict[str, dict]
 
     def load_model(self):
         """Base model with its adapter, if any."""
-        return load_model(self.model_args, self.training, self.additions)
+        return load_model(self.model_args, self.training, self.extensions)
 
     def set_parts(self, model) -> None:
         """Let the parts with a learning rate take gradients, in their precision."""
@@ -270,7 +270,7 @@ def prepare(model_args, data, training, engine: engines.Engine) -> Run:
         if unfitted:
             rasters.fit_processor(processor, train_set)
     fit_thinking(processor, data, train_set)
-    added = new_channels | wanted_additions(model_args, training, train_set)
+    added = new_channels | wanted_extensions(model_args, training, train_set)
     names = tuple(added.get("regression", {}).get("names", ()))
     for samples in filter(None, (train_set, eval_set)):
         samples.target_names = names

@@ -17,7 +17,7 @@ from transformers.trainer_utils import rotate_checkpoints
 from overlays import families, runs
 from overlays.errors import UserError
 from overlays.files import atomic_path
-from overlays.model import adapters, additions, card, parts, unloaded
+from overlays.model import adapters, card, extensions, parts, unloaded
 from overlays.model.load import TRAINED_PARTS, load_trained_parts
 
 WORDS_LOSS = "loss per supervised token (nats)"
@@ -68,7 +68,7 @@ class Trainer(transformers.Trainer):
     def __init__(self, *args, rates: dict[str, float], **kwargs):
         super().__init__(*args, **kwargs)
         self.rates = rates
-        regression = "regression" in additions.settings(self.model)
+        regression = "regression" in extensions.settings(self.model)
         self.loss_name = "squared error of normalised targets" if regression else WORDS_LOSS
         # The installed forward divides by the token count of the whole optimisation step (see model/forward.py).
         self.model_accepts_loss_kwargs = True
@@ -153,7 +153,7 @@ class Trainer(transformers.Trainer):
         return {**super()._prepare_inputs({k: v for k, v in inputs.items() if k not in exact}), **exact}
 
     def _get_num_items_in_batch(self, batch_samples, device):
-        if "regression" in additions.settings(self.model):  # its loss counts targets, not words
+        if "regression" in extensions.settings(self.model):  # its loss counts targets, not words
             known = [batch["targets"].isfinite() for batch in batch_samples if "targets" in batch]
             known = known or [torch.zeros(1, 1, dtype=torch.bool)]
             batch_samples = [{"labels": None, "shift_labels": torch.where(row, 0, -100)} for row in known]
@@ -161,14 +161,14 @@ class Trainer(transformers.Trainer):
 
     def _save(self, output_dir=None, state_dict=None):
         values = self.model.state_dict() if state_dict is None else state_dict
-        added = {name for name in values if additions.owns(parts.plain_name(name))}
+        added = {name for name in values if extensions.owns(parts.plain_name(name))}
         # A folder that plain transformers loads without a word about unknown weights.
         plain = {name: value for name, value in values.items() if name not in added} if added else state_dict
         super()._save(output_dir, state_dict=plain)
         if not self.args.should_save:
             return
         folder = Path(output_dir or self.args.output_dir)
-        additions.write(self.model, folder)
+        extensions.write(self.model, folder)
         beside = added | (self._trained_beside_adapter() if _is_lora(self.model) else set())
         full = {parts.plain_name(name): values[name].detach().cpu().contiguous() for name in beside}
         remaining = adapters.complete(folder, self.model, full) if _is_lora(self.model) else full

@@ -110,13 +110,13 @@ def _seconds(work) -> float:
 
 def steps(folder: Path) -> dict[str, float]:
     """Seconds of a forward and backward pass by method, median of alternating rounds; the base model's is 1."""
-    from overlays.model import additions, load
+    from overlays.model import extensions, load
 
     models = {"base": load.load_base(folder, torch.float32).train()}
     settings = {"position_encoding_dim": 0, "voxel_size_m": 0.1, "max_depth_m": 10.0}
     for method in METHODS:
         models[method] = load.load_base(folder, torch.float32)
-        additions.attach(models[method], {"spatial": {**settings, "method": method}})
+        extensions.attach(models[method], {"spatial": {**settings, "method": method}})
         models[method].train()
     config = models["base"].config
     tokens = 12  # of a frame: 4 x 3 blocks

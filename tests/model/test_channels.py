@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from overlays import families
 from overlays.data import rasters
 from overlays.errors import UserError
-from overlays.model import additions, channels, load, parts
+from overlays.model import channels, extensions, load, parts
 from overlays.model.forward import PatchProjection
 from overlays.train.trainer import Trainer
 
@@ -139,7 +139,7 @@ def test_an_adapter_of_a_widened_model_is_saved_and_restored(tiny_model_dir, ras
     base = tiny_model_dir("qwen3_vl")
     model, processor = load.load_base(base, torch.float32), load.load_processor(base)
     settings = {"in_channels": N, "init": "project", "projection": np.eye(3, N).tolist()}
-    additions.attach(model, {"channels": settings})
+    extensions.attach(model, {"channels": settings})
     model = get_peft_model(model, LoraConfig(
         r=2, target_modules=parts.lora_target_pattern(model.config), base_model_name_or_path=str(base)))
     rates = dict.fromkeys(parts.PARTS, 0.0) | {"adapter": 1e-2, "patch_embed": 1e-2}

@@ -16,7 +16,7 @@ from overlays.data.media import MediaOptions, apply_resolution
 from overlays.data.targets import scores
 from overlays.errors import UserError
 from overlays.files import write_jsonl
-from overlays.model import additions, heads, load, parts
+from overlays.model import extensions, heads, load, parts
 from overlays.predict import predict_values
 from overlays.registry import resolve
 from overlays.train import arguments, sft
@@ -45,7 +45,7 @@ def annotation(tmp_path_factory):
 def make(tiny_model_dir, annotation, mode, family="qwen3_vl"):
     folder = tiny_model_dir(family)
     model = load.load_base(folder, torch.float32)
-    additions.attach(model, {"regression": SETTINGS | {"mode": mode}})
+    extensions.attach(model, {"regression": SETTINGS | {"mode": mode}})
     torch.nn.init.normal_(model.regression.out.weight, std=0.3, generator=torch.Generator().manual_seed(1))
     processor = load.load_processor(folder)
     options = MediaOptions(min_pixels=1024, max_pixels=8192)
@@ -156,7 +156,7 @@ def test_a_frozen_encoder_rests_and_wakes_and_the_best_checkpoint_comes_back(tin
     best = max(log, key=lambda row: row["eval_r2"])
     assert trainer.state.best_model_checkpoint.endswith(f"checkpoint-{best['step']}")
     assert torch.equal(tower(tmp_path / "run"), tower(tmp_path / "run" / f"checkpoint-{best['step']}"))
-    assert set(additions.read(tmp_path / "run")) == {"regression"}
+    assert set(extensions.read(tmp_path / "run")) == {"regression"}
 
     model, processor = load.load_for_inference(tmp_path / "run")
     records = [json.loads(line) for line in annotation.read_text().splitlines()]
@@ -182,15 +182,15 @@ def test_a_model_with_a_head_can_go_on_in_words(tiny_model_dir, annotation, tmp_
     save(model, processor, tmp_path / "head", {"additions": 1e-3})
     assert not heads.detach(model, SETTINGS | {"mode": "vision"})
     assert heads.detach(model, None)
-    assert additions.settings(model) == {}
+    assert extensions.settings(model) == {}
     batch = PaddedCollator(processor)([samples[0]])
     with torch.no_grad():
         assert len(model(**batch).logits) == int((batch["labels"] != -100).sum())
     words = get_peft_model(model, LoraConfig(r=2, target_modules=parts.lora_target_pattern(model.config),
                                              base_model_name_or_path=str(tmp_path / "head")))
     save(words, processor, tmp_path / "words", {"adapter": 1e-3})
-    assert "regression" in additions.settings(load.load_model(tmp_path / "head"))
-    assert "regression" not in additions.settings(load.load_model(tmp_path / "words"))
+    assert "regression" in extensions.settings(load.load_model(tmp_path / "head"))
+    assert "regression" not in extensions.settings(load.load_model(tmp_path / "words"))
 
 
 def save(model, processor, folder, rates):

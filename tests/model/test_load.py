@@ -148,11 +148,11 @@ def test_the_card_names_base_parts_and_how_to_load(tiny_model_dir, tmp_path):
 
 
 def test_the_card_says_first_what_peft_leaves_out(tiny_model_dir, tmp_path):
-    from overlays.model import additions
+    from overlays.model import extensions
 
     base = tiny_model_dir("qwen3_vl")
     model = load.load_base(base, torch.float32)
-    additions.attach(model, {"channels": {"in_channels": 5}})
+    extensions.attach(model, {"channels": {"in_channels": 5}})
     model = get_peft_model(model, LoraConfig(r=2, target_modules=parts.lora_target_pattern(model.config)))
     rates = dict.fromkeys(parts.PARTS, 0.0) | {"adapter": 1e-3, "patch_embed": 1e-3, "vision": 1e-3, "merger": 1e-3}
     trainer_of(model, base, tmp_path / "run", rates).save_model(str(tmp_path / "run"))

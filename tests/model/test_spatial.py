@@ -8,7 +8,7 @@ from torch import nn
 
 from overlays import families, paths
 from overlays.errors import UserError
-from overlays.model import additions, load, parts, spatial
+from overlays.model import extensions, load, parts, spatial
 
 METHODS = ("sin3d_pe", "mlp_pe")
 SETTINGS = {"position_encoding_dim": 0, "voxel_size_m": 0.1, "max_depth_m": 10.0}
@@ -16,7 +16,7 @@ SETTINGS = {"position_encoding_dim": 0, "voxel_size_m": 0.1, "max_depth_m": 10.0
 
 def model_with(folder, method="sin3d_pe", **changes):
     model = load.load_base(folder, torch.float32)
-    additions.attach(model, {"spatial": {**SETTINGS, "method": method, **changes}})
+    extensions.attach(model, {"spatial": {**SETTINGS, "method": method, **changes}})
     return model.eval()
 
 
@@ -109,7 +109,7 @@ def test_step_0_is_the_base_model_to_the_bit(tiny_model_dir, family):
     with torch.no_grad():
         expected = model(**without(values, "coordinates")).logits
         assert torch.equal(model(**values).logits, expected)  # a model without features does not mind coordinates
-        additions.attach(model, {"spatial": {**SETTINGS, "method": "mlp_pe"}})
+        extensions.attach(model, {"spatial": {**SETTINGS, "method": "mlp_pe"}})
         for method in reversed(METHODS):
             model.model.spatial = spatial.PROCESSORS[method](128, 128, 0.1)
             assert torch.equal(model.eval()(**values).logits, expected), method
@@ -315,7 +315,7 @@ def test_saved_with_adapter_or_model_and_answers_the_same(tiny_model_dir, tmp_pa
     assert owned["additions"] == sum(p.numel() for p in base.model.spatial.parameters())
     trainer(model, tmp_path, RATES)._save(str(tmp_path))
     again = load.load_model(tmp_path).eval()
-    assert additions.settings(again) == {"spatial": {**SETTINGS, "method": method}}
+    assert extensions.settings(again) == {"spatial": {**SETTINGS, "method": method}}
     values = batch(base.config, videos=True)
     model.eval()
     with torch.no_grad():
@@ -394,7 +394,7 @@ def test_flags_that_a_start_contradicts_are_refused(tmp_path, monkeypatch):
     from overlays.train import sft
 
     monkeypatch.chdir(paths.ROOT)
-    (tmp_path / additions.FILE).write_text('{"spatial": {"method": "mlp_pe"}}')
+    (tmp_path / extensions.FILE).write_text('{"spatial": {"method": "mlp_pe"}}')
     model_args, _, training = flags_of("qwen3vl_3d_lora_sft.yaml", "--bf16", "False", "--model_name_or_path",
                                        str(tmp_path))
     with pytest.raises(UserError, match="has 3-D features .mlp_pe.: give --use_3d_features True"):
@@ -405,7 +405,7 @@ def test_flags_that_a_start_contradicts_are_refused(tmp_path, monkeypatch):
 
     model_args, _, training = flags_of("qwen3vl_3d_sin3dpe_lora_sft.yaml", "--bf16", "False")
     with pytest.raises(UserError, match='no training record has a "scene"'):
-        sft.wanted_additions(model_args, training, NoScenes([{"image": "a.jpg"}]))
+        sft.wanted_extensions(model_args, training, NoScenes([{"image": "a.jpg"}]))
 
 
 def test_answers_are_given_with_the_features_a_model_has(tiny_model_dir, tmp_path, monkeypatch):

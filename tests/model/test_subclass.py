@@ -10,7 +10,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from overlays import families
 from overlays.errors import UserError
-from overlays.model import additions, forward, load, parts
+from overlays.model import extensions, forward, load, parts
 from overlays.model.spatial import WithCoordinates
 
 SPATIAL = {"method": "sin3d_pe", "position_encoding_dim": 0, "voxel_size_m": 0.1, "max_depth_m": 10.0}
@@ -36,7 +36,7 @@ def inputs(config):
 @pytest.mark.parametrize("family", families.FAMILIES)
 def test_copies_compute_with_their_own_weights(tiny_model_dir, family, adapted):
     model = load.load_base(tiny_model_dir(family), torch.float32).eval()
-    additions.attach(model, {"spatial": SPATIAL})
+    extensions.attach(model, {"spatial": SPATIAL})
     if adapted:
         model = get_peft_model(model, LoraConfig(target_modules=parts.lora_target_pattern(model.config))).eval()
     batch = inputs(model.config)

@@ -72,12 +72,12 @@ class Satellite(Domain):
 
     def predict(self, evaluation: Evaluation) -> tuple[list[dict], dict]:
         """The regression head's numbers where the model has one, else the numbers in its words."""
-        from overlays.model import additions
+        from overlays.model import extensions
         from overlays.predict import predict_values, prediction_row
 
         metadata, (model, processor) = read_metadata(evaluation.data), evaluation.loaded
         facts = {"ceiling": (metadata.get("ceiling") or {}).get(evaluation.split)}
-        head = additions.settings(model).get("regression")
+        head = extensions.settings(model).get("regression")
         if head is None or evaluation.flags.head == "none":
             return evaluation.answers(), facts | {"method": "text"}
         name, decimals = metadata["target"]["name"], metadata["parameters"]["decimals"]

@@ -86,12 +86,12 @@ class Scenes(Domain):
             score.answers_of(prediction_row(record, ""))
 
     def predict(self, evaluation: Evaluation) -> tuple[list[dict], dict]:
-        from overlays.model import additions
+        from overlays.model import extensions
         from overlays.predict import max_depth_m
 
         model, _ = evaluation.loaded
         return evaluation.answers(), {
-            "method": additions.settings(model).get("spatial", {}).get("method", "base"),
+            "method": extensions.settings(model).get("spatial", {}).get("method", "base"),
             "max_depth_m": max_depth_m(model), "steps": compare.steps_of(evaluation.folder),
             "questions_sha256": sha256(evaluation.data / f"{evaluation.split}.jsonl"),
             "train": [row["sha256"] for row in training_sources(evaluation.folder)], "limit": evaluation.flags.limit}

@@ -37,11 +37,11 @@ def run_folder(tmp_path, prepared, monkeypatch):
 def model(monkeypatch, regression):
     """Let a stub be loaded whose head, if any, says the truth plus 0.5."""
     from overlays import predict
-    from overlays.model import additions, load
+    from overlays.model import extensions, load
 
     stub = SimpleNamespace(parameters=lambda: iter([torch.zeros(1)]))
     monkeypatch.setattr(load, "load_for_inference", lambda *_: (stub, None))
-    monkeypatch.setattr(additions, "settings", lambda _: {"regression": regression} if regression else {})
+    monkeypatch.setattr(extensions, "settings", lambda _: {"regression": regression} if regression else {})
     monkeypatch.setattr(predict, "predict_values", lambda model, processor, records, root, size: [
         {name: value + 0.5 for name, value in record["target"].items()} for record in records])
 

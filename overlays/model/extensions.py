@@ -2,7 +2,7 @@
 
 Settings lie in additions.json, weights in trained_parts.safetensors; model.safetensors and adapter_model.safetensors
 hold what plain transformers has a module for.
-A new addition is one row here and a module with `attach(model, **settings)`.
+A new extension is one row here and a module with `attach(model, **settings)`.
 """
 
 import inspect
@@ -21,7 +21,7 @@ FILE = "additions.json"
 
 
 @dataclass(frozen=True)
-class Addition:
+class ExtensionRow:
     """One row of the table below.
 
     Args:
@@ -35,58 +35,58 @@ class Addition:
     reshaped: str = ""
 
 
-ADDITIONS = {
-    "spatial": Addition("overlays.model.spatial", "model.spatial."),
-    "regression": Addition("overlays.model.heads", "regression."),
-    "channels": Addition("overlays.model.channels", reshaped="model.visual.patch_embed."),
+EXTENSIONS = {
+    "spatial": ExtensionRow("overlays.model.spatial", "model.spatial."),
+    "regression": ExtensionRow("overlays.model.heads", "regression."),
+    "channels": ExtensionRow("overlays.model.channels", reshaped="model.visual.patch_embed."),
 }
 
 
 def attach(model: nn.Module, wanted: dict[str, dict]) -> None:
-    """Put additions on a generation model, in the order of the table; one that is there with these settings stays.
+    """Put extensions on a generation model, in the order of the table; one that is there with these settings stays.
 
     Raises:
-        UserError: an unknown addition, or one that is there with other settings.
+        UserError: an unknown extension, or one that is there with other settings.
     """
     there = settings(model)
-    unknown = sorted(set(wanted) - set(ADDITIONS))
+    unknown = sorted(set(wanted) - set(EXTENSIONS))
     if unknown:
-        raise UserError(f"unknown addition to a model: {', '.join(unknown)}; known are {', '.join(ADDITIONS)}")
-    for name in ADDITIONS:
+        raise UserError(f"unknown extension to a model: {', '.join(unknown)}; known are {', '.join(EXTENSIONS)}")
+    for name in EXTENSIONS:
         if name not in wanted or there.get(name) == wanted[name]:
             continue
         if name in there:
             raise UserError(f"the model was made with {name} {there[name]} and cannot be given {wanted[name]}")
-        attach_one = import_module(ADDITIONS[name].module).attach
+        attach_one = import_module(EXTENSIONS[name].module).attach
         try:
             inspect.signature(attach_one).bind(model, **wanted[name])
         except TypeError as error:
             raise UserError(f"settings of {name} do not fit ({error}): {FILE} may be damaged") from None
         attach_one(model, **wanted[name])
         there = there | {name: wanted[name]}
-    model._additions = there
+    model._extensions = there
 
 
 def settings(model: nn.Module) -> dict[str, dict]:
-    """Settings of the additions that a model has (a PeftModel's are those of its base)."""
+    """Settings of the extensions that a model has (a PeftModel's are those of its base)."""
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    return getattr(base, "_additions", {})
+    return getattr(base, "_extensions", {})
 
 
-def owns(plain_name: str, among: Iterable[str] = ADDITIONS) -> bool:
-    """Whether a parameter (its name in the generation class) belongs to an addition, one of those named."""
-    prefixes = (ADDITIONS[name].prefix for name in among if name in ADDITIONS)
+def owns(plain_name: str, among: Iterable[str] = EXTENSIONS) -> bool:
+    """Whether a parameter (its name in the generation class) belongs to an extension, one of those named."""
+    prefixes = (EXTENSIONS[name].prefix for name in among if name in EXTENSIONS)
     return plain_name.startswith(tuple(prefix for prefix in prefixes if prefix))
 
 
 def reshapes(plain_name: str, among: Iterable[str]) -> bool:
-    """Whether one of the additions named changes the shape of a parameter of plain transformers."""
-    prefixes = (ADDITIONS[name].reshaped for name in among if name in ADDITIONS)
+    """Whether one of the extensions named changes the shape of a parameter of plain transformers."""
+    prefixes = (EXTENSIONS[name].reshaped for name in among if name in EXTENSIONS)
     return plain_name.startswith(tuple(prefix for prefix in prefixes if prefix))
 
 
 def write(model: nn.Module, folder: str | Path) -> None:
-    """Write additions.json where the model has additions, or where one of its base was taken off."""
+    """Write additions.json where the model has extensions, or where one of its base was taken off."""
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     if settings(model) or getattr(base, "_taken_off", False):
         write_json(Path(folder) / FILE, settings(model))

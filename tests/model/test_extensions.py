@@ -1,4 +1,4 @@
-"""Additions to a model travel with its checkpoint, and the plain model stays what plain transformers loads."""
+"""Extensions of a model travel with its checkpoint, and the plain model stays what plain transformers loads."""
 
 import sys
 from types import ModuleType
@@ -10,24 +10,24 @@ from torch import nn
 
 from overlays import families
 from overlays.errors import UserError
-from overlays.model import additions, load, parts
+from overlays.model import extensions, load, parts
 
 
 @pytest.fixture
 def shift(monkeypatch):
-    """A one-parameter addition at model.model.shift."""
+    """A one-parameter extension at model.model.shift."""
     def attach(model, width):
         model.model.shift = nn.Linear(width, 1)
 
-    module = ModuleType("shift_addition")
+    module = ModuleType("shift_extension")
     module.attach = attach
-    monkeypatch.setitem(sys.modules, "shift_addition", module)
-    monkeypatch.setitem(additions.ADDITIONS, "shift", additions.Addition("shift_addition", "model.shift."))
+    monkeypatch.setitem(sys.modules, "shift_extension", module)
+    monkeypatch.setitem(extensions.EXTENSIONS, "shift", extensions.ExtensionRow("shift_extension", "model.shift."))
 
 
-def test_an_addition_is_a_part_of_its_own(tiny_model_dir, shift):
+def test_an_extension_is_a_part_of_its_own(tiny_model_dir, shift):
     model = load.load_base(tiny_model_dir("qwen3_vl"), torch.float32)
-    additions.attach(model, {"shift": {"width": 3}})
+    extensions.attach(model, {"shift": {"width": 3}})
     family = families.family_of(model.config)
     owned = [name for name, _ in model.named_parameters() if parts.part_of(name, family) == "additions"]
     assert owned == ["model.shift.weight", "model.shift.bias"]
@@ -37,16 +37,16 @@ def test_settings_and_weights_are_put_back_at_load(tiny_model_dir, shift, tmp_pa
     from safetensors.torch import save_file
 
     model = load.load_base(tiny_model_dir("qwen3_vl"), torch.float32)
-    additions.attach(model, {"shift": {"width": 3}})
+    extensions.attach(model, {"shift": {"width": 3}})
     values = model.state_dict()
-    added = {name: value for name, value in values.items() if additions.owns(name)}
+    added = {name: value for name, value in values.items() if extensions.owns(name)}
     model.save_pretrained(tmp_path, state_dict={name: values[name] for name in values if name not in added})
     save_file(added, tmp_path / load.TRAINED_PARTS)
-    additions.write(model, tmp_path)
+    extensions.write(model, tmp_path)
     again = load.load_base(tmp_path, torch.float32)
-    assert additions.settings(again) == {"shift": {"width": 3}}
+    assert extensions.settings(again) == {"shift": {"width": 3}}
     assert torch.equal(again.model.shift.weight, model.model.shift.weight)
-    assert not any(map(additions.owns, load_file(tmp_path / "model.safetensors")))
+    assert not any(map(extensions.owns, load_file(tmp_path / "model.safetensors")))
     whole = (tmp_path / load.TRAINED_PARTS).read_bytes()
     (tmp_path / load.TRAINED_PARTS).write_bytes(whole[:-8])
     with pytest.raises(UserError, match="damaged or cut short"):
@@ -58,14 +58,14 @@ def test_settings_and_weights_are_put_back_at_load(tiny_model_dir, shift, tmp_pa
 
 def test_other_settings_and_unknown_names_are_refused(tiny_model_dir, shift, tmp_path):
     model = load.load_base(tiny_model_dir("qwen3_vl"), torch.float32)
-    additions.attach(model, {"shift": {"width": 3}})
-    additions.attach(model, {"shift": {"width": 3}})
+    extensions.attach(model, {"shift": {"width": 3}})
+    extensions.attach(model, {"shift": {"width": 3}})
     with pytest.raises(UserError, match="cannot be given"):
-        additions.attach(model, {"shift": {"width": 4}})
-    with pytest.raises(UserError, match="unknown addition"):
-        additions.attach(model, {"shfit": {}})
+        extensions.attach(model, {"shift": {"width": 4}})
+    with pytest.raises(UserError, match="unknown extension"):
+        extensions.attach(model, {"shfit": {}})
     with pytest.raises(UserError, match="settings of shift do not fit"):
-        additions.attach(load.load_base(tiny_model_dir("qwen3_vl"), torch.float32), {"shift": {"high": 3}})
-    (tmp_path / additions.FILE).write_text("[1]")
+        extensions.attach(load.load_base(tiny_model_dir("qwen3_vl"), torch.float32), {"shift": {"high": 3}})
+    (tmp_path / extensions.FILE).write_text("[1]")
     with pytest.raises(UserError, match="damaged"):
-        additions.read(tmp_path)
+        extensions.read(tmp_path)
