@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Satellite embeddings -> a city's number. HEAD=vision or text: a regression head; HEAD=none: the model writes the number.
 # Starts from outputs/satellite-mae where that is there (HEAD=none: from outputs/satellite-sft), else from the base model,
-# whose patch embedding is widened to 64 channels. CHANNELS=pca: the untouched RGB model on three principal components.
+# whose patch embedding is adapted to 64 channels. CHANNELS=pca: the untouched RGB model on three principal components.
 DOMAIN=satellite
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 : "${HEAD:=vision}"

@@ -28,7 +28,8 @@ def channels_of(config) -> int:
     return config.vision_config.in_channels
 
 
-def inflate(proj: nn.Conv3d, init: str, channels: int, projection: torch.Tensor | None = None) -> PatchProjection:
+def adapt_input_conv(proj: nn.Conv3d, init: str, channels: int,
+                     projection: torch.Tensor | None = None) -> PatchProjection:
     """An N-channel patch embedding made from `proj`, computed as a matrix product.
 
     Args:
@@ -91,21 +92,22 @@ def _whole(proj: nn.Conv3d):
     return deepspeed.zero.GatheredParameters(list(proj.parameters()))
 
 
-def widen(model: nn.Module, channels: int, init: str = "copy", projection: torch.Tensor | None = None) -> nn.Module:
+def adapt_input_channels(model: nn.Module, channels: int, init: str = "copy",
+                         projection: torch.Tensor | None = None) -> nn.Module:
     """Let a generation model (see overlays.families) take `channels` input channels; returns it.
 
     Its config says so too, under the key that plain transformers reads, so a full checkpoint of it loads there.
     A model that takes that many already stays as it is.
 
     Raises:
-        UserError: the model was widened before to another number, or as `inflate`.
+        UserError: the model was given another number before, or as `adapt_input_conv`.
     """
     own = channels_of(model.config)
     if channels == own:
         return model
     _check_count(own, channels)
     embed = model.model.visual.patch_embed
-    embed.proj = inflate(embed.proj, init, channels, projection)
+    embed.proj = adapt_input_conv(embed.proj, init, channels, projection)
     embed.in_channels = channels
     for config in {id(c): c for c in (model.config.vision_config, model.model.visual.config)}.values():
         set_channels(config, channels)
@@ -130,7 +132,7 @@ def wanted(config, model_args) -> dict[str, dict]:
         {"channels": settings for `attach`}; empty where the model takes the channels asked for already.
 
     Raises:
-        UserError: the projection cannot be read or does not fit, or the model was widened to another number before.
+        UserError: the projection cannot be read or does not fit, or the model was given another number before.
     """
     matrix = read_projection(model_args.channel_projection) if model_args.channel_projection else None
     own = channels_of(config)
@@ -185,8 +187,8 @@ def _check_count(own: int, count: int) -> None:
 
 
 def attach(model: nn.Module, in_channels: int, init: str = "zero", projection: list[list[float]] | None = None) -> None:
-    """`widen` as an extension (see model/extensions.py): settings as they lie in additions.json.
+    """`adapt_input_channels` as an extension (see model/extensions.py): settings as they lie in additions.json.
 
     The trained weights of the embedding come from the checkpoint afterwards.
     """
-    widen(model, in_channels, init, None if projection is None else torch.tensor(projection))
+    adapt_input_channels(model, in_channels, init, None if projection is None else torch.tensor(projection))

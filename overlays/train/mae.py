@@ -118,7 +118,7 @@ def _stored_type(config) -> torch.dtype:
 
 
 def build_model(mae: PretrainingModelArguments, count: int, training: Any) -> MaskedAutoencoder:
-    """Tower of the base model, widened to `count` channels, in fp32, with a decoder; the language model is let go.
+    """Tower of the base model, adapted to `count` channels, in fp32, with a decoder; the language model is let go.
 
     A base model that comes with a decoder of the same size continues it.
     """
@@ -128,7 +128,7 @@ def build_model(mae: PretrainingModelArguments, count: int, training: Any) -> Ma
     )
     base = load.load_base(mae.model_name_or_path, _stored_type(config), attention, training.cache_dir)
     projection = channels.read_projection(mae.channel_projection) if mae.channel_projection else None
-    channels.widen(base, count, mae.channel_init, projection)
+    channels.adapt_input_channels(base, count, mae.channel_init, projection)
     model = MaskedAutoencoder(
         base.model.visual.float(), mae.decoder_dim, mae.decoder_depth, mae.decoder_heads, mae.norm_pix, mae.encoder
     )
@@ -161,7 +161,7 @@ def save_whole(mae: PretrainingModelArguments, model: MaskedAutoencoder, data: D
     dtype = _stored_type(load.load_config(mae.model_name_or_path, cache_dir))
     base = load.load_base(mae.model_name_or_path, dtype, "sdpa", cache_dir)
     # Zeros take the place of the embedding until the trained one is there.
-    channels.widen(base, data.channels, "zero")
+    channels.adapt_input_channels(base, data.channels, "zero")
     base.model.visual.load_state_dict(model.visual.state_dict())
     unfinished = folder / ".final"
     shutil.rmtree(unfinished, ignore_errors=True)

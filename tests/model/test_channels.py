@@ -1,4 +1,4 @@
-"""N-channel vision: what the widened model sees, what it is saved as, what it refuses."""
+"""N-channel vision: what the adapted model sees, what it is saved as, what it refuses."""
 
 from types import SimpleNamespace
 
@@ -52,7 +52,8 @@ def test_projected_the_n_channel_model_sees_what_the_rgb_model_sees_of_the_proje
     precise = torch.float32 if hasattr(rgb.config.text_config, "num_experts") else torch.float64
     expected = logits(rgb.to(precise), processor, *rasters.patches(255 * shown, processor))
 
-    model = channels.widen(load.load_base(tiny_model_dir(family), torch.float32), N, "project", torch.tensor(matrix))
+    model = channels.adapt_input_channels(load.load_base(tiny_model_dir(family), torch.float32), N, "project",
+                                          torch.tensor(matrix))
     rasters.set_statistics(processor, mean, std)
     found = logits(model.to(precise), processor, *rasters.patches(raster, processor))
     assert (found - expected).abs().max() < 1e-4
@@ -74,7 +75,7 @@ def test_projected_the_n_channel_model_sees_what_the_rgb_model_sees_of_the_proje
 @pytest.mark.parametrize("count", (4, 64))
 def test_the_matrix_product_is_the_convolution(count):
     proj = torch.nn.Conv3d(3, 32, (2, 16, 16), (2, 16, 16))
-    made = channels.inflate(proj, "normal", count)
+    made = channels.adapt_input_conv(proj, "normal", count)
     plain = torch.nn.Conv3d(count, 32, (2, 16, 16), (2, 16, 16))
     plain.load_state_dict(made.state_dict())
     patches = torch.randn(9, count, 2, 16, 16)
@@ -86,23 +87,24 @@ def test_every_way_to_start_an_embedding():
     proj = torch.nn.Conv3d(3, 8, (2, 4, 4), (2, 4, 4), bias=False)
     same = torch.randn(5, 1, 2, 4, 4)
     grey, wide = proj(same.expand(-1, 3, -1, -1, -1)), same.expand(-1, 6, -1, -1, -1)
-    assert torch.allclose(channels.inflate(proj, "copy", 6)(wide), grey, atol=1e-5)  # a grey image stays what it was
-    assert not channels.inflate(proj, "zero", 6).weight.any()
-    normal = channels.inflate(proj, "normal", 300).weight
+    # A grey image stays what it was.
+    assert torch.allclose(channels.adapt_input_conv(proj, "copy", 6)(wide), grey, atol=1e-5)
+    assert not channels.adapt_input_conv(proj, "zero", 6).weight.any()
+    normal = channels.adapt_input_conv(proj, "normal", 300).weight
     assert normal.std().item() == pytest.approx(proj.weight.std().item() / 10, rel=0.1)
-    assert channels.inflate(proj, "copy", 6).bias is None
+    assert channels.adapt_input_conv(proj, "copy", 6).bias is None
     for init, matrix, words in (("project", None, "belong together"), ("copy", torch.ones(3, 6), "belong together"),
                                 ("project", torch.ones(6, 3), "3 x 6"), ("tiled", None, "is one of"),
                                 ("project", torch.full((3, 6), torch.nan), "not finite")):
         with pytest.raises(UserError, match=words):
-            channels.inflate(proj, init, 6, matrix)
+            channels.adapt_input_conv(proj, init, 6, matrix)
 
 
-def test_a_widened_model_cannot_be_widened_to_another_number(tiny_model_dir):
-    model = channels.widen(load.load_base(tiny_model_dir("qwen3_vl"), torch.float32), 4, "copy")
-    assert channels.widen(model, 4) is model
+def test_adapted_input_channels_cannot_be_changed_again(tiny_model_dir):
+    model = channels.adapt_input_channels(load.load_base(tiny_model_dir("qwen3_vl"), torch.float32), 4, "copy")
+    assert channels.adapt_input_channels(model, 4) is model
     with pytest.raises(UserError, match="takes 4 channels and cannot be given 5"):
-        channels.widen(model, 5)
+        channels.adapt_input_channels(model, 5)
 
 
 def flags(**values):
@@ -133,7 +135,7 @@ def test_flags_become_settings_and_a_rate(tiny_model_dir, tmp_path):
             wanted(**values)
 
 
-def test_an_adapter_of_a_widened_model_is_saved_and_restored(tiny_model_dir, raster, tmp_path):
+def test_an_adapter_on_adapted_input_channels_is_saved_and_restored(tiny_model_dir, raster, tmp_path):
     from peft import LoraConfig, get_peft_model
 
     base = tiny_model_dir("qwen3_vl")
@@ -192,8 +194,8 @@ def test_a_run_on_rasters_trains_and_stores_what_prediction_needs(tiny_model_dir
     prepared = run()
     assert np.allclose(prepared.processor.image_processor.image_mean, values.mean((0, 2, 3)))
     native(prepared)
-    start = channels.inflate(load.load_base(tiny_model_dir("qwen3_vl"), torch.float32).model.visual.patch_embed.proj,
-                             "project", N, torch.eye(3, N))
+    base = load.load_base(tiny_model_dir("qwen3_vl"), torch.float32)
+    start = channels.adapt_input_conv(base.model.visual.patch_embed.proj, "project", N, torch.eye(3, N))
     model, processor = load.load_for_inference(tmp_path / "run")
     change = (model.get_base_model().model.visual.patch_embed.proj.weight - start.weight).abs().max().item()
     assert 0 < change < 0.1  # trained, from the projection
