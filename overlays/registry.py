@@ -80,7 +80,7 @@ def _resolve_one(word: str, root: Path) -> Dataset:
         annotation, media_root = named[name]
         if not annotation.is_file() and name in _prepared_sets(root) and name not in _user_sets(root):
             raise UserError(f"data set {name} is not prepared: {annotation} is missing; "
-                            f"run scripts/prepare_{name.rpartition('_')[0]}.py first")
+                            f"run python -m overlays.prepare {name.rpartition('_')[0]} first")
     elif name.endswith(ANNOTATION_SUFFIXES) or Path(name).is_dir():
         annotation = Path(name)
         media_root = upstream.media_root(annotation, root) or annotation.parent
