@@ -44,7 +44,7 @@ def test_the_splits_of_every_domain_are_known_before_they_are_prepared(tmp_path)
 
 @pytest.mark.parametrize("names, said", [
     ("cuprite_trian", "did you mean cuprite_train"),
-    ("cuprite_test", "run scripts/prepare_cuprite.py"),
+    ("cuprite_test", "run python -m overlays.prepare cuprite"),
     ("nowhere/a.jsonl", "there is no annotation file nowhere/a.jsonl"),
     ("mine%0", "above 0"),
     ("mine%101", "at most 100"),
