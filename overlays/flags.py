@@ -4,6 +4,7 @@ import argparse
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, field, fields
+from pathlib import Path
 from types import NoneType, UnionType
 from typing import Literal, Union, get_args, get_origin, get_type_hints
 
@@ -83,6 +84,15 @@ def read_settings(flags: argparse.Namespace, settings: type):
         value = words[value] if words and value in words else value
         values[item.name] = tuple(dict.fromkeys(value)) if isinstance(value, list) else value
     return settings(**values)
+
+
+def make_settings(settings: type, values: Mapping[str, object]):
+    """The dataclass with these values of its fields; text stands for a path where the field is one."""
+    hints = get_type_hints(settings)
+    return settings(**{
+        name: Path(value) if isinstance(value, str) and _kind(hints.get(name)) is Path else value
+        for name, value in values.items()
+    })
 
 
 def _options(settings: type) -> list:

@@ -11,7 +11,7 @@ from pathlib import Path
 from overlays import callable_module, domains
 from overlays.domains.base import Domain, check_output
 from overlays.errors import run
-from overlays.flags import Parser, add_settings, read_settings
+from overlays.flags import Parser, add_settings, make_settings, read_settings
 
 
 def prepare(domain: str | Domain, **settings) -> dict:
@@ -24,7 +24,7 @@ def prepare(domain: str | Domain, **settings) -> dict:
         UserError: what the user can fix: no such input, a setting that cannot be, an output that holds something else.
     """
     domain = domains.get(domain) if isinstance(domain, str) else domain
-    return _prepare(domain, domain.Settings(**settings))[0]
+    return _prepare(domain, make_settings(domain.Settings, settings))[0]
 
 
 def _prepare(domain: Domain, settings) -> tuple[dict, Path]:

@@ -31,6 +31,16 @@ def test_a_model_is_trained_loaded_and_asked_from_python(tiny_model_dir, tmp_pat
     assert pickle.dumps(model)
 
 
+def test_data_are_prepared_from_python_with_paths_as_text(tmp_path):
+    from tests.domains.hello.domain import HELLO
+
+    raw, output = HELLO.sample(tmp_path / "raw"), tmp_path / "data"
+    metadata = overlays.prepare("tests.domains.hello.domain:HELLO", raw=str(raw), output=str(output))
+    assert metadata["domain"] == "hello" and (output / "train.jsonl").is_file()
+    with pytest.raises(TypeError, match="no_such_setting"):
+        overlays.prepare(HELLO, no_such_setting=1)
+
+
 def test_a_wrong_flag_of_the_library_is_one_sentence():
     with pytest.raises(UserError, match="did you mean --learning_rate"):
         overlays.train(lerning_rate=1)
