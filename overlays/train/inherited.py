@@ -316,8 +316,8 @@ def _check_schedule(training) -> None:
 
 
 def _check_checkpointing(values: Mapping) -> None:
-    # The library has two names for each of these flags.
-    given = values["gradient_checkpointing_kwargs"] or values["activation_checkpointing_kwargs"]
+    # The library has two names for each of these flags; before 5.24 it had one.
+    given = values["gradient_checkpointing_kwargs"] or values.get("activation_checkpointing_kwargs")
     if given is None:
         return
     options = _json_object("gradient_checkpointing_kwargs", given, given)
@@ -325,7 +325,7 @@ def _check_checkpointing(values: Mapping) -> None:
         if key not in CHECKPOINTING_OPTIONS:
             raise UserError(f"--gradient_checkpointing_kwargs does not know {key!r}; it knows "
                             f"{', '.join(CHECKPOINTING_OPTIONS)}")
-    if options and not (values["gradient_checkpointing"] or values["activation_checkpointing"]):
+    if options and not (values["gradient_checkpointing"] or values.get("activation_checkpointing")):
         raise UserError("--gradient_checkpointing_kwargs needs --gradient_checkpointing True")
 
 
