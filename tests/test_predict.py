@@ -11,6 +11,7 @@ from PIL import Image
 from overlays import predict as module
 from overlays.errors import UserError
 from overlays.files import write_jsonl
+from overlays.merge import merge
 
 
 def record(number: int, images: list[str], words: str, answer: str = "alunite") -> dict:
@@ -232,8 +233,6 @@ def test_the_command_line_writes_the_file(tiny_model_dir, media, chosen, tmp_pat
 def test_a_checkpoint_is_asked_in_the_form_that_it_was_trained_in(tiny_model_dir, tmp_path, capsys, monkeypatch,
                                                                   reasoned):
     """Trained, merged, predicted by the commands; what the model is asked does not depend on the reference answer."""
-    import importlib.util
-    from pathlib import Path
 
     from overlays.train import arguments, run, sft
     from overlays.upstream.engine import choose
@@ -247,12 +246,7 @@ def test_a_checkpoint_is_asked_in_the_form_that_it_was_trained_in(tiny_model_dir
         "--dataloader_num_workers", "0"])
     run.native(sft.prepare(*groups, choose("native", {})))
     assert f"thinking {'on: 4' if reasoned else 'off: 0'} of 4 training records" in capsys.readouterr().out
-    scripts = Path(module.__file__).resolve().parents[1] / "scripts"
-    monkeypatch.syspath_prepend(scripts)
-    spec = importlib.util.spec_from_file_location("merge_lora", scripts / "merge_lora.py")
-    merge_lora = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(merge_lora)
-    merge_lora.merge(tmp_path / "run", tmp_path / "merged", None, "auto")
+    merge(tmp_path / "run", tmp_path / "merged", None, "auto")
 
     asked = []
     own = module.answer_batch

@@ -3,7 +3,6 @@
 import json
 import logging
 import shutil
-import sys
 
 import pytest
 import torch
@@ -15,13 +14,11 @@ from safetensors.torch import load_file, save_file
 from overlays import families, runs
 from overlays.errors import UserError
 from overlays.files import write_jsonl
+from overlays.merge import merge
 from overlays.model import adapters, load, parts
 from overlays.train import arguments, sft
 from overlays.train.trainer import Trainer
 from overlays.upstream import engine
-
-sys.path.insert(0, "scripts")
-from merge_lora import merge  # noqa: E402
 
 FULL = ("merger", "vision", "embeddings")
 
