@@ -4,6 +4,7 @@
 """
 
 import sys
+import threading
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,9 +15,10 @@ from tqdm import tqdm
 from overlays import errors, registry
 from overlays.data import media, records
 from overlays.errors import UserError
-from overlays.flags import Parser
+from overlays.flags import Parser, at_least
 
 AHEAD = 256  # records whose media are being opened at a time
+COUNTING = threading.Lock()  # a tokenizer changes its settings while it writes control tokens as text
 
 
 @dataclass
@@ -57,7 +59,8 @@ def examine(record: dict, defects: list, source: registry.Dataset, backend: str,
         from overlays.data import chat
 
         try:
-            tokens = chat.count_tokens(record, processor, source.media_root, backend)
+            with COUNTING:
+                tokens = chat.count_tokens(record, processor, source.media_root, backend)
         except UserError as error:
             problems.append(str(error))
     return problems, tokens
@@ -106,11 +109,11 @@ def main(words: Sequence[str] | None = None) -> None:
     parser = Parser(description=__doc__.split("\n")[0].removeprefix("Entry: "))
     parser.add_argument("--dataset-use", required=True, help="names or annotation files, by comma")
     parser.add_argument("--model-name-or-path", help="also count tokens with this model's processor")
-    parser.add_argument("--model-max-length", type=int, default=8192, help="report samples of more tokens")
-    parser.add_argument("--min-pixels", type=int, help="pixels of one image at least, for the token count")
-    parser.add_argument("--max-pixels", type=int, help="pixels of one image at most, for the token count")
+    parser.add_argument("--model-max-length", type=at_least(1), default=8192, help="report samples of more tokens")
+    parser.add_argument("--min-pixels", type=at_least(1), help="pixels of one image at least, for the token count")
+    parser.add_argument("--max-pixels", type=at_least(1), help="pixels of one image at most, for the token count")
     parser.add_argument("--video-backend", choices=sorted(media.BACKENDS), default="pyav")
-    parser.add_argument("--workers", type=int, default=4, help="threads that open media")
+    parser.add_argument("--workers", type=at_least(1), default=4, help="threads that open media")
     args = parser.parse_args(words)
     processor = None
     if args.model_name_or_path:

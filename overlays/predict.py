@@ -308,6 +308,8 @@ def main(words: Sequence[str] | None = None) -> None:
     from overlays.model.load import load_for_inference
     from overlays.runs import find_checkpoint
 
+    if not flags.output.name or flags.output.is_dir():
+        raise UserError(f"--output must name a file such as predictions.jsonl, not {str(flags.output)!r}")
     chosen, media_root = load_records(flags.dataset_use, flags.limit)
     checkpoint = flags.checkpoint
     if checkpoint is None or Path(checkpoint).is_dir():

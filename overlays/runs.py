@@ -194,10 +194,12 @@ def check_steps(resume: Path | None, steps: int) -> None:
     if taken > steps:
         raise UserError(f"{resume} has taken {taken} steps, more than the {steps} that --max_steps or "
                         "--num_train_epochs asks for: use --resume never to start over, or another OUTPUT_DIR")
-    states = [*resume.glob("optimizer.*"), *resume.glob("global_step*")]  # the second are DeepSpeed's
-    if taken < steps and not states:
-        raise UserError(f"{resume} holds no optimizer state (--save_only_model): start from its model with "
-                        f"--model_name_or_path {resume}, or use --resume never to start over")
+    if taken == steps or any(resume.glob("global_step*")):  # the second is DeepSpeed's own state
+        return
+    for name, what in (("optimizer", "optimizer state (--save_only_model)"), ("scheduler", "state of the schedule"),
+                       ("rng_state", "state of the random numbers")):
+        if not any(resume.glob(f"{name}*")):
+            raise UserError(f"{resume} holds no {what}: use --resume never to start over, or another OUTPUT_DIR")
 
 
 def _difference(old, new) -> str:

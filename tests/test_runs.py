@@ -133,5 +133,9 @@ def test_a_checkpoint_that_cannot_be_continued_is_refused(tmp_path):
         runs.check_steps(last, 3)
     with pytest.raises(UserError, match="no optimizer state"):
         runs.check_steps(last, 5)
-    (last / "optimizer.pt").write_bytes(b"")
+    for name, lacking in (("optimizer.pt", "state of the schedule"), ("scheduler.pt", "state of the random numbers")):
+        (last / name).write_bytes(b"")
+        with pytest.raises(UserError, match=lacking):
+            runs.check_steps(last, 5)
+    (last / "rng_state.pth").write_bytes(b"")
     runs.check_steps(last, 5)

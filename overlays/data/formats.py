@@ -62,7 +62,7 @@ _MISNAMED = {
 _TURN_UNREAD = {
     **_UNREAD,
     **dict.fromkeys(("image", "images", "video", "videos"), "media are keys of the row, or parts of content"),
-    **dict.fromkeys(("mask", "prefix", "refusal"), "nothing here reads it"),
+    **dict.fromkeys(("mask", "loss_mask", "prefix", "refusal"), "nothing here reads it"),
 }
 _TRAINED = ("loss", "weight", "train")  # of a turn: whether it is trained
 _PART_UNREAD = {
@@ -371,7 +371,9 @@ def _calls(value: object, where: str) -> list[dict]:
         if not isinstance(name, str) or not name:
             raise UserError(f'{where} has a tool call that is not {{"name": ..., "arguments": {{...}}}}')
         arguments = call.get("arguments", call.get("parameters"))
-        arguments = _parsed(arguments) if isinstance(arguments, str) and arguments.strip() else arguments or {}
+        if arguments is None or arguments == "":
+            arguments = {}
+        arguments = _parsed(arguments) if isinstance(arguments, str) else arguments
         if not isinstance(arguments, dict) or not _is_shallow(arguments):
             raise UserError(f"{where}: the arguments of the tool call {name!r} must be a JSON object of at most 32 "
                             "levels")

@@ -23,6 +23,7 @@ from overlays.data.video import (  # noqa: F401  (videos are media as well: thei
 )
 from overlays.errors import UserError
 
+NO_WINDOW = "image {} is not a raster, so its record cannot have a window"
 MAX_ASPECT = 200  # of the longer to the shorter side: what the image processors of all families take
 
 
@@ -164,8 +165,18 @@ def open_image(path: Path, image_processor, window: Sequence[int] | None = None)
     if opener is RASTER:
         return rasters.as_image(rasters.read(path, window), image_processor, path)
     if window is not None:
-        raise UserError(f"image {path} is no raster, so its record cannot have a window")
+        raise UserError(NO_WINDOW.format(path))
     return opener.open(path)
+
+
+def _window_size(path: Path, opener: Opener, window: Sequence[int], size: tuple[int, int]) -> tuple[int, int]:
+    """(height, width) of a window. Raises UserError where the image is not a raster or does not hold it."""
+    if opener is not RASTER:
+        raise UserError(NO_WINDOW.format(path))
+    row, column, height, width = window
+    if min(row, column) < 0 or min(height, width) < 1 or row + height > size[0] or column + width > size[1]:
+        raise UserError(f"image {path} has {size[0]} x {size[1]} pixels and does not hold the window {list(window)}")
+    return height, width
 
 
 def image_patches(path: Path, image_processor, window: Sequence[int] | None = None) -> int:
@@ -173,7 +184,9 @@ def image_patches(path: Path, image_processor, window: Sequence[int] | None = No
     opener = opener_of(path)
     if opener in (RGB, RASTER):
         rasters.check(path, image_processor)
-    height, width = window[2:] if window is not None else opener.size(path)
+    height, width = opener.size(path)
+    if window is not None:
+        height, width = _window_size(path, opener, window, (height, width))
     try:
         return image_processor.get_number_of_image_patches(height, width, {})
     except (ValueError, ZeroDivisionError) as error:

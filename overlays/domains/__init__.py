@@ -20,8 +20,11 @@ def get(name: str):
     if not colon:
         raise UserError(f"there is no domain {name!r}; known are {', '.join(DOMAINS)}, and module:object names another")
     try:
-        return getattr(import_module(module), attribute)
-    except (ModuleNotFoundError, AttributeError) as error:
+        found = getattr(import_module(module), attribute)
+    except (ModuleNotFoundError, AttributeError, ValueError) as error:
         if name in DOMAINS:
             raise
         raise UserError(f"there is no domain at {name}: {error}") from None
+    if not hasattr(found, "Settings"):
+        raise UserError(f"{name} is not a domain: docs/adding-a-domain.md says what one has")
+    return found

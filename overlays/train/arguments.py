@@ -403,6 +403,8 @@ def _check_training(model: ModelArguments, data: DataArguments, training: Simple
         raise UserError("--video_min_pixels is above --video_max_pixels")
     if training.lora_enable and training.lora_r < 1:
         raise UserError(f"--lora_r must be at least 1, not {training.lora_r}")
+    if training.lora_enable and training.lora_alpha < 1:
+        raise UserError(f"--lora_alpha must be at least 1, not {training.lora_alpha}")
     if not 0 <= training.lora_dropout < 1:
         raise UserError(f"--lora_dropout must be at least 0 and below 1, not {training.lora_dropout:g}")
     if training.warmup_ratio is not None:

@@ -168,6 +168,15 @@ def fit_thinking(processor, data, train_set: SupervisedDataset) -> None:
         print_once(sentence)
 
 
+def _data_identity(names: str) -> dict[str, str]:
+    """Checksum and rate by data set; one that is named again counts again."""
+    found: dict[str, str] = {}
+    for row in data_rows(names):
+        times = sum(name.split(" #")[0] == row["name"] for name in found)
+        found[row["name"] + (f" #{times + 1}" if times else "")] = f"{row['sha256'][:16]} at {row['rate']:g}"
+    return found
+
+
 def identity(model_args, data, training, config, rates) -> dict:
     """What a resumed run must have in common with the one it continues."""
     own = json.dumps({k: v for k, v in config.to_dict().items() if k not in ("_name_or_path", "use_cache")},
@@ -177,7 +186,7 @@ def identity(model_args, data, training, config, rates) -> dict:
     }
     return {
         "model": {"name": model_args.model_name_or_path, "config": hashlib.sha256(own.encode()).hexdigest()[:16]},
-        "data": {row["name"]: f"{row['sha256'][:16]} at {row['rate']:g}" for row in data_rows(data.dataset_use)},
+        "data": _data_identity(data.dataset_use),
         "pixels": {flag: value for flag, value in vars(data).items() if flag.endswith(("_pixels", "_frames", "_fps"))},
         "parts": {part: rate > 0 for part, rate in rates.items()},
         "rates": rates,

@@ -75,3 +75,19 @@ def test_every_bad_row_is_printed_and_the_status_is_2(folder):
 def test_a_wrong_name_is_one_sentence(folder):
     done = command("--dataset_use", "cuprite_trian")
     assert done.returncode == 2 and "did you mean cuprite_train" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_typed_control_tokens_are_counted_alike_in_every_thread(folder, tiny_model_dir, capsys):
+    rows = [{"messages": [{"role": "user", "content": "<|image_pad|>x"}, {"role": "assistant", "content": "yo"}]}] * 150
+    (folder / "typed.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    check.main(["--dataset-use", str(folder / "typed.jsonl"), "--model-name-or-path", str(tiny_model_dir("qwen3_vl"))])
+    assert "150 records, 0 bad" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("window, reason", [([0, 0, 32, 32], "is not a raster"), ([-5, 0, 0, 32], "is not a raster")])
+def test_a_window_of_a_picture_is_found_before_training(folder, tiny_model_dir, capsys, window, reason):
+    (folder / "window.jsonl").write_text(json.dumps({**json.loads(row("x")), "window": window}))
+    with pytest.raises(UserError, match="1 of 1 records are bad"):
+        check.main(["--dataset-use", str(folder / "window.jsonl"), "--model-name-or-path",
+                    str(tiny_model_dir("qwen3_vl"))])
+    assert reason in capsys.readouterr().out

@@ -308,3 +308,8 @@ def test_what_fails_later_in_the_library_is_refused_before_a_folder_exists(tiny_
     with pytest.raises(UserError, match=message):
         here(tiny_model_dir("qwen3_vl"), records, tmp_path / "run", "--lora_enable", "True", *words.split())
     assert not (tmp_path / "run").exists()
+
+
+def test_a_data_set_named_twice_is_another_run_than_one_named_once(records):
+    once, twice = (sft._data_identity(",".join([str(records)] * times)) for times in (1, 2))
+    assert len(once) == 1 and len(twice) == 2 and once.items() <= twice.items()
