@@ -68,6 +68,7 @@ _TRAINED = ("loss", "weight", "train")  # of a turn: whether it is trained
 _PART_UNREAD = {
     **_UNREAD, **dict.fromkeys(("video_start", "video_end"), "here they are frame numbers, and keys of the row"),
 }
+_CALL_KEYS = ("name", "arguments", "parameters", "id", "type", "index", "function")
 _TEXT_PARTS = ("text", "input_text", "output_text")
 _MEDIA_PARTS = {"image": "image", "image_url": "image", "input_image": "image", "video": "video", "video_url": "video"}
 _SPECIAL = ({*_FORMS, *_PARTNERS, *_SYSTEM, *_LISTS, *_UNREAD, *_MISNAMED, "tools", *_ANSWERS, "sample_fps"}
@@ -276,7 +277,10 @@ class _Turns:
         if calls and side != "gpt":
             raise UserError(f"{where} ({role}) calls a tool; only the assistant can")
         text = self._text("" if content is None and calls else content, side, where)
-        thought = next((turn[key] for key in _REASONING if not _empty(turn.get(key))), None)
+        thoughts = [turn[key] for key in _REASONING if not _empty(turn.get(key))]
+        if any(other != thoughts[0] for other in thoughts):
+            raise UserError(f"{where} has two different texts of reasoning; keep one of them")
+        thought = thoughts[0] if thoughts else None
         if thought is not None:
             if not isinstance(thought, str) or side != "gpt":
                 raise UserError(f"{where}: reasoning must be text of the assistant")
@@ -304,6 +308,10 @@ class _Turns:
 
     def _part(self, part: dict, side: str, where: str) -> str:
         name = part.get("type", next((key for key in (*_MEDIA_PARTS, *_TEXT_PARTS) if key in part), None))
+        other = _MEDIA_PARTS if name in _TEXT_PARTS else _TEXT_PARTS
+        beside = next((key for key in other if not _empty(part.get(key))), None)
+        if beside is not None:
+            raise UserError(f"{where} has a part of the type {name!r} with the key {beside!r}; write two parts")
         if name in _TEXT_PARTS:
             text = part.get("text", part.get(name))
             if not isinstance(text, str):
@@ -314,7 +322,11 @@ class _Turns:
             raise UserError(f"{where} has a part of the type {name!r}, which is not read")
         _refuse(part, _PART_UNREAD, f"{where}: ")
         keys = (name, kind, f"{kind}_url", "url", "path", "bytes")
-        value = next((part[key] for key in keys if not _empty(part.get(key))), None)
+        values = [part[key] for key in dict.fromkeys(keys) if not _empty(part.get(key))]
+        named = [part[key] for key in dict.fromkeys(keys[:4]) if not _empty(part.get(key))]  # path and bytes are of one
+        if any(value != named[0] for value in named):
+            raise UserError(f"{where} has a part with two different {kind}s; write two parts")
+        value = values[0] if values else None
         medium = None if value is None else _medium(value, kind)
         rate = _number(part, where)
         if rate is not None and kind == "image":
@@ -366,11 +378,15 @@ def _calls(value: object, where: str) -> list[dict]:
     calls = []
     for call in [] if _empty(value) else value if isinstance(value, list) else [value]:
         call = _parsed(call) if isinstance(call, str) else call
-        call = call.get("function", call) if isinstance(call, Mapping) else call
+        call = (call.get("function") or call) if isinstance(call, Mapping) else call
         name = call.get("name") if isinstance(call, Mapping) else None
         if not isinstance(name, str) or not name:
             raise UserError(f'{where} has a tool call that is not {{"name": ..., "arguments": {{...}}}}')
-        arguments = call.get("arguments", call.get("parameters"))
+        unread = [key for key, given in call.items() if key not in _CALL_KEYS and not _empty(given)]
+        if unread:
+            raise UserError(f"{where}: the key {unread[0]!r} of the tool call {name!r} is not read")
+        arguments = _one({key: call[key] for key in ("arguments", "parameters") if call.get(key) not in (None, "")},
+                         ("arguments", "parameters"), where)
         if arguments is None or arguments == "":
             arguments = {}
         arguments = _parsed(arguments) if isinstance(arguments, str) else arguments

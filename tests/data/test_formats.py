@@ -288,3 +288,28 @@ def test_folders_that_are_no_saved_data_set_say_what_is_missing(tmp_path):
     (path / tables.SPLITS).write_text('{"splits": ["train"]}')
     with pytest.raises(UserError, match="such as .*saved/train"):
         list(records.scan(path))
+
+
+@pytest.mark.parametrize(("message", "reason"), [
+    ({"role": "user", "content": [{"type": "image", "image": "a.png", "text": "what is it?"}]}, "with the key 'text'"),
+    ({"role": "user", "content": [{"type": "text", "text": "q", "image": "a.png"}]}, "with the key 'image'"),
+    ({"role": "user", "content": [{"type": "image", "image": "a.png", "image_url": "b.png"}]}, "two different images"),
+    ({"role": "assistant", "content": "a", "reasoning": "A", "reasoning_content": "B"}, "two different texts"),
+    ({"role": "assistant", "tool_calls": [{"name": "f", "input": {"x": 1}}]}, "'input' of the tool call 'f'"),
+    ({"role": "assistant", "tool_calls": [{"name": "f", "arguments": {"y": 1}, "parameters": {"x": 1}}]}, "differ"),
+    ({"role": "assistant", "tool_calls": [{"name": "f", "arguments": []}]}, "must be a JSON object"),
+])
+def test_no_part_of_a_turn_is_dropped(message, reason, tmp_path):
+    turns = [message, {"role": "assistant", "content": "x"}] if message["role"] == "user" else [
+        {"role": "user", "content": "q"}, message]
+    (tmp_path / "rows.jsonl").write_text(json.dumps({"messages": turns}))
+    _, defect = next(records.scan(tmp_path / "rows.jsonl"))
+    assert isinstance(defect, records.Defect) and reason in defect.problem
+
+
+def test_parameters_alone_are_the_arguments_of_a_call(tmp_path):
+    turns = [{"role": "user", "content": "q"},
+             {"role": "assistant", "tool_calls": [{"name": "f", "arguments": None, "parameters": {"x": 1}}]}]
+    (tmp_path / "rows.jsonl").write_text(json.dumps({"messages": turns}))
+    _, record = next(records.scan(tmp_path / "rows.jsonl"))
+    assert record["conversations"][1]["tool_calls"] == [{"name": "f", "arguments": {"x": 1}}]
