@@ -8,7 +8,6 @@ import json
 import os
 import re
 import sys
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -96,7 +95,11 @@ def answer_batch(model, processor, prompts: Sequence[dict] | Mapping, max_new_to
 
     Args:
         temperature: 0 takes the likeliest token each time, above 0 tokens are drawn.
+
+    Raises:
+        UserError: the model answers with a regression head.
     """
+    check_answers_in_words(extensions.settings(model), "this model")
     batch = dict(prompts) if isinstance(prompts, Mapping) else PromptCollator(processor)(prompts)
     batch.pop("ids", None)
     device = next(model.parameters()).device
@@ -112,6 +115,13 @@ def answer_batch(model, processor, prompts: Sequence[dict] | Mapping, max_new_to
         stop = next((i for i, token in enumerate(ids) if token in ends), len(ids))
         answers.append(processor.tokenizer.decode(ids[:stop], skip_special_tokens=True).strip())
     return answers
+
+
+def check_answers_in_words(added: Mapping[str, Mapping], name: str | Path) -> None:
+    """Refuse a model whose extensions `added` hold a regression head: its language model has learned no answers."""
+    if "regression" in added:
+        raise UserError(f"{name} answers with the numbers of its regression head and not in words: score it with "
+                        "python -m overlays.evaluate")
 
 
 def answer(model, processor, record: Mapping, media_root: str | Path, max_new_tokens: int = 128) -> str:
@@ -223,7 +233,7 @@ def predict(model, processor, records: Sequence[dict], media_root: str | Path = 
     Args:
         records: with media paths relative to `media_root`; the last human turn is asked, what follows it is the truth.
         max_new_tokens: an answer is cut there.
-        out_path: None writes nothing that stays.
+        out_path: None writes nothing.
         identity: which checkpoint this is, see `checkpoint_identity`.
         note: told in one sentence when an interrupted prediction goes on.
 
@@ -233,11 +243,8 @@ def predict(model, processor, records: Sequence[dict], media_root: str | Path = 
     Raises:
         UserError: a medium is missing or broken, named with the record's id.
     """
-    if out_path is None:
-        with tempfile.TemporaryDirectory() as folder:
-            return predict(model, processor, records, media_root, batch_size, max_new_tokens,
-                           Path(folder) / "predictions.jsonl", identity, note)
-    chosen, media_root, out_path = list(records), Path(media_root), Path(out_path)
+    check_answers_in_words(extensions.settings(model), "this model")
+    chosen, media_root = list(records), Path(media_root)
     if batch_size < 1 or max_new_tokens < 1:
         raise UserError(f"batch size and answer length must be at least 1, not {batch_size} and {max_new_tokens}")
     keys = _keys(chosen, media_root)
@@ -256,7 +263,8 @@ def predict(model, processor, records: Sequence[dict], media_root: str | Path = 
             answers.add(zip([keys[row] for row in rows], texts, strict=True))
             bar.update(len(rows))
     found = [prediction_row(record, answers[key]) for record, key in zip(chosen, keys, strict=True)]
-    write_jsonl(out_path, found)
+    if out_path is not None:
+        write_jsonl(out_path, found)
     answers.remove()
     return found
 
@@ -314,6 +322,7 @@ def main(words: Sequence[str] | None = None) -> None:
     checkpoint = flags.checkpoint
     if checkpoint is None or Path(checkpoint).is_dir():
         checkpoint = find_checkpoint(checkpoint, OUTPUTS)
+    check_answers_in_words(extensions.read(checkpoint), checkpoint)
     print(f"checkpoint {checkpoint}, {len(chosen)} records of {flags.dataset_use}")
     model, processor = load_for_inference(checkpoint, flags.base_model, flags.attn_implementation, flags.thinking)
     predict(model, processor, chosen, media_root, flags.batch_size, flags.max_new_tokens, flags.output,

@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+from overlays import files
 from overlays.files import atomic_path, complete_folder, link, sha256, write_json, write_jsonl
 
 
@@ -38,8 +39,10 @@ def test_prepared_data_survives_a_kill_between_the_two_renames(tmp_path):
         (folder / "metadata.json").write_text("first")
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
-    output.rename(tmp_path / f".prepared.old.{dead.pid}.tmp")
-    (tmp_path / f".prepared.{dead.pid}.tmp").mkdir()
+    own = files._owner().split("-", 1)[1]
+    output.rename(tmp_path / f".prepared.{dead.pid}-{own}.old")
+    (tmp_path / f".prepared.{dead.pid}-{own}.tmp").mkdir()
+    files._swept.clear()  # as in a new process
     with pytest.raises(RuntimeError), complete_folder(output, lambda folder: None):
         raise RuntimeError
     assert (output / "metadata.json").read_text() == "first"

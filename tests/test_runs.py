@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from overlays import runs
+from overlays import manifest, runs
 from overlays.errors import UserError
 from overlays.files import write_json
 from overlays.train import arguments
@@ -15,14 +15,14 @@ def checkpoint(run, step, complete=True):
     folder.mkdir(parents=True)
     (folder / "adapter_config.json").write_text("{}")
     if complete:
-        runs.mark_complete(folder)
+        manifest.write(folder)
     return folder
 
 
 def test_only_complete_checkpoints_count_and_by_number(tmp_path):
     first, last = checkpoint(tmp_path, 9), checkpoint(tmp_path, 10)
     checkpoint(tmp_path, 11, complete=False)
-    (first / "complete").rename(first / "whole")  # as earlier versions marked it
+    (first / manifest.NAME).rename(first / "whole")  # as earlier versions marked it
     assert runs.checkpoints(tmp_path) == [first, last]
     assert runs.clean(tmp_path, all_checkpoints=False) == ["checkpoint-11"]
 

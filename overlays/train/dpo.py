@@ -109,12 +109,12 @@ class Run(sft.Run):
             eval_dataset=tables.get("eval"),
         )
 
-    def finish(self, trainer: PreferenceTrainer) -> None:
+    def write_final(self, trainer: PreferenceTrainer, folder: Path) -> None:
         """As for any run; the preference accuracy on the validation pairs goes into preferences.json."""
         metrics = trainer.judge() if self.eval_set else None
-        super().finish(trainer)
+        super().write_final(trainer, folder)
         if metrics and self.training.process_index == 0:
-            write_json(self.output / "preferences.json", metrics)
+            write_json(folder / "preferences.json", metrics)
         if metrics:
             print_once(f"preference accuracy {metrics['accuracy']:.3f} on {metrics['n']} validation pairs, mean margin "
                        f"{metrics['margin']:.3f} (beta {metrics['beta']:g})")
@@ -187,4 +187,5 @@ def prepare(model_args, data, training) -> Run:
 def train(model_args, data, training) -> None:
     """One run from flags to run folder."""
     transformers.set_seed(training.seed)
-    shared.native(prepare(model_args, data, training))
+    with shared.exclusive(training):
+        shared.native(prepare(model_args, data, training))

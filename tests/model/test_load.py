@@ -11,7 +11,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from overlays import families, runs
+from overlays import families, manifest
 from overlays.errors import UserError
 from overlays.files import write_jsonl
 from overlays.merge import merge
@@ -224,7 +224,7 @@ def test_an_adapter_as_base_names_the_merge_command(tiny_model_dir, tmp_path):
 def test_a_run_without_a_final_model_names_its_checkpoint(tmp_path):
     checkpoint = tmp_path / "run" / "checkpoint-4"
     checkpoint.mkdir(parents=True)
-    (checkpoint / runs.COMPLETE).touch()
+    manifest.write(checkpoint)
     with pytest.raises(UserError, match=f"run without a final model: give its newest checkpoint, {checkpoint}"):
         prepare(tmp_path / "run", tmp_path)
 

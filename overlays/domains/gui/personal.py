@@ -11,6 +11,7 @@ from typing import Literal
 
 import torch
 
+from overlays import manifest
 from overlays.domains.gui import rows as prediction_rows
 from overlays.domains.gui.coordinates import check_seen
 from overlays.domains.gui.folds import KINDS, make_folds
@@ -204,6 +205,7 @@ def run(work: Sequence[Job], checkpoint: Path, media_root: Path, output: Path, s
         adapted.save_pretrained(folder, save_embedding_layers=False)
         card.write(folder, adapted, [])
         processor.save_pretrained(folder)
+        manifest.write(folder)
         model = adapted.unload()
         metrics = click_metrics(distances(rows))
         write_json(folder / DONE, {"identity": own, "train_loss": loss, **metrics})

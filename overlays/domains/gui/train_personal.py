@@ -25,7 +25,7 @@ def main(words: Sequence[str] | None = None) -> None:
     add_settings(parser, personal.Settings)
     flags = parser.parse_args(words)
     from overlays.predict import checkpoint_identity, load_records
-    from overlays.runs import find_checkpoint
+    from overlays.runs import find_checkpoint, lock
 
     file = flags.data / f"{flags.split}.jsonl"
     if not file.is_file():
@@ -35,6 +35,7 @@ def main(words: Sequence[str] | None = None) -> None:
     work = personal.jobs(of_users(records, flags.users, file), settings)
     checkpoint = find_checkpoint(flags.checkpoint, paths.OUTPUTS, "gui")
     print(f"{len(work)} adapters on {checkpoint} into {flags.output_dir}", flush=True)
-    personal.run(work, checkpoint, media_root, flags.output_dir, settings, checkpoint_identity(checkpoint),
-                 lambda text: print(text, flush=True))
+    with lock(flags.output_dir):
+        personal.run(work, checkpoint, media_root, flags.output_dir, settings, checkpoint_identity(checkpoint),
+                     lambda text: print(text, flush=True))
     print(f"score them beside the global model: python scripts/evaluate_gui.py --personal {flags.output_dir}")
