@@ -214,7 +214,8 @@ def _holder(stream) -> tuple[str, str]:
 
 # ---- a full disk
 
-_FULL = re.compile(r"No space left on device|os error 28|[Qq]uota exceeded|requested and \d+ written|inline_container")
+_FULL = re.compile(r"No space left on device|os error (27|28|122)\b|[Qq]uota exceeded|requested and \d+ written|"
+                   "inline_container")
 
 
 def is_full(error: BaseException, path: Path) -> bool:

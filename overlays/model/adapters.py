@@ -85,20 +85,25 @@ def full_parameters(folder: str | Path) -> Iterator[tuple[str, torch.Tensor, Pat
             raise UserError(f"{file} is damaged or cut short: {error}") from None
 
 
+def lora_names(folder: str | Path) -> set[str]:
+    """Names of the adapter's own tensors in a LoRA folder. Raises UserError where the file is missing or damaged."""
+    file = Path(folder) / WEIGHTS
+    if not file.is_file():
+        raise UserError(f"{folder} lacks {WEIGHTS}: copy the folder again, or use another checkpoint")
+    try:
+        with safe_open(file, framework="pt") as tensors:
+            return {name for name in tensors.keys() if ".lora_" in name}  # noqa: SIM118 (not a mapping)
+    except SafetensorError as error:
+        raise UserError(f"{file} is damaged or cut short: {error}") from None
+
+
 def check_tensors(folder: str | Path, model: nn.Module) -> None:
     """Compare the adapter in a folder with the one of a PeftModel, of which PEFT leaves a missing tensor random.
 
     Raises:
         UserError: the file is missing or damaged, lacks a tensor, or holds one that the model has no place for.
     """
-    file = Path(folder) / WEIGHTS
-    try:
-        with safe_open(file, framework="pt") as tensors:
-            stored = {name for name in tensors.keys() if ".lora_" in name}  # noqa: SIM118 (not a mapping)
-    except FileNotFoundError:
-        raise UserError(f"{folder} lacks {WEIGHTS}: copy the folder again, or use another checkpoint") from None
-    except SafetensorError as error:
-        raise UserError(f"{file} is damaged or cut short: {error}") from None
+    file, stored = Path(folder) / WEIGHTS, lora_names(folder)
     wanted = {name.replace(".default", "") for name, _ in model.named_parameters() if ".lora_" in name}
     for names, what in ((wanted - stored, "lacks"), (stored - wanted, "does not fit this base model and its own "
                                                      f"{CONFIG}, it also holds")):

@@ -244,6 +244,7 @@ def load_model(checkpoint: str | Path, base_model: str | None = None, attn: str 
         return load_base(checkpoint, dtype, attn, cache_dir)
     from peft import PeftConfig, PeftModel
 
+    adapters.lora_names(checkpoint)  # damage is told before the base is loaded
     base = base_model or adapter_base(checkpoint)
     if base_model is None and os.path.isabs(base) and not os.path.isdir(base):
         raise UserError(f"{checkpoint} names {base} as its base model, and there is no such folder: give --base_model, "

@@ -97,8 +97,8 @@ class Run:
         args, steps = self.training, count_steps(self.training, len(self.train_set))
         weights, size = trainer.checkpoint_bytes()
         every = math.ceil(args.save_steps * steps) if args.save_steps < 1 else int(args.save_steps)
-        when = {"no": "none", "steps": f"every {every} of {steps} steps", "epoch": "after every epoch"}.get(
-            args.save_strategy, f"at the {args.save_strategy}")
+        when = {"no": "none", "steps": f"every {every} of {steps} steps", "epoch": "after every epoch",
+                "best": "at every better evaluation"}[args.save_strategy]
         kept = f", the newest {args.save_total_limit} are kept" if args.save_total_limit else ""
         print_once(f"checkpoints: {when}" + ("" if args.save_strategy == "no" else f", about {size / 1e9:.3g} GB each"
                                              f"{kept}; {free_bytes(self.output) / 1e9:.3g} GB are free"))
