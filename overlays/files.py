@@ -135,11 +135,12 @@ def complete_folder(output: str | Path, check: Callable[[Path], None]) -> Iterat
         InUse: another process is writing `output`.
     """
     output = Path(output)
-    check(output)
-    with lock(output.with_name(f".{output.name}.lock"), output), atomic_path(output) as temporary:
-        temporary.mkdir()
-        yield temporary
+    with lock(output.with_name(f".{output.name}.lock"), output):
         check(output)
+        with atomic_path(output) as temporary:
+            temporary.mkdir()
+            yield temporary
+            check(output)
 
 
 # ---- one writer at a time

@@ -36,13 +36,12 @@ def merge(checkpoint: Path, output: Path, base_model: str | None, dtype: str) ->
     if base is None:
         raise UserError(f"{checkpoint} holds no adapter_config.json: there is nothing to merge")
     base = base_model or base
-    check_output(output)
-    while (below := load.adapter_base(load.locate(base))) is not None:
-        base = below
-    stored = load.load_config(base).dtype if dtype == "auto" else getattr(torch, dtype)
-    model = load.load_model(checkpoint, base_model, attn="sdpa").merge_and_unload()
-    processor = load.load_processor(checkpoint)
     with complete_folder(output, check_output) as folder:
+        while (below := load.adapter_base(load.locate(base))) is not None:
+            base = below
+        stored = load.load_config(base).dtype if dtype == "auto" else getattr(torch, dtype)
+        model = load.load_model(checkpoint, base_model, attn="sdpa").merge_and_unload()
+        processor = load.load_processor(checkpoint)
         model.to(stored or torch.float32)
         values = model.state_dict()
         added = {name: value.contiguous() for name, value in values.items() if extensions.owns(name)}

@@ -104,7 +104,9 @@ def check_tensors(folder: str | Path, model: nn.Module) -> None:
         UserError: the file is missing or damaged, lacks a tensor, or holds one that the model has no place for.
     """
     file, stored = Path(folder) / WEIGHTS, lora_names(folder)
-    wanted = {name.replace(".default", "") for name, _ in model.named_parameters() if ".lora_" in name}
+    # Beside the adapter "default", TRL's model has a frozen copy, which is not stored.
+    wanted = {name.replace(".default", "") for name, _ in model.named_parameters()
+              if ".lora_" in name and ".default" in name}
     for names, what in ((wanted - stored, "lacks"), (stored - wanted, "does not fit this base model and its own "
                                                      f"{CONFIG}, it also holds")):
         if names:

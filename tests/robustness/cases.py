@@ -213,7 +213,7 @@ def all_cases(place: Path) -> list[Case]:
         Case("predict", predict, inputs=need("run"), share=3),
         Case("evaluate", evaluate, inputs=need("model", "taps"), share=3),
         Case("gui-folds", folds, inputs=need("model", "taps"), share=6),
-        Case("merge", merge, inputs=need("run"), share=4),
+        Case("merge", merge, inputs=need("run"), share=4, repeated="is not an empty folder"),
         Case("sample-driving", sample, share=2),
     ]
     words = {
