@@ -13,6 +13,7 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TextIO
 
 from overlays.errors import UserError
 
@@ -163,16 +164,16 @@ def lock(file: str | Path, folder: str | Path) -> Iterator[None]:
     Raises:
         InUse: another process holds it.
     """
-    file, own = Path(file), {"pid": os.getpid(), "host": _HOST, "since": time.strftime("%Y-%m-%d %H:%M:%S")}
+    file = Path(file)
     key = os.getpid(), os.path.abspath(file)
     if key in _held:  # by a caller of ours
         yield
         return
     with named_errors(file):
         file.parent.mkdir(parents=True, exist_ok=True)
-        stream = _locked(file, Path(folder))
+        stream = _locked(file, folder)
         stream.truncate()
-        stream.write(json.dumps(own | {"owner": _owner()}) + "\n")
+        stream.write(f"process {os.getpid()} on {_HOST} since {time.strftime('%Y-%m-%d %H:%M:%S')}\n")
         stream.flush()
     _held.add(key)
     try:
@@ -183,34 +184,21 @@ def lock(file: str | Path, folder: str | Path) -> Iterator[None]:
         stream.close()
 
 
-def _locked(file: Path, folder: Path):
-    """The lock file, open and locked, at its start."""
+def _locked(file: Path, folder: str | Path) -> TextIO:
+    """The lock file, open, locked where the file system has locks, and not one that its holder has just removed."""
     while True:
-        stream = os.fdopen(os.open(file, os.O_RDWR | os.O_CREAT, 0o666), "r+", encoding="utf-8")
+        stream = os.fdopen(os.open(file, os.O_RDWR | os.O_CREAT, 0o666), "r+", encoding="utf-8", errors="replace")
         try:
             fcntl.lockf(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            is_free = True
         except OSError as error:
-            owner = _holder(stream)[1]  # all there is to go by where the file system has no locks
-            is_free = error.errno not in (errno.EACCES, errno.EAGAIN) and (not owner or _is_dead(owner))
-        if is_free and file.exists() and os.path.samestat(os.fstat(stream.fileno()), file.stat()):
-            stream.seek(0)
+            if error.errno in (errno.EACCES, errno.EAGAIN):
+                with stream:
+                    holder = stream.read(200).strip() or "another process"
+                raise InUse(f"{folder} is being written by {holder}: wait until it ends, or give another folder"
+                            ) from None
+        if file.exists() and os.path.samestat(os.fstat(stream.fileno()), file.stat()):
             return stream
-        if not is_free:
-            who = _holder(stream)[0]
-            stream.close()
-            raise InUse(f"{folder} is being written by {who}: wait until it ends, or give another folder")
-        stream.close()  # its holder removed it between the two calls above
-
-
-def _holder(stream) -> tuple[str, str]:
-    """(who holds a lock, in words; its owner as `_is_dead` takes it) from a lock file."""
-    stream.seek(0)
-    try:
-        row = json.loads(stream.read())
-        return f"process {row['pid']} on {row['host']} (since {row['since']})", str(row["owner"])
-    except (ValueError, KeyError, TypeError):
-        return "another process", ""
+        stream.close()
 
 
 # ---- a full disk

@@ -59,9 +59,12 @@ def read_run(folder: Path) -> dict | None:
         file = place / "run.json"
         if file.is_file():
             try:
-                return json.loads(file.read_text(encoding="utf-8"))
-            except ValueError as error:
-                raise UserError(f"{file} is damaged: {error}") from None
+                described = json.loads(file.read_text(encoding="utf-8"))
+                for row in described.get("parts", []):
+                    row["part"], row["trainable"]
+                return described
+            except (ValueError, AttributeError, KeyError, TypeError, RecursionError) as error:
+                raise UserError(f"{file} is damaged ({error}): restore it, or train again") from None
     return None
 
 

@@ -204,3 +204,10 @@ def test_a_checkpoint_that_cannot_be_continued_is_refused(tmp_path):
             runs.check_steps(last, 5)
     (last / "rng_state.pth").write_bytes(b"")
     runs.check_steps(last, 5)
+
+
+@pytest.mark.parametrize("text", ["{", "[1]", '{"parts": [1]}', '{"parts": [{}]}', "[" * 100_000])
+def test_a_damaged_run_json_is_one_sentence(tmp_path, text):
+    (tmp_path / "run.json").write_text(text)
+    with pytest.raises(UserError, match="run.json is damaged"):
+        runs.read_run(tmp_path)

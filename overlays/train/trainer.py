@@ -11,7 +11,7 @@ import transformers
 from safetensors.torch import save_file
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
-from overlays import families, manifest, runs
+from overlays import families, manifest, plotting, runs
 from overlays.errors import UserError
 from overlays.files import atomic_path, free_bytes, named_errors
 from overlays.model import adapters, card, extensions, parts, unloaded
@@ -343,11 +343,7 @@ def draw_losses(history: list[dict], file: Path, name: str = WORDS_LOSS) -> None
     valid = [(row["step"], float(row["eval_loss"])) for row in history if "eval_loss" in row]
     if not train and not valid:
         return
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7, 4), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = plotting.figure(7, 4)
     axes = figure.add_subplot()
     for rows, label, style in ((train, "training", "-"), (valid, "validation", "o-")):
         if rows:
@@ -358,8 +354,7 @@ def draw_losses(history: list[dict], file: Path, name: str = WORDS_LOSS) -> None
     axes.set(xlabel="optimisation step", ylabel=name)
     axes.grid(alpha=0.3)
     axes.legend()
-    with atomic_path(file) as temporary:
-        figure.savefig(temporary, dpi=120)
+    plotting.save(figure, file, dpi=120)
 
 
 def print_once(*words) -> None:
