@@ -248,9 +248,10 @@ def has_taken(run: Path, resume: Path | None, steps: int, wanted: str = "auto") 
     """
     if wanted == "never" or not has_model(run):
         return False
-    if wanted == "auto" and STATE in (manifest.read(run) or {}):
-        return _steps_of(run) >= steps
-    return resume is not None and _steps_of(resume) >= steps
+    if resume is not None and _steps_of(resume) < steps:
+        return False
+    # A run of an earlier version has no manifest, and a state that may be younger than its model.
+    return _steps_of(run) >= steps if STATE in (manifest.read(run) or {}) else resume is not None
 
 
 def check_steps(resume: Path | None, steps: int) -> None:

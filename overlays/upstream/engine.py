@@ -5,6 +5,7 @@ there, for the time of the call, by the object that the native engine uses (a me
 transformers, torch and peft stay as they are for everybody else.
 """
 
+import contextlib
 import copy
 import sys
 from collections.abc import Mapping
@@ -254,9 +255,16 @@ def drive(module: ModuleType, run) -> None:
     """Let upstream's train() do the run."""
     register(registry.available())
     register(registry.resolve(run.data.dataset_use))
+    output = Path(run.training.output_dir)
+    existed = output.exists()
     before = replace(module, swaps(run))
     try:
         module.train(attn_implementation=run.model_args.attn_implementation)
+    except BaseException:
+        if not existed:
+            with contextlib.suppress(OSError):
+                output.rmdir()  # train() makes it before the model is loaded; only an empty folder goes
+        raise
     finally:
         vars(module).update(before)
 

@@ -25,13 +25,11 @@ def warm() -> None:
     """Import here what every child needs."""
     import peft  # noqa: F401
     import torch
-    import transformers  # noqa: F401
-    import trl  # noqa: F401
 
     import overlays.evaluate  # noqa: F401
     import overlays.merge  # noqa: F401
-    import overlays.train.dpo  # noqa: F401
     import overlays.train.mae  # noqa: F401
+    import overlays.train.sft  # noqa: F401
 
     torch.set_num_threads(1)
 
@@ -103,6 +101,8 @@ class Inputs:
 
     @functools.cached_property
     def pairs(self) -> Path:
+        import overlays.train.dpo  # noqa: F401 (takes seconds; not for the other cases)
+
         return colours(self.place / "pairs", pairs=True)
 
     @functools.cached_property

@@ -18,7 +18,7 @@ def chosen(place, *names):
 
 
 @pytest.mark.parametrize(("name", "shares"), [
-    ("sft-continued", (0.6, 0.85, 0.97)), ("mae", (0.9,)), ("prepare-again", (0.1, 0.5, 0.9, 0.99)),
+    ("sft-continued", (0.85, 0.97)), ("mae", (0.9,)), ("prepare-again", (0.1, 0.5, 0.9, 0.99)),
 ])
 def test_a_few_kills(tmp_path, name, shares):
     harness = kills.Harness(*chosen(tmp_path, name), tmp_path)
