@@ -24,14 +24,11 @@ def entry(module: str, *words, argument: str = "main"):
 def warm() -> None:
     """Import here what every child needs."""
     import peft  # noqa: F401
-    import torch
 
     import overlays.evaluate  # noqa: F401
     import overlays.merge  # noqa: F401
     import overlays.train.mae  # noqa: F401
     import overlays.train.sft  # noqa: F401
-
-    torch.set_num_threads(1)
 
 
 def stage(name: str, *words) -> None:

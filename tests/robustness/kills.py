@@ -258,8 +258,11 @@ def main() -> None:
     parser.add_argument("--place", type=Path, required=True, help="empty working folder")
     parser.add_argument("--at", type=int, nargs="+", help="one kill before these changes")
     flags = parser.parse_args()
+    import torch
+
     from tests.robustness.cases import all_cases
 
+    torch.set_num_threads(1)
     flags.place.mkdir(parents=True, exist_ok=True)
     cases = [case for case in all_cases(flags.place) if not flags.only or case.name in flags.only]
     if flags.at:

@@ -8,9 +8,11 @@ from tests.robustness import cases, kills
 
 @pytest.fixture(autouse=True)
 def one_thread():
-    """A fork of a process that has computed in several threads would wait for those for ever."""
-    if torch.get_num_threads() > 1:
-        pytest.skip("needs OMP_NUM_THREADS=1, as scripts/test.sh sets it")
+    """A fork of a process that computes in several threads would wait for those for ever."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def chosen(place, *names):
@@ -18,7 +20,7 @@ def chosen(place, *names):
 
 
 @pytest.mark.parametrize(("name", "shares"), [
-    ("sft-continued", (0.85, 0.97)), ("mae", (0.9,)), ("prepare-again", (0.1, 0.5, 0.9, 0.99)),
+    ("sft-continued", (0.8, 0.97)), ("prepare-again", (0.5, 0.99)),  # 15 s of CPU together
 ])
 def test_a_few_kills(tmp_path, name, shares):
     harness = kills.Harness(*chosen(tmp_path, name), tmp_path)
@@ -32,7 +34,7 @@ def test_the_harness_sees_what_a_kill_leaves(tmp_path):
         (folder / "temporary").rename(folder / f"result{len(list(folder.iterdir()))}")
 
     harness = kills.Harness(kills.Case("careless", careless), tmp_path)
-    assert harness.changes == 3  # one open, and both names of a rename
+    assert harness.changes == 2  # open and rename
     assert harness.kill(2).problem == ""
     (harness.initial / "old").touch()
     assert harness.kill(1).problem == "old is left over"
