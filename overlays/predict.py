@@ -194,7 +194,7 @@ def _batches(chosen: Sequence[dict], missing: Iterable[int], batch_size: int) ->
 # ---------------------------------------------------------------- interruption
 
 def checkpoint_identity(checkpoint: str | Path, base_model: str | None = None) -> str:
-    """Digest of a checkpoint's files by name, size and time of change; of its name where it is no folder."""
+    """Digest of a checkpoint's files by name, size and time of change; of its name where it is not a folder."""
     folder = Path(checkpoint)
     files = sorted(path for path in folder.glob("*") if path.suffix in (".safetensors", ".bin", ".json"))
     rows = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files if path.name != "run.json"]
@@ -228,10 +228,10 @@ def predict(model, processor, records: Sequence[dict], media_root: str | Path = 
     """Answer every record greedily, in the order of the records, and write predictions.jsonl where `out_path` says so.
 
     Answers are kept in `<out_path>.partial` batch by batch; after an interruption the next call takes those to records
-    that are the same, if checkpoint and length are. The output itself appears only when it is whole.
+    that are the same, if checkpoint and length are. The output itself appears only when it is complete.
 
     Args:
-        records: with media paths relative to `media_root`; the last human turn is asked, what follows it is the truth.
+        records: with media paths relative to `media_root`; the last human turn is asked, what follows it is the target.
         max_new_tokens: an answer is cut there.
         out_path: None writes nothing.
         identity: which checkpoint this is, see `checkpoint_identity`.
@@ -272,7 +272,7 @@ def predict(model, processor, records: Sequence[dict], media_root: str | Path = 
 @torch.inference_mode()
 def predict_values(model: torch.nn.Module, processor, records: Sequence[Mapping], media_root: str | Path,
                    batch_size: int = 8) -> list[dict[str, float]]:
-    """What the head says of each record: target's name -> number in its own units, in the order of the records.
+    """Predictions of the head: target's name -> number in its own units, in the order of the records.
 
     Args:
         model: from `load.load_for_inference`, with a regression head.

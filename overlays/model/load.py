@@ -20,6 +20,7 @@ from overlays.model.adapters import adapter_base
 from overlays.model.parts import part_of, plain_name
 
 TRAINED_PARTS = adapters.BESIDE
+CHECKED_TYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)  # torch compares no fp8
 PROCESSOR_FILES = (("tokenizer_config.json",), ("tokenizer.json", "vocab.json"),
                    ("preprocessor_config.json", "processor_config.json"))
 OFFLINE_HINT = "give a local folder (MODEL_PATH or --model_name_or_path) or download it on a machine with network"
@@ -56,9 +57,9 @@ def locate(name: str | Path) -> str:
         if runs.has_model(Path(folder)):
             runs.check_model(Path(folder))
             return folder
-        whole = runs.checkpoints(Path(folder))
-        if whole:
-            raise UserError(f"{name} is a run without a final model: give its newest checkpoint, {whole[-1]}")
+        complete = runs.checkpoints(Path(folder))
+        if complete:
+            raise UserError(f"{name} is a run without a final model: give its newest checkpoint, {complete[-1]}")
         raise UserError(f"{name} holds no model: there is neither config.json nor adapter_config.json")
     if name.startswith((".", "/", "~")) or name.count("/") != 1 or name.split("/")[0] in ("data", "outputs"):
         raise UserError(f"there is no model folder {name}; {OFFLINE_HINT}")
@@ -162,7 +163,7 @@ def load_base(name: str | Path, dtype: torch.dtype, attn: str = "auto", cache_di
 def check_finite(model: torch.nn.Module, name: str | Path) -> None:
     """Refuse a model whose weights hold NaN or infinity. Raises UserError that names the first of them."""
     for key, value in model.named_parameters():
-        if value.numel() and value.is_floating_point() and not value.is_meta:
+        if value.numel() and value.dtype in CHECKED_TYPES and not value.is_meta:
             low, high = torch.aminmax(value.detach())
             if not (torch.isfinite(low) and torch.isfinite(high)):
                 raise UserError(f"{name} holds weights that are not finite numbers, the first is {plain_name(key)}: "
@@ -189,7 +190,7 @@ def _check_weights(name: str, model_class: str, report: dict) -> None:
     missing, unknown = sorted(report["missing_keys"]), sorted(report["unexpected_keys"])
     if missing:
         raise UserError(f"model {name} lacks {len(missing)} weights of {model_class}, the first is {missing[0]}: copy "
-                        "the whole model, or give the one that belongs to this config.json")
+                        "the complete model, or give the one that belongs to this config.json")
     if report["mismatched_keys"]:
         key, stored, wanted = sorted(report["mismatched_keys"])[0]
         raise UserError(f"model {name} holds {key} with shape {tuple(stored)}, but its config.json makes it "

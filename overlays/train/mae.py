@@ -1,6 +1,6 @@
 """Masked-autoencoder pretraining of the vision tower on rasters.
 
-The language model is not loaded while the tower trains. The run folder gets the whole model with N input channels,
+The language model is not loaded while the tower trains. The run folder gets the complete model with N input channels,
 which `overlays.train` starts from and plain transformers loads, and beside it the decoder, which a later run continues.
 """
 
@@ -25,7 +25,7 @@ from overlays.train.arguments import PretrainingDataArguments, PretrainingModelA
 from overlays.train.trainer import Trainer, count_steps, draw_losses, print_once
 from overlays.upstream import engine as engines
 
-DECODER = "decoder.safetensors"  # beside the whole model; plain transformers does not look at it
+DECODER = "decoder.safetensors"  # beside the complete model; plain transformers does not look at it
 SHOWN = 200  # entries of a list of dropped files that are printed
 
 

@@ -339,7 +339,7 @@ class FreezeEncoder(transformers.TrainerCallback):
 
 
 def draw_losses(history: list[dict], file: Path, name: str = WORDS_LOSS) -> None:
-    """Picture of training and validation loss over the steps of `history` (the trainer's log); `name` says which."""
+    """Plot of training and validation loss over the steps of `history` (the trainer's log); `name` says which."""
     train = [(row["step"], float(row["loss"])) for row in history if "loss" in row]
     valid = [(row["step"], float(row["eval_loss"])) for row in history if "eval_loss" in row]
     if not train and not valid:
