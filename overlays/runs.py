@@ -199,12 +199,12 @@ def checkpoint_to_resume(run: Path, resume: str, identity: dict) -> Path | None:
 
     Args:
         resume: "auto" (newest complete checkpoint), "never" or a checkpoint folder.
-        identity: what must be as it was: model, data, pixels, parts and rates, adapter, and `settings_identity`;
-            compared with run.json.
+        identity: what must be as it was: model, data, pixels, parameter groups, learning rates, adapter, and
+            `settings_identity`; compared with run.json.
 
     Raises:
-        UserError: run.json says otherwise, of a checkpoint or of the model in the run folder; or the folder named is
-            not complete.
+        UserError: run.json says otherwise, of a checkpoint or of the model in the run folder; or the checkpoint is not
+            complete or damaged.
     """
     if resume == "never":
         return None
@@ -235,8 +235,8 @@ def _steps_of(folder: Path) -> int:
     try:
         return int(json.loads(file.read_text(encoding="utf-8"))["global_step"])
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        raise UserError(f"{file} is missing or damaged: remove {folder} to go on from an earlier checkpoint, or use "
-                        "--resume never to start over") from None
+        raise UserError(f"{file} is missing or damaged: use --resume with an earlier checkpoint, or --resume never to "
+                        "start over") from None
 
 
 def has_taken(run: Path, resume: Path | None, steps: int, wanted: str = "auto") -> bool:

@@ -201,7 +201,7 @@ class Trainer(transformers.Trainer):
                  if value.requires_grad or not _is_lora(self.model)]
         weights = sum(parts.numel(value) * value.element_size() for _, value in named)
         trained = sum(parts.numel(value) * value.element_size() for _, value in named if value.requires_grad)
-        states = [value for row in (self.optimizer.state.values() if self.optimizer else ()) for value in row.values()
+        states = [value for row in getattr(self.optimizer, "state", {}).values() for value in row.values()
                   if torch.is_tensor(value)]
         optimizer = sum(value.nbytes for value in states) or 2 * trained  # two moments before the first step
         return weights, weights + (0 if self.args.save_only_model else optimizer)
