@@ -60,6 +60,15 @@ class PreferenceTrainer(Trainer, DPOTrainer):
         carried = {name for name, _ in self.model.named_parameters() if parts.plain_name(name) in self.kept}
         return super()._trained_beside_adapter() | carried
 
+    def _init_training_state(self, *args, **kwargs):
+        result = super()._init_training_state(*args, **kwargs)
+        self._total_train_tokens = self.state.num_input_tokens_seen  # TRL counts from 0 again
+        return result
+
+    def _save_checkpoint(self, model, trial):
+        self.state.num_input_tokens_seen = int(self._total_train_tokens)
+        super()._save_checkpoint(model, trial)
+
     def _save(self, output_dir=None, state_dict=None):
         super()._save(output_dir, state_dict)
         if self.args.should_save:  # the reference is the model that training starts from; a resumed run has it

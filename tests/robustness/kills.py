@@ -168,6 +168,17 @@ def snapshot(folder: Path) -> dict[str, object]:
             None if path.is_dir() or path.name in IGNORED else _content(path) for path in sorted(folder.rglob("*"))}
 
 
+def _where(new, old) -> str:
+    """Path to the first difference of two values, and both there."""
+    if isinstance(old, dict) and isinstance(new, dict) and old.keys() == new.keys():
+        key = next(key for key in old if old[key] != new[key])
+        return f", {key}{_where(new[key], old[key])}"
+    if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        index = next(index for index, value in enumerate(old) if value != new[index])
+        return f", {index}{_where(new[index], old[index])}"
+    return f": {str(new)[:200]} instead of {str(old)[:200]}"
+
+
 def difference(found: dict, expected: dict) -> str:
     """The first difference of two snapshots; "" where there is none."""
     for name in sorted({*found, *expected}):
@@ -176,11 +187,7 @@ def difference(found: dict, expected: dict) -> str:
         if name not in found:
             return f"{name} is missing"
         if found[name] != expected[name]:
-            old, new = expected[name], found[name]
-            if not isinstance(old, dict) or not isinstance(new, dict):
-                return f"{name} differs"
-            key = next(key for key in {*old, *new} if old.get(key) != new.get(key))
-            return f"{name} differs in {key}: {str(new.get(key))[:200]} instead of {str(old.get(key))[:200]}"
+            return f"{name} differs{_where(found[name], expected[name])}"
     return ""
 
 
