@@ -205,6 +205,7 @@ def guess(tmp_path):
         write_jsonl(data / f"{split}.jsonl", [{"id": f"{letter}{i}", "group": f"{i}", "conversations": turns}
                                               for letter in "ab" for i in range(3)])
     write_json(tmp_path / "run" / "config.json", {})
+    write_json(tmp_path / "run" / "run.json", {})
     return tmp_path / "run", data
 
 
