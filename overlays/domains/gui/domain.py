@@ -10,7 +10,7 @@ from pathlib import Path
 from overlays import paths, report
 from overlays.data import records
 from overlays.domains.base import Domain, Evaluation, Metric
-from overlays.domains.gui import answered, plots, prepare, score
+from overlays.domains.gui import personal, plots, prepare, score
 from overlays.domains.gui.users import of_users
 from overlays.errors import UserError
 from overlays.files import write_jsonl
@@ -75,8 +75,6 @@ class Gui(Domain):
         parser.add_argument("--max-pixels", type=int, help="as --min-pixels")
 
     def locate(self, flags: Namespace) -> tuple[str | Path, Path]:
-        from overlays.domains.gui import personal
-
         if not flags.personal:
             return super().locate(flags)
         if flags.checkpoint:
@@ -91,15 +89,23 @@ class Gui(Domain):
         evaluation.records = of_users(evaluation.records, evaluation.flags.users, file)
 
     def predict(self, evaluation: Evaluation) -> tuple[list[dict], dict]:
-        if not evaluation.flags.personal:
-            return answered.answer_missing(evaluation), {}
-        return self._personal_rows(evaluation)
+        flags = evaluation.flags
+        if flags.personal:
+            return self._personal_rows(evaluation)
+        from overlays.data.media import MediaOptions, apply_resolution
+        from overlays.domains.gui.coordinates import check_seen
+
+        processor = evaluation.loaded[1]
+        if flags.min_pixels or flags.max_pixels:
+            apply_resolution(processor, MediaOptions(min_pixels=flags.min_pixels, max_pixels=flags.max_pixels))
+        check_seen(evaluation.records, evaluation.media_root, processor)
+        return evaluation.answers(keep=True), {}  # kept, so that an evaluation of more users goes on
 
     def _personal_rows(self, evaluation: Evaluation) -> tuple[list[dict], dict]:
         """(rows of the held-out folds by episode or sample, metrics of all stages on their taps)."""
-        kinds = answered.current_folds(evaluation.flags.personal, evaluation.records)
+        kinds = personal.current_folds(evaluation.flags.personal, evaluation.records)
         first = "episode" if kinds.get("episode") else next(iter(kinds))
-        before = answered.global_rows(evaluation.checkpoint / evaluation.split, kinds[first])
+        before = personal.global_rows(evaluation.checkpoint / evaluation.split, kinds[first])
         stages = ({"global": before} if before else {}) | {
             f"personal, folds by {kind}": rows for kind, rows in sorted(kinds.items()) if rows}
         keys = ("n", *(metric.key for metric in self.metrics), "interval", "users")
