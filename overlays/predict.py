@@ -203,8 +203,8 @@ def record_keys(chosen: Sequence[dict], media_root: Path) -> list[str]:
 
     root, keys = str(media_root.resolve()), []
     for record in chosen:
-        paths = [*records.media_files(record, media_root),
-                 media_root / str((record.get("scene") or {}).get("metadata", ""))]
+        scene = (record.get("scene") or {}).get("metadata")
+        paths = [*records.media_files(record, media_root), *([media_root / str(scene)] if scene else [])]
         words = json.dumps([root, record, list(map(state, paths))], sort_keys=True)
         keys.append(hashlib.sha256(words.encode()).hexdigest())
     return keys
