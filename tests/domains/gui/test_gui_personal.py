@@ -180,9 +180,10 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_the_fold(data, tiny_model_di
 
 
 def rows_of(users, episodes, root):
-    Image.new("RGB", (60, 60)).save(root / "a.png")
-    return [{"id": f"{user}-{episode}", "user": user, "episode": f"e{episode}", "image": "a.png", "grid": [5, 5],
-             "question": "q", "answer": "a"} for user in users for episode in range(episodes)]
+    for episode in range(episodes):
+        Image.new("RGB", (60, 60)).save(root / f"{episode}.png")
+    return [{"id": f"{user}-{episode}", "user": user, "episode": f"e{episode}", "image": f"{episode}.png",
+             "grid": [5, 5], "question": "q", "answer": "a"} for user in users for episode in range(episodes)]
 
 
 def finish(job, output, identities):
@@ -230,7 +231,7 @@ def test_a_fold_of_other_records_or_pictures_is_not_done(tmp_path):
         return personal.finished(tmp_path / job.name, identity) is not None
 
     assert done(rows) and not done([row | {"answer": "b"} for row in rows])
-    Image.new("RGB", (60, 60), "red").save(tmp_path / "a.png")
+    Image.new("RGB", (60, 60), "red").save(tmp_path / "0.png")
     assert not done(rows)
     (tmp_path / "user_1" / "sample_fold_0" / personal.DONE).write_text("[]")
     assert not done(rows)
