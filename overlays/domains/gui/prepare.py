@@ -3,7 +3,7 @@
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -237,6 +237,7 @@ def _source_records(source: str, taps: Sequence[Tap], stored: dict, settings: Se
             finds.drop(tap.where, item)
         else:
             observed.append((item, shot))
+    observed = _with_space_of_others(observed)
     convention = conventions.resolve([item for item, _ in observed], source, settings.point_order,
                                      settings.point_scale, settings.box_order)
     finds.notes += _scale_notes(source, [item for item, _ in observed], settings.point_scale, convention)
@@ -272,6 +273,17 @@ def _observed(tap: Tap, shot: screenshots.Stored, settings: Settings, finds: Fin
         if isinstance(tree_space, str) and not tap.space:
             return f"{tree_space} (--tap-size says what taps are measured on)"
     return Observed(tap, space, tree, tree_space if tree else shot.size)
+
+
+def _with_space_of_others(observed: list[tuple[Observed, screenshots.Stored]]) -> list:
+    """Taps without a space of their own take that of most taps of their user on screenshots of the same size."""
+    spaces: dict[tuple, Counter] = {}
+    for item, shot in observed:
+        if item.tree or item.tap.space:
+            spaces.setdefault((item.tap.user, shot.size), Counter())[item.space] += 1
+    usual = {key: counts.most_common(1)[0][0] for key, counts in spaces.items()}
+    return [(item if item.tree or item.tap.space else
+             replace(item, space=usual.get((item.tap.user, shot.size), item.space)), shot) for item, shot in observed]
 
 
 def _scale_notes(source: str, observed: Sequence[Observed], asked: str, convention: Convention) -> list[str]:

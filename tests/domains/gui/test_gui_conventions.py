@@ -75,6 +75,13 @@ def test_image_size_is_the_space_of_the_taps_and_the_tree_may_have_its_own(tmp_p
     assert right(prepared(raw)[1])
 
 
+def test_a_tap_without_a_tree_is_measured_as_the_others_of_its_user(tmp_path):
+    raw = phone(tmp_path, size=(540, 1200))
+    (raw / "1/20250101_080000/0.xml").write_text("broken")
+    metadata, rows = prepared(raw)
+    assert rows[0]["grid"] == [129.63, 137.5] and len(metadata["broken_view_hierarchies"]) == 1
+
+
 @pytest.mark.parametrize("root", [(0, 66, 1080, 2400), (0, 0, 1080, 2274), (40, 420, 1040, 2342)])
 def test_bars_and_dialogs_leave_the_space_of_the_screenshot(tmp_path, root):
     assert right(prepared(phone(tmp_path, root=root))[1])
