@@ -5,7 +5,7 @@ the usual convention, measures how far they agree, and refuses a source that the
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from typing import Literal
 
@@ -64,11 +64,13 @@ class Observed:
 
     Attributes:
         space: (width, height) of the pixels that taps are measured in.
+        picture: (width, height) of the screenshot.
         tree: the view hierarchy, None without one; `tree_space` is its (width, height).
     """
 
     tap: Tap
     space: tuple[float, float]
+    picture: tuple[int, int]
     tree: Tree | None = None
     tree_space: tuple[float, float] = (1.0, 1.0)
 
@@ -167,8 +169,21 @@ def resolve(taps: Sequence[Observed], source: str, order: str = "auto", scale: s
     others = [Convention(*values) for values in product(
         ORDERS if order == "auto" else (order,), SCALES if scale == "auto" else (scale,),
         BOXES if box == "auto" and boxes else (usual.box,))]
-    right = [other for other in others if other != usual and _is_right(measure(unscaled, other))]
-    raise UserError(f"{source}: its points contradict its screens: {in_words(found)}; {_hint(usual, right)}")
+    given = [_flags(other, usual) for other in others if other != usual and _is_right(measure(unscaled, other))]
+    if _is_right(measure([replace(observed, space=observed.picture) for observed in unscaled], usual)):
+        given.append("--tap-size screenshot")
+    words = min(given, key=len, default=None)
+    hint = (f"with {words} they agree: give {words}" if words else
+            "no known convention agrees; --tap-size says on which screen taps are measured; where the points are right "
+            f"give {_flags(usual)}")
+    raise UserError(f"{source}: its points contradict its screens: {in_words(found)}; {hint}")
+
+
+def _flags(convention: Convention, usual: Convention | None = None) -> str:
+    """The flags of a convention, those alone in which it is another than the usual one."""
+    flags = {"order": "--point-order", "scale": "--point-scale", "box": "--box-order"}
+    return " ".join(f"{flag} {getattr(convention, name)}" for name, flag in flags.items()
+                    if usual is None or getattr(convention, name) != getattr(usual, name))
 
 
 def _check_boxes(boxes: Sequence[Observed], source: str, usual: Convention) -> None:
@@ -188,17 +203,6 @@ def are_shares(taps: Sequence[Observed]) -> bool:
     """Whether all points lie between 0 and 1 and one of them is not a whole number."""
     numbers = [number for observed in taps for number in observed.tap.points[0].numbers]
     return bool(numbers) and all(0 <= number <= 1 for number in numbers) and any(number % 1 for number in numbers)
-
-
-def _hint(usual: Convention, right: Sequence[Convention]) -> str:
-    flags = {"order": "--point-order", "scale": "--point-scale", "box": "--box-order"}
-    given = [" ".join(f"{flag} {getattr(other, name)}" for name, flag in flags.items()
-                      if getattr(other, name) != getattr(usual, name)) for other in right]
-    given.sort(key=len)
-    if given:
-        return f"with {given[0]} they agree: give {given[0]}"
-    return ("no known convention agrees; --tap-size says on which screen taps are measured; where the points are right "
-            f"give --point-order {usual.order} --point-scale {usual.scale} --box-order {usual.box}")
 
 
 def disagreement(found: dict) -> float:

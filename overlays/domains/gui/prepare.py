@@ -19,6 +19,7 @@ from overlays.flags import check_choices, option
 
 PLACES = {"en": (("upper", "middle", "lower"), ("left", "centre", "right")),
           "zh": (("上", "中", "下"), ("左", "中", "右"))}
+EPISODES_NAMED = 20  # of those in two splits; metadata.json lists every tap
 _PLACEHOLDER = re.compile("|".join(map(re.escape, records.PLACEHOLDERS.values())))
 
 
@@ -43,8 +44,8 @@ class Settings:
         "auto", "what points are measured on; auto: pixels, or 1 where all lie between 0 and 1, checked")
     box_order: Literal["auto", "ltrb", "ltwh", "lrtb"] = option(
         "auto", "of four numbers: left, top, right, bottom, width, height; auto: ltrb, checked")
-    tap_size: str | None = option(None, "WIDTHxHEIGHT that taps and trees are measured on (default: that of the "
-                                  "screenshot, or of image_size or the tree where they have its proportions)")
+    tap_size: str | None = option(None, "WIDTHxHEIGHT that taps are measured on, or screenshot (default: that of "
+                                  "image_size or of the tree where they have the screenshot's proportions, else its)")
 
 
 @dataclass
@@ -149,10 +150,8 @@ def _check_pixels(settings: Settings) -> None:
                         f"{settings.max_pixels}")
     if settings.screenshot_pixels is not None and settings.screenshot_pixels < 1:
         raise UserError(f"--screenshot-pixels must be above 0, not {settings.screenshot_pixels}")
-
-
-    if settings.tap_size is not None and size_of(settings.tap_size) is None:
-        raise UserError(f"--tap-size is WIDTHxHEIGHT such as 1080x2400, not {settings.tap_size!r}")
+    if settings.tap_size not in (None, "screenshot") and size_of(settings.tap_size) is None:
+        raise UserError(f"--tap-size is screenshot, or WIDTHxHEIGHT such as 1080x2400, not {settings.tap_size!r}")
 
 
 def _check_found(settings: Settings, wanted: dict[str, list[int]], users_with_taps: set[int], sources: str,
@@ -255,24 +254,24 @@ def _source_records(source: str, taps: Sequence[Tap], stored: dict, settings: Se
 
 def _observed(tap: Tap, shot: screenshots.Stored, settings: Settings, finds: Finds) -> Observed | str:
     """A tap with the space of its pixels and its tree; a clause where that space is not known."""
-    size = size_of(settings.tap_size)
+    size = shot.size if settings.tap_size == "screenshot" else size_of(settings.tap_size)
     tree = trees.read(tap.hierarchy) if tap.hierarchy else None
     tree_space = trees.space_of(tree, shot.size) if isinstance(tree, trees.Tree) else None
-    if isinstance(tree_space, str) and size:
+    if isinstance(tree_space, str) and size and tree.root[2] <= size[0] and tree.root[3] <= size[1]:
         tree_space = size
     if problem := next((value for value in (tree, tree_space) if isinstance(value, str)), None):
         finds.broken_trees.append({"where": f"{tap.where}, {tap.hierarchy.name}", "reason": problem})
         tree = None
-    in_pixels = settings.point_scale in ("auto", "pixels") and any(
-        point.scale is None and max(point.numbers) > 1 for point in tap.points)
-    space = size or tap.space or (tree_space if tree else None) or shot.size
-    if in_pixels and not size:
-        if tap.space and not trees.fits(tap.space, shot.size):
-            return (f"image_size {tap.space[0]:g} x {tap.space[1]:g} does not fit the screenshot of {shot.size[0]} x "
+    if settings.point_scale in ("auto", "pixels") and any(
+            point.scale is None and max(point.numbers) > 1 for point in tap.points):
+        named, given = ("--tap-size", size) if size else ("image_size", tap.space)
+        if given and not trees.fits(given, shot.size):
+            return (f"{named} {given[0]:g} x {given[1]:g} does not fit the screenshot of {shot.size[0]} x "
                     f"{shot.size[1]} (--tap-size says what taps are measured on)")
-        if isinstance(tree_space, str) and not tap.space:
+        if isinstance(tree_space, str) and not given:
             return f"{tree_space} (--tap-size says what taps are measured on)"
-    return Observed(tap, space, tree, tree_space if tree else shot.size)
+    space = size or tap.space or (tree_space if tree else None) or shot.size
+    return Observed(tap, space, shot.size, tree, tree_space if tree else shot.size)
 
 
 def _with_space_of_others(observed: list[tuple[Observed, screenshots.Stored]]) -> list:
@@ -307,8 +306,7 @@ def _doubt(item: Observed, convention: Convention, settings: Settings) -> str | 
     first = item.tap.points[0]
     if settings.point_scale == "auto" and convention.scale == "pixels" and first.scale is None \
             and conventions.are_shares([item]):
-        return (f"click could be a share of the screen, but others of its source are pixels: "
-                f"{first}")
+        return f"click could be a share of the screen, but others of its source are pixels: {first}"
     return item.contradiction(convention)
 
 
@@ -353,17 +351,20 @@ def _without_copies(made: Sequence[tuple[Tap, screenshots.Stored, dict]], users:
     """
     first_split: dict[str, Tap] = {}
     first_tap: dict[tuple, Tap] = {}
-    kept = set()
+    shared, kept = Counter(), set()
     for tap, shot, record in sorted(made, key=lambda row: -SPLITS.index(users[row[0].user])):
         owner = first_split.setdefault(shot.digest, tap)
         key = shot.digest, tuple(record["grid"]), tap.instruction
         if users[owner.user] != users[tap.user]:
             finds.drop(tap.where, f"same screenshot in the {users[owner.user]} split: {owner.where}")
+            shared[f"{tap.user}/{tap.episode}", f"{owner.user}/{owner.episode}", users[owner.user]] += 1
         elif key in first_tap:
             finds.drop(tap.where, f"same tap as {first_tap[key].where}")
         else:
             first_tap[key] = tap
             kept.add(id(record))
+    finds.notes += [f"episode {copy} has {count} taps on screenshots of {episode} in the {split} split, kept there"
+                    for (copy, episode, split), count in shared.most_common(EPISODES_NAMED)]
     return [(tap, record) for tap, _, record in made if id(record) in kept]
 
 

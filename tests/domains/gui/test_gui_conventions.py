@@ -100,8 +100,17 @@ def test_a_tree_or_image_size_of_other_proportions_drops_the_tap_with_the_reason
     metadata, rows = prepared(phone(tmp_path / "told", size=(540, 1200), root=(0, 0, 1080, 2200)),
                               tap_size="1080x2400")
     assert right(rows) and metadata["broken_view_hierarchies"] == []
-    with pytest.raises(UserError, match="--tap-size is WIDTHxHEIGHT"):
+    with pytest.raises(UserError, match="--tap-size is screenshot, or WIDTHxHEIGHT"):
         prepared(raw, tap_size="1080")
+    with pytest.raises(UserError, match="8 x --tap-size 2400 x 1080 does not fit the screenshot of 1080 x 2400"):
+        prepared(raw, tap_size="2400x1080")
+
+
+def test_taps_in_pixels_of_a_screenshot_that_is_smaller_than_the_tree_are_read_by_a_flag(tmp_path):
+    raw = phone(tmp_path, lambda x, y: {"coordinate": [x / 2, y / 2]}, size=(540, 1200))
+    with pytest.raises(UserError, match="with --tap-size screenshot they agree: give --tap-size screenshot"):
+        prepared(raw)
+    assert right(prepared(raw, tap_size="screenshot")[1])
 
 
 # ---------------------------------------------------------------- conventions of points
@@ -228,7 +237,10 @@ def test_an_episode_of_two_splits_is_named_and_kept_in_the_test_split(tmp_path):
     assert [(drop["where"], drop["reason"]) for drop in metadata["drops"]] == [
         (f"2/20250102_080000, step {step}", f"same screenshot in the test split: 1/20250101_080000, step {step}")
         for step in range(3)]
-    assert any("3 x same screenshot in the test split" in line for line in DOMAIN.summary(metadata, tmp_path))
+    lines = list(DOMAIN.summary(metadata, tmp_path))
+    assert any("3 x same screenshot in the test split" in line for line in lines)
+    assert ("note: episode 2/20250102_080000 has 3 taps on screenshots of 1/20250101_080000 in the test split, kept "
+            "there") in lines
 
 
 def test_copies_of_a_screenshot_are_in_one_fold(tmp_path):
