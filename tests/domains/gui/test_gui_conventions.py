@@ -1,7 +1,6 @@
 """What a source says twice is compared: tap, tree, second point, screen; and what is there twice is kept once."""
 
 import json
-import random
 
 import pytest
 from PIL import Image
@@ -18,7 +17,7 @@ BUTTONS = [(100 + 300 * (i % 3), 300 + 350 * (i // 3)) for i in range(15)]  # le
 
 def screenshot(file, size, colour):
     file.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", size, colour).save(file)
+    Image.new("L", size, colour).save(file, compress_level=1)
 
 
 def phone(folder, write=lambda x, y: {"coordinate": [x, y]}, size=(1080, 2400), root=(0, 0, 1080, 2400), taps=8,
@@ -32,10 +31,10 @@ def phone(folder, write=lambda x, y: {"coordinate": [x, y]}, size=(1080, 2400), 
         scale: factor on all bounds.
     """
     episode = folder / "raw" / str(user) / f"2025010{user}_080000"
-    lines, rng = [], random.Random(user)
+    lines = []
     for step in range(taps):
         left, top = BUTTONS[step]
-        screenshot(episode / "screenshots" / f"{step}.png", size, tuple(rng.randbytes(3)))
+        screenshot(episode / "screenshots" / f"{step}.png", size, 40 * user + step)
         nodes = "".join(f'<node text="button {i}" clickable="true" bounds="[{a * scale:.0f},{b * scale:.0f}]'
                         f'[{(a + 80) * scale:.0f},{(b + 60) * scale:.0f}]"/>' for i, (a, b) in enumerate(BUTTONS))
         if tree:
@@ -188,7 +187,7 @@ def desktop(folder, lines, files=1, **settings):
     for number, line in enumerate(lines):
         name = line.get("image", f"{number}.png")
         if not (folder / name).is_file():
-            screenshot(folder / name, (200, 100), (number, 0, 0))
+            screenshot(folder / name, (200, 100), number)
         answer = line.pop("answer", None)
         turns = [{"role": "user", "content": f"open it {number}"}]
         turns += [{"role": "assistant", "content": f"```grounding\n{answer}\n```"}] if answer else []
@@ -247,7 +246,7 @@ def test_copies_of_a_screenshot_are_in_one_fold(tmp_path):
     (tmp_path / "copies").mkdir()
     for number in range(4):
         for copy in "ab":
-            screenshot(tmp_path / "copies" / f"{copy}{number}.png", (200, 100), (number, 0, 0))
+            screenshot(tmp_path / "copies" / f"{copy}{number}.png", (200, 100), number)
     _, rows = desktop(tmp_path, [{"image": f"copies/{copy}{number}.png", "answer": [10 * number, 5 + (copy == "a")]}
                                  for copy in "ab" for number in range(4)])
     folds = make_folds(rows, 4, "sample")
