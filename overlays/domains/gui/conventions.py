@@ -7,11 +7,12 @@ the usual convention, measures how far they agree, and refuses a source that the
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import product
+from statistics import median
 from typing import Literal
 
 from overlays.domains.gui.coordinates import GRID
 from overlays.domains.gui.taps import Point, Tap
-from overlays.domains.gui.trees import Tree
+from overlays.domains.gui.trees import Tree, fits
 from overlays.errors import UserError
 
 Order, Scale, Box = Literal["xy", "yx"], Literal["pixels", "1", "1000"], Literal["ltrb", "ltwh", "lrtb"]
@@ -172,11 +173,23 @@ def resolve(taps: Sequence[Observed], source: str, order: str = "auto", scale: s
     given = [_flags(other, usual) for other in others if other != usual and _is_right(measure(unscaled, other))]
     if _is_right(measure([replace(observed, space=observed.picture) for observed in unscaled], usual)):
         given.append("--tap-size screenshot")
+    size = _size_by_second_points(unscaled, usual)
+    if size and _is_right(measure([replace(observed, space=size) for observed in unscaled], usual)):
+        given.append(f"--tap-size {size[0]}x{size[1]}")
     words = min(given, key=len, default=None)
     hint = (f"with {words} they agree: give {words}" if words else
             "no known convention agrees; --tap-size says on which screen taps are measured; where the points are right "
             f"give {_flags(usual)}")
     raise UserError(f"{source}: its points contradict its screens: {in_words(found)}; {hint}")
+
+
+def _size_by_second_points(taps: Sequence[Observed], usual: Convention) -> tuple[int, int] | None:
+    """(width, height) of the screen on which the points would be at their second points."""
+    pairs = [(usual.centre(observed.tap.points[0]), usual.grid(observed.tap.points[1], observed.space))
+             for observed in taps if len(observed.tap.points) > 1 and observed.tap.points[1].scale]
+    sizes = [[a * GRID / b for a, b in zip(*pair, strict=True)] for pair in pairs if all(pair) and min(pair[1]) > 0]
+    size = tuple(round(median(axis)) for axis in zip(*sizes, strict=True)) if len(sizes) >= LEAST else None
+    return size if size and all(fits(size, observed.picture) for observed in taps) else None
 
 
 def _flags(convention: Convention, usual: Convention | None = None) -> str:

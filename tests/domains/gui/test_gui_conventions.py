@@ -213,6 +213,10 @@ def test_a_second_point_must_say_the_same(tmp_path):
     assert metadata["consistency"][1]["second_point_agrees"] == 0.5
     with pytest.raises(UserError, match="at their second point; with --point-order yx they agree"):
         desktop(tmp_path / "yx", [{"click_px": [20 + i, 100], "click_1000": [500, 200 + 10 * i]} for i in range(6)])
+    half = [{"click_px": [10 + 5 * i, 4 * i], "click_1000": [100 + 50 * i, 80 * i]} for i in range(1, 9)]
+    with pytest.raises(UserError, match="give --tap-size 100x50"):
+        desktop(tmp_path / "half", half)
+    assert len(desktop(tmp_path / "half", half, tap_size="100x50")[1]) == 8
 
 
 # ---------------------------------------------------------------- copies
