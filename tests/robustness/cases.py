@@ -179,8 +179,9 @@ def all_cases(place: Path) -> list[Case]:
 
     def folds(folder):
         entry("overlays.domains.gui.train_personal", "--checkpoint", given.model, "--data", given.taps, "--output-dir",
-              folder / "personal", "--folds", "2", "--folds-by", "episode", "--num-train-epochs", "1",
-              "--max-new-tokens", "4", "--min-pixels", "4096", "--max-pixels", "8192", "--lora-r", "2")
+              folder / "personal", "--folds", "2", "--folds-by", "episode", "--max-new-tokens", "4", "--report_to",
+              "none", "--num_train_epochs", "2", "--gradient_accumulation_steps", "1", "--min_pixels", "4096",
+              "--max_pixels", "8192", "--lora_r", "2")
 
     def sample(folder):
         from overlays.samples.driving import write
