@@ -1,6 +1,5 @@
 """The run folder: run.json, which checkpoint is complete, what a resumed run must have in common with it."""
 
-import json
 import os
 import platform
 import shutil
@@ -9,11 +8,15 @@ from collections.abc import Collection
 from pathlib import Path
 
 from overlays.errors import UserError
-from overlays.files import atomic_path, write_json
+from overlays.files import atomic_path, read_json, write_json
 from overlays.paths import ROOT
 
 MODEL_MARKS = ("config.json", "adapter_config.json")
 MODEL_FILES = ("model*.safetensors*", "adapter_model.*", "trained_parts.safetensors", "additions.json")
+RUN = {  # what others read of run.json
+    "base_model?": str, "identity?": dict, "arguments?": dict,
+    "data?": {"train?": [{"name": str, "sha256?": str}]},
+}
 COMPLETE = "complete"  # empty file written into a checkpoint after everything else
 COMPLETE_BEFORE = "whole"  # its name in checkpoints of earlier versions
 
@@ -48,18 +51,15 @@ def read_run(folder: Path) -> dict | None:
     """run.json of a run folder or of the run folder that a checkpoint lies in; None where there is none."""
     for place in (folder, folder.parent):
         file = place / "run.json"
-        if file.is_file():
-            try:
-                return json.loads(file.read_text(encoding="utf-8"))
-            except ValueError as error:
-                raise UserError(f"{file} is damaged: {error}") from None
+        if file.exists():
+            return read_json(file, RUN, "train again, or copy the run again")
     return None
 
 
 def checkpoints(run: Path) -> list[Path]:
     """Complete checkpoints of a run folder, oldest first."""
     complete = [path for path in run.glob("checkpoint-*")
-                if path.name.rsplit("-", 1)[1].isdigit() and is_complete(path)]
+                if path.name.rsplit("-", 1)[1].isdecimal() and is_complete(path)]
     return sorted(complete, key=lambda path: int(path.name.rsplit("-", 1)[1]))
 
 
@@ -174,7 +174,8 @@ def checkpoint_to_resume(run: Path, resume: str, identity: dict) -> Path | None:
 
 
 def _steps_of(checkpoint: Path) -> int:
-    return json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))["global_step"]
+    return read_json(checkpoint / "trainer_state.json", {"global_step": int},
+                     f"delete {checkpoint}, and the run goes on from the checkpoint before")["global_step"]
 
 
 def has_taken(run: Path, resume: Path | None, steps: int) -> bool:

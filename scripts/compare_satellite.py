@@ -1,24 +1,19 @@
 """Metrics of several satellite runs on held-out cities, one below the other, with baselines and noise ceiling."""
 
-import json
 from pathlib import Path
 
 import _bootstrap  # noqa: F401  (re-runs in .venv, puts the repository on the path)
 
 from overlays import errors, report
 from overlays.errors import UserError
+from overlays.files import read_json
 from overlays.flags import Parser
 
 MEASURED = {"r2": "R2", "rmse": "RMSE", "mae": "MAE", "pearson": "Pearson"}
 
 
 def read(file: Path) -> dict | None:
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-    except ValueError as error:
-        raise UserError(f"{file} is damaged: {error}") from None
+    return read_json(file, hint="score the run again") if file.exists() else None
 
 
 def line(label: str, metrics: dict | None, extra: str = "") -> str:

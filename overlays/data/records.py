@@ -12,9 +12,9 @@ from urllib.parse import unquote
 
 from overlays.data import tables
 from overlays.data.embedded import embedded_file
-from overlays.data.formats import PLACEHOLDER, PLACEHOLDERS, ROLES, TOOL, kind_of, to_record
+from overlays.data.formats import PLACEHOLDER, PLACEHOLDERS, ROLES, TOOL, to_record
 from overlays.errors import UserError
-from overlays.files import SURROGATE, atomic_path, is_file, to_json, write_jsonl
+from overlays.files import SURROGATE, atomic_path, is_file, kind_of, to_json, write_jsonl
 
 SUFFIXES = (".json", ".jsonl", ".parquet")
 _CHUNK = 1 << 20

@@ -20,8 +20,10 @@ from typing import Any, Literal
 import yaml
 
 from overlays.errors import UserError
+from overlays.files import misfit
 from overlays.train import inherited, library
 
+YAML_BYTES = 1 << 20  # of a configuration
 PATCH = 28 * 28  # pixels of one visual token of Qwen2-VL, in which upstream counts
 LogLevel = Literal["detail", "debug", "info", "warning", "error", "critical", "passive"]
 
@@ -254,16 +256,48 @@ class _Parser(library.parser_class()):
         return action is not None and action.nargs == "+"
 
 
+class _Loader(yaml.SafeLoader):
+    """YAML without aliases, which a short file can nest into gigabytes, and without keys given twice."""
+
+    def compose_node(self, parent, index):
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("aliases (*name) are not supported")
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node, deep=False):
+        keys = [key.value for key, _ in node.value]
+        twice = next((key for key in keys if isinstance(key, str) and keys.count(key) > 1), None)
+        if twice is not None:
+            raise yaml.YAMLError(f"the key {twice!r} is given twice; keep one of them")
+        return super().construct_mapping(node, deep)
+
+
+def read_yaml(file: Path) -> dict:
+    """A YAML mapping of flag names to values: text, numbers, lists of those, or mappings for flags that take JSON.
+
+    Raises:
+        UserError: it cannot be read, or holds something else.
+    """
+    try:
+        if file.stat().st_size > YAML_BYTES:
+            raise ValueError(f"more than {YAML_BYTES >> 10} kB")
+        values = yaml.load(file.read_text(encoding="utf-8"), _Loader)
+        problem = misfit(values, {str: (str, bool, int, float, None, [(str, int, float)], dict)})
+        if problem:
+            raise ValueError(problem)
+        json.dumps(values)
+    except RecursionError:
+        raise UserError(f"configuration {file} is nested too deeply") from None
+    except (OSError, ValueError, TypeError, yaml.YAMLError) as error:
+        raise UserError(f"configuration {file} must be a YAML mapping of flag names to values: "
+                        f"{' '.join(str(error).split())}") from None
+    return values
+
+
 def _yaml_words(file: Path, parser: _Parser) -> list[str]:
     """A YAML mapping of flag names to values as command-line words."""
-    try:
-        values = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise UserError(f"configuration {file} cannot be read: {' '.join(str(error).split())}") from None
-    if not isinstance(values, dict):
-        raise UserError(f"configuration {file} must be a mapping of flag names to values")
     words = []
-    for name, value in values.items():
+    for name, value in read_yaml(file).items():
         if value is None:
             continue
         if isinstance(value, list):

@@ -257,9 +257,14 @@ def test_tables_with_pictures_in_them_are_read(tmp_path, name):
 
 
 def test_the_columns_that_the_converter_writes_are_read(tmp_path):
-    row = {"messages": [USER, ASSISTANT], "extra": json.dumps({"id": "x", "video_start": 3})}
-    path = write_table(tmp_path / "a.parquet", [row])
-    assert list(records.read(path)) == [{"id": "x", "video_start": 3, "conversations": TURNS}]
+    tables.write(tmp_path / "a.parquet", [{"id": "x", "video_start": 3, "messages": [USER, ASSISTANT]}])
+    assert list(records.read(tmp_path / "a.parquet")) == [{"id": "x", "video_start": 3, "conversations": TURNS}]
+
+
+@pytest.mark.parametrize("extra", ["any words", '{"id": "y"}', "[1]", ""])
+def test_a_column_extra_of_the_users_own_is_metadata(tmp_path, extra):
+    path = write_table(tmp_path / "a.parquet", [{"messages": [USER, ASSISTANT], "extra": extra}])
+    assert list(records.read(path)) == [{"extra": extra, "conversations": TURNS}]
 
 
 @pytest.mark.parametrize("name", ["a.parquet", "saved"])
@@ -280,7 +285,7 @@ def test_folders_that_are_no_saved_data_set_say_what_is_missing(tmp_path):
         list(records.scan(path))
     for state in ('{"_data_files": [{"filename": "../a.arrow"}]}', '{"_data_files": 3}', "[]", "{oops"):
         (path / tables.STATE).write_text(state)
-        with pytest.raises(UserError, match="does not name its files|cannot be read"):
+        with pytest.raises(UserError, match="state.json (names|is damaged)"):
             list(records.scan(path))
     (path / tables.STATE).unlink()
     with pytest.raises(UserError, match="state.json is missing"):
