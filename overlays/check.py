@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from tqdm import tqdm
 
-from overlays import errors, registry
+from overlays import errors, paths, registry
 from overlays.data import media, records
 from overlays.errors import UserError
 from overlays.flags import Parser, at_least
@@ -113,8 +113,10 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--min-pixels", type=at_least(1), help="pixels of one image at least, for the token count")
     parser.add_argument("--max-pixels", type=at_least(1), help="pixels of one image at most, for the token count")
     parser.add_argument("--video-backend", choices=sorted(media.BACKENDS), default="pyav")
+    parser.add_argument("--allow-symlinks", action="store_true", help=paths.SYMLINKS_HELP)
     parser.add_argument("--workers", type=at_least(1), default=4, help="threads that open media")
     args = parser.parse_args(words)
+    paths.allow_symlinks(args.allow_symlinks)
     processor = None
     if args.model_name_or_path:
         from overlays.model.load import load_processor

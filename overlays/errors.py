@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 
 class UserError(Exception):
-    """A mistake the user can mend. The message is one sentence: what is wrong, where, what to do."""
+    """A mistake the user can fix. The message is one sentence: what is wrong, where, what to do."""
 
 
 def run(main: Callable[[], object]) -> None:
@@ -15,6 +15,8 @@ def run(main: Callable[[], object]) -> None:
     2 for a UserError and for what the file system refuses (a file where a folder is wanted, no permission, a full
     disk), 130 for an interrupt, 141 where the reader of our output has gone.
     """
+    for stream in (sys.stdout, sys.stderr):  # a name may hold what the terminal's encoding, or any, does not
+        getattr(stream, "reconfigure", lambda **_: None)(errors="backslashreplace")
     try:
         main()
     except UserError as error:

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from io import BytesIO
 from pathlib import Path
 
 from overlays.data.formats import PLACEHOLDERS
@@ -11,6 +12,7 @@ from overlays.files import atomic_path, read_json
 
 BATCH = 64  # rows that are unpacked at a time: each may hold pictures
 WRITTEN = 1000  # rows that are written at a time
+FREE_ROWS, ROWS_PER_BYTE = 100_000, 10  # what a parquet file may hold
 STATE, SPLITS = "state.json", "dataset_dict.json"
 
 
@@ -33,7 +35,7 @@ def rows(path: Path) -> Iterator[dict]:
             for start in range(0, batch.num_rows, BATCH):
                 for row in batch.slice(start, BATCH).to_pylist():
                     yield from_columns(_plain(row)) if own else _plain(row)
-    except (pyarrow.ArrowException, OSError, ValueError) as error:
+    except (pyarrow.ArrowException, OSError, ValueError, OverflowError) as error:
         what = "data set folder" if path.is_dir() else "parquet file"
         raise UserError(f"{what} {path} cannot be read: {' '.join(str(error).split())[:200]}") from None
 
@@ -41,8 +43,19 @@ def rows(path: Path) -> Iterator[dict]:
 def _parquet(path: Path) -> Iterator:
     import pyarrow.parquet
 
+    check_rows(path)
     with pyarrow.parquet.ParquetFile(path) as file:
         yield from file.iter_batches(BATCH)
+
+
+def check_rows(source: Path | BytesIO) -> None:
+    """Raise ValueError where a parquet file of few bytes, each column one repeated value, unpacks to gigabytes."""
+    import pyarrow.parquet
+
+    rows = pyarrow.parquet.read_metadata(source).num_rows
+    size = source.stat().st_size if isinstance(source, Path) else len(source.getbuffer())
+    if rows > FREE_ROWS + ROWS_PER_BYTE * size:
+        raise ValueError(f"{size} bytes unpack to {rows} rows, more than different rows can: it was not read")
 
 
 def _saved(path: Path) -> Iterator:

@@ -21,6 +21,7 @@ import yaml
 
 from overlays.errors import UserError
 from overlays.files import misfit
+from overlays.paths import SYMLINKS_HELP, allow_symlinks
 from overlays.train import inherited, library
 
 YAML_BYTES = 1 << 20  # of a configuration
@@ -90,6 +91,7 @@ class BaseDataArguments:
     samples_per_file: int = option(1, "samples an epoch takes of each record or raster; crops, flips and quarter "
                                       "turns beyond a record itself, and of every raster")
     no_augment: bool = option(False, "repeat records unchanged")
+    allow_symlinks: bool = option(False, SYMLINKS_HELP)
     on_bad_sample: Literal["stop", "skip"] = option("stop", "what a broken sample does")
 
 
@@ -382,6 +384,7 @@ def parse(words: list[str] | None = None, stage: "Stage | None" = None) -> tuple
     """
     stage = stage or SFT
     values = read(sys.argv[1:] if words is None else words, stage)
+    allow_symlinks(values["allow_symlinks"])
     import torch
 
     if values["deepspeed"]:
