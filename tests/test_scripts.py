@@ -136,7 +136,7 @@ LAUNCHERS = sorted(path.name for path in (ROOT / "scripts").glob("*.sh") if path
 
 @pytest.fixture
 def machine(tmp_path):
-    """Function: (launcher, accelerators of torch, GPUs of nvidia-smi, variables) -> its dry run in a copy of scripts."""
+    """Function: launcher, accelerators of torch, GPUs of nvidia-smi, variables -> dry run in a copy of scripts."""
     folder = tmp_path / "scripts"
     shutil.copytree(ROOT / "scripts", folder, ignore=shutil.ignore_patterns("__pycache__", "*.py", "benches"))
     shutil.copy(ROOT / "scripts" / "_devices.py", folder)

@@ -318,7 +318,6 @@ def load_for_inference(checkpoint: str | Path, base_model: str | None = None, at
     """
     processor = load_processor(checkpoint)
     chat.set_thinking(processor, thinking)
-    cuda = torch.cuda.is_available()
-    model = load_model(checkpoint, base_model, attn_implementation, torch.bfloat16 if cuda else torch.float32)
-    model = model.to(f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if cuda else "cpu").eval()
-    return model, processor
+    gpu = torch.accelerator.current_accelerator().type if torch.accelerator.is_available() else None
+    model = load_model(checkpoint, base_model, attn_implementation, torch.bfloat16 if gpu else torch.float32)
+    return model.to(f"{gpu}:{os.environ.get('LOCAL_RANK', 0)}" if gpu else "cpu").eval(), processor

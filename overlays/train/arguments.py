@@ -138,6 +138,11 @@ class BaseFlags:
     prediction_loss_only: bool = option(True, "not supported")
     dataloader_num_workers: int = option(2, "processes that load data")
 
+    @property
+    def n_gpu(self) -> int:
+        """At most 1: where a process sees more, the library would split pixels regardless of their tokens."""
+        return min(1, super().n_gpu)
+
 
 @dataclass
 class TrainingFlags(BaseFlags):
@@ -400,8 +405,6 @@ def parse(words: list[str] | None = None, stage: "Stage | None" = None) -> tuple
         raise UserError(" ".join(str(error).split())) from None
     training.greater_is_better = inherited.check_together(training, values)
     training.resume = inherited.resume_of(values)
-    if training.n_gpu > 1:
-        training._n_gpu = 1  # one process trains on one GPU: nn.DataParallel would split pixels regardless of tokens
     stage.derive(model, data, training)
     return model, data, training
 
@@ -410,7 +413,7 @@ def _start_cpu_processes() -> None:
     """DeepSpeed on a machine without GPU talks over gloo, and that has to be said before TrainingArguments."""
     import torch
 
-    if torch.cuda.is_available() or torch.distributed.is_initialized():
+    if torch.accelerator.is_available() or torch.distributed.is_initialized():
         return
     alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
     for name, value in alone.items():

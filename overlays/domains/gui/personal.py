@@ -233,20 +233,20 @@ def _train(model, processor, job: Job, media_root: Path, folder: Path, settings:
 
     annotation = folder / "train.jsonl"
     write_jsonl(annotation, job.train)
-    cuda = torch.cuda.is_available()
+    gpu = torch.accelerator.is_available()
     training = arguments.TrainingArguments(
         output_dir=str(folder), learning_rate=settings.lr, num_train_epochs=settings.epochs,
         per_device_train_batch_size=settings.batch_size, gradient_accumulation_steps=settings.grad_accum,
         warmup_steps=settings.warmup_steps, weight_decay=settings.weight_decay, lr_scheduler_type="cosine",
-        save_strategy="no", report_to="none", logging_strategy="no", disable_tqdm=True, bf16=cuda, use_cpu=not cuda,
-        gradient_checkpointing=cuda, dataloader_num_workers=2 if cuda else 0, seed=settings.seed, lora_enable=True,
+        save_strategy="no", report_to="none", logging_strategy="no", disable_tqdm=True, bf16=gpu, use_cpu=not gpu,
+        gradient_checkpointing=gpu, dataloader_num_workers=2 if gpu else 0, seed=settings.seed, lora_enable=True,
         logging_nan_inf_filter=False,  # a step without a finite loss must show in the mean
-        gradient_checkpointing_kwargs={"use_reentrant": False} if cuda else None,
+        gradient_checkpointing_kwargs={"use_reentrant": False} if gpu else None,
     )
     training.label_names = ["labels"]
     rates = dict.fromkeys(parts.PARTS, 0.0) | {"adapter": settings.lr}
     parts.set_trainable(model, model.config, rates)
-    if cuda:
+    if gpu:
         model.enable_input_require_grads()
     to_fp32(model)
     dataset = SupervisedDataset(
