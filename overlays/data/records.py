@@ -5,7 +5,6 @@ import json
 import math
 import os
 import re
-import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -20,6 +19,7 @@ from overlays.files import SURROGATE, atomic_path, is_file, kind_of, to_json, wr
 
 SUFFIXES = (".json", ".jsonl", ".parquet")
 _CHUNK = 1 << 20
+FLOAT32_MAX = 3.4028234e38  # what a head is trained in
 MAX_FPS = 1000  # of frames in a folder or list
 _FILE_URI = "file://"
 
@@ -429,8 +429,8 @@ def _check_target(target: object) -> list[str]:
     if not isinstance(target, dict):
         return [f"target must be an object of numbers, not {kind_of(target)}"]
     return [
-        f"target {name!r} must be a finite number" for name, value in target.items()
-        if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= sys.float_info.max
+        f"target {name!r} must be a number within the range of float32" for name, value in target.items()
+        if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= FLOAT32_MAX
     ]
 
 

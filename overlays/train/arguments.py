@@ -356,6 +356,8 @@ def read(words: list[str], stage: "Stage") -> dict[str, Any]:
         if values[name] == "" and default is None:  # how a flag of the file is taken back
             values[name] = None
     del values["config"]
+    if not values["output_dir"]:
+        raise UserError("--output_dir (OUTPUT_DIR) must name the run's folder; it is empty")
     inherited.check(stage.classes()[-1], values, defaults)
     inherited.resume_of(values)
     stage.check(*(_group(group, values) for group in (stage.model, stage.data)), SimpleNamespace(**values))
