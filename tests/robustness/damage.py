@@ -3,13 +3,14 @@
 import json
 import math
 import random
+import re
 import shutil
 from pathlib import Path
 
 TEXT = (".json", ".jsonl", ".yaml", ".jinja", ".hdr", ".csv", ".txt", ".xml")
 HUGE = 10**30
-NASTY = (None, True, 0, -1, HUGE, 1.5, math.nan, math.inf, -math.inf, 1e308, "", "x", "0", "²", "\ud83d", "a\0b", "../x",
-         "/etc/passwd", "<image>", [], {}, [None], ["x"], [[[]]], {"x": 1}, [1, "x", None])
+NASTY = (None, True, 0, -1, HUGE, 1.5, math.nan, math.inf, -math.inf, 1e308, "", "x", "0", "²", "\ud83d", "a\0b",
+         "../x", "/etc/passwd", "<image>", [], {}, [None], ["x"], [[[]]], {"x": 1}, [1, "x", None])
 NUMBERS = (b"0", b"-1", b"9" * 5000, b"1e400", b"NaN", b"10000000000", b"\xef\xbc\x91", b"")
 
 
@@ -37,7 +38,8 @@ def zero_block(content: bytes, rng: random.Random) -> bytes:
 
 def insert_bytes(content: bytes, rng: random.Random) -> bytes:
     at = rng.randrange(len(content) + 1)
-    return content[:at] + rng.choice((b"\xff\xfe", b"\0" * 8, b"\xed\xa0\xbd", b"[" * 3000, b"{", "é½²".encode())) + content[at:]
+    new = rng.choice((b"\xff\xfe", b"\0" * 8, b"\xed\xa0\xbd", b"[" * 3000, b"{", "é½²".encode()))
+    return content[:at] + new + content[at:]
 
 
 def duplicate(content: bytes, rng: random.Random) -> bytes:
@@ -46,8 +48,6 @@ def duplicate(content: bytes, rng: random.Random) -> bytes:
 
 def swap_numbers(content: bytes, rng: random.Random) -> bytes:
     """One number of a text in other words: of thousands of digits, beyond a float's range, of another script."""
-    import re
-
     found = list(re.finditer(rb"\d+(\.\d+)?", content))
     if not found:
         return content + b"1"

@@ -1,23 +1,24 @@
 """Every reader of files from outside or of own files: a sound folder, the files in it, and the command that reads them.
 
-A row's `make(folder)` writes the sound files; its `command(folder)` is what a user types. `targets` are patterns of the
-files that are damaged, `marker` is what a complete result leaves. Where `rows` is given, a command that ends well has to
-say so many rows in all.
+A row's `make(folder)` writes the sound files; its `command(folder)` is what a user types. `targets` are patterns of
+the files that are damaged, `marker` is what a complete result leaves. Where `counted`, a command that ends well has
+counted its records, none of them bad.
 """
 
 import json
-import pickle
 import re
 import shutil
 import subprocess
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from overlays.data import records
 from tests.commands import run_module, run_script
 
 Command = Callable[[Path], subprocess.CompletedProcess]
@@ -31,7 +32,8 @@ class Reader:
     command: Command
     targets: tuple[str, ...]
     marker: str = ""
-    rows: int | None = None
+    counted: bool = False
+    heavy: bool = False  # takes seconds: fewer inputs
 
 
 # ---- annotation files and media
@@ -44,13 +46,12 @@ def _image(folder: Path) -> None:
 
 
 def _records() -> list[dict]:
-    return [{"id": f"r{i}", "image": "a.png", "target": {"x": 1.5}, "task": "t", "conversations": TURNS} for i in range(3)]
+    return [{"id": f"r{i}", "image": "a.png", "target": {"x": 1.5}, "task": "t", "conversations": TURNS}
+            for i in range(3)]
 
 
 def _write(name: str, rows: Callable[[], list[dict]] = _records):
     def make(folder: Path) -> None:
-        from overlays.data import records
-
         _image(folder)
         records.write(folder / name, rows())
     return make
@@ -113,10 +114,10 @@ def _video(folder: Path) -> None:
 
 def _pictures(folder: Path) -> None:
     image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 96, 3), dtype=np.uint8))
-    for suffix in ("png", "jpg", "webp", "bmp", "gif"):
-        image.save(folder / f"a.{suffix}")
-    _rows(folder, [{"id": suffix, "image": f"a.{suffix}", "conversations": TURNS} for suffix in ("png", "jpg", "webp", "bmp",
-                                                                                                "gif")])
+    names = [f"a.{suffix}" for suffix in ("png", "jpg", "webp", "bmp", "gif")]
+    for name in names:
+        image.save(folder / name)
+    _rows(folder, [{"id": name, "image": name, "conversations": TURNS} for name in names])
 
 
 def _convert(folder: Path) -> subprocess.CompletedProcess:
@@ -137,23 +138,23 @@ def _model(folder: Path) -> None:
 _model.tiny = None  # a folder of a tiny Qwen3-VL, set by the tests
 
 
-def _predict(folder: Path) -> subprocess.CompletedProcess:
-    return run_module("overlays.predict", "--checkpoint", folder / "model", "--dataset-use", folder / "rows.jsonl", "--output",
-                      folder / "predictions.jsonl", "--max-new-tokens", 2)
+def _predict(folder: Path, checkpoint: str = "model") -> subprocess.CompletedProcess:
+    return run_module("overlays.predict", "--checkpoint", folder / checkpoint, "--dataset-use", folder / "rows.jsonl",
+                      "--output", folder / "predictions.jsonl", "--max-new-tokens", 2)
 
 
-def _train(folder: Path, *words) -> subprocess.CompletedProcess:
+def _train(folder: Path) -> subprocess.CompletedProcess:
     return run_module("overlays.train", "stage.yaml", "--output_dir", "run", "--dataset_use", "rows.jsonl",
-                      "--model_name_or_path", "model", "--max_steps", 1, "--use_cpu", True, "--dataloader_num_workers", 0,
-                      *words, cwd=folder)
+                      "--model_name_or_path", "model", "--max_steps", 1, "--use_cpu", True,
+                      "--dataloader_num_workers", 0, cwd=folder)
 
 
 def _stage(folder: Path) -> None:
     _model(folder)
     (folder / "stage.yaml").write_text(
-        "# a stage\nlora_enable: true\nlora_r: 2\nlearning_rate: 1.0e-3\nmax_steps: 1\nmax_pixels: 4096\nmin_pixels: 1024\n"
-        "report_to: none\nsave_strategy: steps\nsave_steps: 1\nper_device_train_batch_size: 1\nuse_cpu: true\n"
-        "dataloader_num_workers: 0\nlr_scheduler_kwargs: {}\nengine: native\n")
+        "# a stage\nlora_enable: true\nlora_r: 2\nlearning_rate: 1.0e-3\nmax_steps: 1\nmax_pixels: 4096\n"
+        "min_pixels: 1024\nreport_to: none\nsave_strategy: steps\nsave_steps: 1\nper_device_train_batch_size: 1\n"
+        "use_cpu: true\ndataloader_num_workers: 0\nlr_scheduler_kwargs: {}\nengine: native\n")
 
 
 def _run(folder: Path) -> None:
@@ -161,15 +162,6 @@ def _run(folder: Path) -> None:
     _stage(folder)
     done = _train(folder)
     assert done.returncode == 0, done.stderr
-
-
-def _resume(folder: Path) -> subprocess.CompletedProcess:
-    return _train(folder)
-
-
-def _predict_run(folder: Path) -> subprocess.CompletedProcess:
-    return run_module("overlays.predict", "--checkpoint", folder / "run", "--dataset-use", folder / "rows.jsonl", "--output",
-                      folder / "predictions.jsonl", "--max-new-tokens", 2)
 
 
 def _partial(folder: Path) -> None:
@@ -180,11 +172,12 @@ def _partial(folder: Path) -> None:
     (folder / "predictions.jsonl").unlink()
     from overlays import predict
     from overlays.answers import Answers
-    from overlays.data import chat, records
+    from overlays.data import chat
     from overlays.model import load
 
     rows = list(records.read(folder / "rows.jsonl"))
-    job = f"{predict.checkpoint_identity(folder / 'model')} 2 thinking {chat.thinking_of(load.load_processor(folder / 'model'))}"
+    thinking = chat.thinking_of(load.load_processor(folder / "model"))
+    job = f"{predict.checkpoint_identity(folder / 'model')} 2 thinking {thinking}"
     with Answers(folder / "predictions.jsonl", job) as answers:
         answers.add([(key, "a") for key in predict._keys(rows, folder)[:2]])
 
@@ -193,8 +186,8 @@ def _metrics(folder: Path) -> None:
     run = folder / "run"
     (run / "test").mkdir(parents=True)
     row = {"r2": 0.5, "rmse": 1.0, "mae": 0.8, "pearson": 0.7}
-    (run / "test" / "metrics.json").write_text(json.dumps({**row, "baseline": {"mean": row, "ridge": row}, "ceiling": 0.9,
-                                                           "n": 12}))
+    (run / "test" / "metrics.json").write_text(json.dumps({
+        **row, "baseline": {"mean": row, "ridge": row}, "ceiling": 0.9, "n": 12}))
     (run / "trainer_state.json").write_text(json.dumps({"global_step": 3, "log_history": [{"loss": 1.0, "step": 1}]}))
     (run / "preferences.json").write_text(json.dumps({"accuracy": 0.5, "n": 3, "margin": 0.1, "beta": 0.1}))
 
@@ -337,43 +330,37 @@ def _unpack(folder: Path) -> subprocess.CompletedProcess:
     return subprocess.CompletedProcess([], 0, "", "")
 
 
-def _pickles(folder: Path) -> None:
-    """Infos files of posed RGB-D scenes that hold something else than lists, numbers and arrays."""
-    _rooms(folder)
-    for file in folder.glob("*.pkl"):
-        with file.open("rb") as stream:
-            pickle.load(stream)
-
-
 PROCESSOR = ("--model-name-or-path", "{folder}/model")
 ROOMS = ("--data", "{folder}", "--num-frames", "2")
 
 READERS = {
-    "records .jsonl": Reader(_write("rows.jsonl"), _check("rows.jsonl"), ("rows.jsonl",), rows=3),
-    "records .json": Reader(_write("rows.json"), _check("rows.json"), ("rows.json",), rows=3),
-    "records .parquet": Reader(_write("rows.parquet"), _check("rows.parquet"), ("rows.parquet",), rows=3),
+    "records .jsonl": Reader(_write("rows.jsonl"), _check("rows.jsonl"), ("rows.jsonl",), counted=True),
+    "records .json": Reader(_write("rows.json"), _check("rows.json"), ("rows.json",), counted=True),
+    "records .parquet": Reader(_write("rows.parquet"), _check("rows.parquet"), ("rows.parquet",), counted=True),
     "saved data set": Reader(_write("saved"), _check("saved"), ("saved/*",)),
-    "other formats": Reader(_write("rows.jsonl", _formats), _check("rows.jsonl"), ("rows.jsonl",), rows=8),
+    "other formats": Reader(_write("rows.jsonl", _formats), _check("rows.jsonl"), ("rows.jsonl",), counted=True),
     "converter": Reader(_write("rows.jsonl"), _convert, ("rows.jsonl",), "out.parquet"),
     "datasets.json": Reader(_registry, _resolve, ("data/datasets.json",)),
-    "images": Reader(_pictures, _check("rows.jsonl"), ("a.png", "a.jpg", "a.webp", "a.bmp", "a.gif"), rows=5),
-    "rasters": Reader(_rasters, _check("rows.jsonl"), ("a.npy", "a.tif", "a.hdr", "a.img"), rows=3),
-    "videos": Reader(_video, _check("rows.jsonl"), ("a.mp4", "frames", "frames/1.jpg"), rows=2),
+    "images": Reader(_pictures, _check("rows.jsonl"), ("a.png", "a.jpg", "a.webp", "a.bmp", "a.gif"), counted=True),
+    "rasters": Reader(_rasters, _check("rows.jsonl"), ("a.npy", "a.tif", "a.hdr", "a.img"), counted=True),
+    "videos": Reader(_video, _check("rows.jsonl"), ("a.mp4", "frames", "frames/1.jpg"), counted=True),
     "processor": Reader(_model, _check("rows.jsonl", *PROCESSOR),
                         ("model/processor_config.json", "model/tokenizer_config.json", "model/tokenizer.json",
-                         "model/chat_template.jinja", "model/config.json"), rows=3),
+                         "model/chat_template.jinja", "model/config.json"), counted=True),
     "model": Reader(_model, _predict, ("model/config.json", "model/generation_config.json", "model/model.safetensors"),
-                    "predictions.jsonl"),
-    "stage .yaml": Reader(_stage, _train, ("stage.yaml",), "run/adapter_config.json"),
-    "resumed run": Reader(_run, _resume, ("run/run.json", "run/trainer_state.json", "run/checkpoint-1/trainer_state.json",
-                                          "run/checkpoint-1/adapter_config.json", "run/adapter_config.json")),
-    "adapter": Reader(_run, _predict_run, ("run/adapter_config.json", "run/adapter_model.safetensors", "run/run.json",
-                                           "run/processor_config.json"), "predictions.jsonl"),
-    "kept answers": Reader(_partial, _predict, ("predictions.jsonl.partial",)),
+                    "predictions.jsonl", heavy=True),
+    "stage .yaml": Reader(_stage, _train, ("stage.yaml",), "run/adapter_config.json", heavy=True),
+    "resumed run": Reader(_run, _train, ("run/run.json", "run/trainer_state.json", "run/adapter_config.json",
+                                         "run/checkpoint-1/trainer_state.json",
+                                         "run/checkpoint-1/adapter_config.json"), heavy=True),
+    "adapter": Reader(_run, partial(_predict, checkpoint="run"),
+                      ("run/adapter_config.json", "run/adapter_model.safetensors", "run/run.json",
+                       "run/processor_config.json"), "predictions.jsonl", heavy=True),
+    "kept answers": Reader(_partial, _predict, ("predictions.jsonl.partial",), heavy=True),
     "metrics": Reader(_metrics, lambda folder: run_script("compare_satellite.py", f"a={folder / 'run'}"),
                       ("run/test/metrics.json", "run/trainer_state.json", "run/preferences.json")),
-    "driving metrics": Reader(_driving_metrics, lambda folder: run_module("overlays.domains.driving.compare", "table",
-                                                                          folder / "run"), ("run/*/test/metrics.json",)),
+    "driving metrics": Reader(_driving_metrics, lambda folder: run_module(
+        "overlays.domains.driving.compare", "table", folder / "run"), ("run/*/test/metrics.json",)),
     "ENVI cube": Reader(_cube, _prepare("cuprite", "--cube", "{folder}/cuprite_sample.hdr", *LABELS),
                         ("cuprite_sample.hdr", "cuprite_sample.img"), "out/metadata.json"),
     "class map": Reader(_cube, _prepare("cuprite", "--cube", "{folder}/cuprite_sample.hdr", LABELS[0],
@@ -400,8 +387,8 @@ READERS = {
                           "out/metadata.json"),
     "3-D questions": Reader(_rooms, _prepare("scenes", *ROOMS), ("questions/*/*.json",), "out/metadata.json"),
     "screens": Reader(_users, _prepare("gui", "--raw", "{folder}/raw", *USERS),
-                      ("raw/*/*/action.jsonl", "raw/*/*/survey_result.json", "raw/*/*/*.xml", "raw/*/*/screenshots/*.jpg"),
-                      "out/metadata.json"),
+                      ("raw/*/*/action.jsonl", "raw/*/*/survey_result.json", "raw/*/*/*.xml",
+                       "raw/*/*/screenshots/*.jpg"), "out/metadata.json"),
     "taps": Reader(_taps, _prepare("gui", "--jsonl", "{folder}/rows.jsonl", *USERS), ("rows.jsonl", "a.png"),
                    "out/metadata.json"),
     "archives": Reader(_archives, _unpack, ("a.zip", "b.tar.gz")),
@@ -425,8 +412,11 @@ def problem(reader: Reader, folder: Path) -> str:
         return ""
     if marker is not None and not marker.exists():
         return f"status 0 without {reader.marker}"
-    if reader.rows is not None:
-        counted = re.search(r": (\d+) records, 0 bad", done.stdout)
-        if not counted:
+    for file in (folder / "out").glob("*.jsonl") if marker is not None and marker.name == "metadata.json" else ():
+        defects = [str(defect) for *_, found in records.check(file, folder / "out") for defect in found]
+        if file.stem in ("train", "val", "test") and defects:
+            return f"status 0 with {len(defects)} defects in what was prepared, the first is {defects[0]}"
+    if reader.counted:
+        if not re.search(r": [1-9]\d* records, 0 bad", done.stdout):
             return f"status 0 without a count of records: {done.stdout[-500:]}"
     return ""
