@@ -5,7 +5,7 @@ import os
 import socket
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -115,7 +115,11 @@ def load_config(name: str | Path, cache_dir: str | None = None):
                         f"scripts/merge_lora.py --checkpoint {name} --output {name}-merged` and give {name}-merged")
     config = _from_hub(name, lambda **options: AutoConfig.from_pretrained(
         name, cache_dir=cache_dir, trust_remote_code=False, **options))
-    family_of(config)
+    row, stored = family_of(config), config.to_dict()
+    for part, example in (("text_config", row.tiny_text), ("vision_config", row.tiny_vision)):
+        problem = misfit(stored.get(part), _form_of(example), part)
+        if problem:
+            raise UserError(f"model {name}: {problem} in config.json")
     for part in (config, config.get_text_config(), config.vision_config):
         for key, most in LARGEST.items():
             value = getattr(part, key, None)
@@ -123,6 +127,13 @@ def load_config(name: str | Path, cache_dir: str | None = None):
                 raise UserError(f"model {name}: {key} in config.json must be a whole number from 1 to {most}, not "
                                 f"{value!r}")
     return config
+
+
+def _form_of(example: object) -> object:
+    """A schema of `files.misfit` for values of the same types as an example; objects may lack keys."""
+    if isinstance(example, Mapping):
+        return {f"{key}?": _form_of(value) for key, value in example.items()}
+    return [_form_of(example[0])] if isinstance(example, list | tuple) else type(example)
 
 
 def load_processor(name: str | Path, cache_dir: str | None = None):

@@ -65,6 +65,7 @@ def test_code_in_a_model_folder_is_never_run(model, file, tmp_path, monkeypatch)
     (("text_config", "num_hidden_layers"), 10**9, "num_hidden_layers in config.json must be a whole number from 1"),
     (("text_config", "hidden_size"), 1 << 16, "makes .* weights, but its files have"),
     (("vision_config", "num_position_embeddings"), 10**10, "makes .* weights, but its files have"),
+    (("text_config", "rope_parameters", "mrope_section"), True, "'mrope_section' must be a list"),
     (("text_config",), 3, "cannot be loaded"), (("model_type",), [1], "cannot be loaded"),
 ])
 def test_a_config_is_compared_with_its_weights_before_they_are_made(model, path, value, said):
