@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from tests.robustness import damage, isolated, readers
 
 SEED = int(os.environ.get("FUZZ_SEED", 0))
-QUICK = ("records .jsonl", "records .json", "other formats", "datasets.json", "images", "metrics", "stage .yaml",
+QUICK = ("records .jsonl", "records .json", "other formats", "datasets.json", "images", "metrics",
          "archives", "taps", "saved data set")
 CASES = st.tuples(st.sampled_from(damage.NAMES), st.integers(0, 10**6), st.integers(0, 10**6))
 
