@@ -404,7 +404,7 @@ def problem(reader: Reader, folder: Path) -> str:
     if "Traceback" in done.stderr + done.stdout:
         return f"traceback in the output: {(done.stderr + done.stdout)[-2000:]}"
     if done.returncode == 2:
-        sentences = re.findall(r"^error: .*\S", done.stderr, re.MULTILINE)
+        sentences = re.findall(r"(?:^|[\r\]])error: .*\S", done.stderr, re.MULTILINE)  # ]: of a bar
         if len(sentences) != 1 or len(sentences[0]) > 1500:
             return f"not one sentence: {done.stderr[-2000:]}"
         if marker is not None and marker.exists():

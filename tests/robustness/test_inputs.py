@@ -13,6 +13,8 @@ import torch
 
 from overlays import archives, cli, runs
 from overlays.data import chat, records, tables
+from overlays.domains.cuprite.cube import read_wavelengths
+from overlays.domains.cuprite.labels import read_label_raster
 from overlays.domains.satellite import labels
 from overlays.errors import UserError
 from overlays.files import read_json
@@ -222,3 +224,15 @@ def test_a_target_fits_the_numbers_of_a_head():
     for value in (1e308, float("inf"), 10**400):
         assert "range of float32" in records.check_record({"conversations": turns, "target": {"x": value}})[0]
     assert records.check_record({"conversations": turns, "target": {"x": float(np.float32(3.4e38))}}) == []
+
+
+def test_an_empty_label_raster_and_one_of_text_are_one_sentence(tmp_path):
+    (tmp_path / "empty.npy").touch()
+    np.save(tmp_path / "text.npy", np.array([["a"]]))
+    np.savez(tmp_path / "many.npz", a=np.zeros((1, 1)))
+    (tmp_path / "many.npz").rename(tmp_path / "many.npy")
+    for name in ("empty", "text", "many"):
+        with pytest.raises(UserError, match=f"{name}.npy"):
+            read_label_raster(tmp_path / f"{name}.npy", (1, 1))
+    with pytest.raises(UserError, match="empty.npy cannot be read"):
+        read_wavelengths(tmp_path / "empty.npy", 1)

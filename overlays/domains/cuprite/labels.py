@@ -8,6 +8,7 @@ import numpy as np
 
 from overlays.data.envi import ignore_value, layout, mapped, open_envi
 from overlays.data.geotiff import open_tif
+from overlays.data.rasters import NUMPY_ERRORS
 from overlays.domains.cuprite.classes import BY_NAME, CLASSES, RULE_CODES
 from overlays.errors import UserError
 from overlays.files import read_json
@@ -105,8 +106,10 @@ def read_label_raster(path: str | Path, shape: tuple[int, int], class_map: str |
     elif path.suffix.lower() == ".npy":
         try:
             values = np.load(path, allow_pickle=False)
-        except (ValueError, OSError) as error:
+        except NUMPY_ERRORS as error:
             raise UserError(f"label raster {path} cannot be read: {error}") from None
+        if not isinstance(values, np.ndarray) or values.dtype.kind not in "biuf":
+            raise UserError(f"label raster {path} must hold one array of numbers")
     else:
         image, header = open_envi(path)
         values = mapped(layout(image))
