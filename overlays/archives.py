@@ -76,8 +76,11 @@ def unpack_beside(archive: Path, limit: int = UNPACKED_LIMIT) -> Path | None:
         UserError: as `members` does, or a tar archive that holds links or devices.
     """
     is_zip = zipfile.is_zipfile(archive)
-    if not is_zip and not tarfile.is_tarfile(archive):
-        return None
+    try:
+        if not is_zip and not tarfile.is_tarfile(archive):
+            return None
+    except DAMAGE as error:  # a compressed one that is cut short
+        raise UserError(f"archive {archive} cannot be read: {error}; fetch it again") from None
     folder = archive.with_name(archive.name.split(".zip")[0].split(".tar")[0].split(".tgz")[0] + "_unpacked")
     with atomic_path(folder) as temporary:
         temporary.mkdir()

@@ -144,6 +144,11 @@ def test_an_archive_is_refused_by_its_first_member_too_large(tmp_path, monkeypat
         archives.unpack_beside(tmp_path / "a.tar", limit=1000)
     with zipfile.ZipFile(tmp_path / "a.zip", "w", zipfile.ZIP_DEFLATED) as out:
         out.writestr("a.bin", bytes(5000))
+    with tarfile.open(tmp_path / "cut.tar.gz", "w:gz") as out:
+        out.add(tmp_path / "a.tar")
+    (tmp_path / "cut.tar.gz").write_bytes((tmp_path / "cut.tar.gz").read_bytes()[:60])
+    with pytest.raises(UserError, match="cut.tar.gz cannot be read"):
+        archives.unpack_beside(tmp_path / "cut.tar.gz")
     monkeypatch.setattr(archives, "MEMBER_LIMIT", 1000)
     with pytest.raises(UserError, match="above the limit"):
         archives.read_member(tmp_path / "a.zip", archives.members(tmp_path / "a.zip")["a.bin"])
