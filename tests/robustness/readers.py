@@ -295,8 +295,10 @@ def _users(folder: Path) -> None:
 
 
 def _taps(folder: Path) -> None:
-    _image(folder)
-    rows = [{"id": f"t{i}", "user": str(user), "image": "a.png", "messages": [
+    for user in (1, 11, 12, 74):  # a screenshot may stand in one split only
+        Image.fromarray(np.random.default_rng(user).integers(0, 255, (64, 96, 3), dtype=np.uint8)).save(
+            folder / f"{user}.png")
+    rows = [{"id": f"t{i}", "user": str(user), "image": f"{user}.png", "messages": [
         {"role": "user", "content": "<image>Tap OK"}, {"role": "assistant", "content": "click(10, 20)"}]}
         for i, user in enumerate((1, 11, 12, 74))]
     _rows(folder, rows)
@@ -389,7 +391,7 @@ READERS = {
     "screens": Reader(_users, _prepare("gui", "--raw", "{folder}/raw", *USERS),
                       ("raw/*/*/action.jsonl", "raw/*/*/survey_result.json", "raw/*/*/*.xml",
                        "raw/*/*/screenshots/*.jpg"), "out/metadata.json"),
-    "taps": Reader(_taps, _prepare("gui", "--jsonl", "{folder}/rows.jsonl", *USERS), ("rows.jsonl", "a.png"),
+    "taps": Reader(_taps, _prepare("gui", "--jsonl", "{folder}/rows.jsonl", *USERS), ("rows.jsonl", "11.png"),
                    "out/metadata.json"),
     "archives": Reader(_archives, _unpack, ("a.zip", "b.tar.gz")),
 }
