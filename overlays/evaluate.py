@@ -89,6 +89,7 @@ def _parser(domain: Domain | None, is_script: bool = False) -> Parser:
     parser.add_argument("--max-new-tokens", type=at_least(1), default=domain.max_new_tokens if domain else None,
                         help="of an answer (default: " + (str(domain.max_new_tokens) if domain and domain.max_new_tokens
                                                           else "the longest true answer and a quarter more") + ")")
+    parser.add_argument("--allow-symlinks", action="store_true", help=paths.SYMLINKS_HELP)
     if domain:
         domain.add_arguments(parser)
     return parser
@@ -133,6 +134,7 @@ def _collect(domain: Domain, flags: Namespace) -> Evaluation:
     from overlays.data import records
     from overlays.predict import load_records
 
+    paths.allow_symlinks(flags.allow_symlinks)
     checkpoint, folder = domain.locate(flags)
     data = flags.data or data_of(_run_folder(checkpoint, folder), domain.name)
     if Path(flags.split).name != flags.split:

@@ -23,7 +23,7 @@ import numpy as np
 from overlays.data import geotiff, records
 from overlays.data.envi import good_marks, ignore_value, layout, mapped, open_envi
 from overlays.errors import UserError
-from overlays.files import write_json
+from overlays.files import read_json, write_json
 from overlays.paths import cache_folder
 
 if TYPE_CHECKING:
@@ -258,10 +258,12 @@ def fit_processor(processor, dataset) -> None:
     ))
     rows = [(str(path.resolve()), *_state(path), window) for path, window in items]
     file = cache_folder() / f"statistics-{hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:24]}.json"
-    if not file.is_file():
+    try:
+        found = read_json(file, {"mean": [float], "std": [float]})
+    except UserError:  # not there yet, or damaged
         mean, std = fit_statistics(items)
-        write_json(file, {"mean": mean.tolist(), "std": std.tolist()})
-    found = json.loads(file.read_text(encoding="utf-8"))
+        found = {"mean": mean.tolist(), "std": std.tolist()}
+        write_json(file, found)
     set_statistics(processor, found["mean"], found["std"])
 
 

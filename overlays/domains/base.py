@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,7 +15,7 @@ import numpy as np
 
 from overlays import paths, registry, runs
 from overlays.errors import UserError
-from overlays.files import complete_folder, write_json
+from overlays.files import complete_folder, read_json, write_json
 from overlays.paths import relative
 from overlays.report import Section
 
@@ -237,10 +236,9 @@ def intervals(statistic: Callable[[np.ndarray], Mapping], groups: Sequence, keys
 def read_metadata(folder: Path) -> dict | None:
     """metadata.json of a folder; None where there is none or it is damaged."""
     try:
-        metadata = json.loads((folder / "metadata.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return read_json(folder / "metadata.json")
+    except UserError:
         return None
-    return metadata if isinstance(metadata, dict) else None
 
 
 def prepared_domain(folder: Path) -> str | None:

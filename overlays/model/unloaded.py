@@ -12,9 +12,10 @@ from pathlib import Path
 
 from torch import nn
 
-from overlays.files import atomic_path, write_json
+from overlays.files import atomic_path, read_json, write_json
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+INDEX_FORM = {"weight_map": {str: str}, "metadata?": dict}
 BLOCK = 1 << 24  # bytes copied at a time
 
 
@@ -50,7 +51,7 @@ def carry_over(model: nn.Module, folder: str | Path) -> None:
         index = {"metadata": {"total_size": sum(_size(entry) for entry in entries.values())},
                  "weight_map": dict.fromkeys(entries, SINGLE)}
     else:
-        index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+        index = read_json(folder / INDEX, INDEX_FORM)
     shards = sorted(set(index["weight_map"].values()))
     names = {shard: f"model-{number:05}-of-{len(shards) + 1:05}.safetensors"
              for number, shard in enumerate([*shards, None], start=1)}
@@ -80,7 +81,7 @@ def _tensor_files(name: str, cache_dir: str | None) -> dict[str, Path]:
     index = local(INDEX)
     if index is None:
         return {}
-    weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+    weight_map = read_json(index, INDEX_FORM, "copy the model again")["weight_map"]
     return {tensor: index.with_name(shard) for tensor, shard in weight_map.items()}
 
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from overlays.data.envi import good_marks, header_of, ignore_value, layout, mapped, open_envi
 from overlays.data.geotiff import open_tif
+from overlays.data.rasters import NUMPY_ERRORS
 from overlays.errors import UserError
 
 ENVI_SUFFIXES = (".hdr", ".img", ".dat", ".bsq", ".bil", ".bip", ".raw", ".rfl", ".rtgc", "")
@@ -264,7 +265,7 @@ def read_wavelengths(path: str | Path, bands: int) -> np.ndarray:
         else:
             numbers = [re.match(r"\s*([-+.\deE]+)", line) for line in path.read_text().splitlines()]
             values = np.array([float(number.group(1)) for number in numbers if number])
-    except (OSError, ValueError) as error:
+    except (*NUMPY_ERRORS, AttributeError) as error:  # AttributeError: an archive of arrays
         raise UserError(f"wavelength file {path} cannot be read: {error}") from None
     if len(values) != bands:
         raise UserError(f"wavelength file {path} lists {len(values)} bands, the cube has {bands}")

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
 
 from overlays.data.envi import ignore_value, layout, mapped, open_envi
 from overlays.data.geotiff import open_tif
+from overlays.data.rasters import NUMPY_ERRORS
 from overlays.domains.cuprite.classes import BY_NAME, CLASSES, RULE_CODES
 from overlays.errors import UserError
+from overlays.files import read_json
 
 
 class MicaLabeller:
@@ -105,8 +106,10 @@ def read_label_raster(path: str | Path, shape: tuple[int, int], class_map: str |
     elif path.suffix.lower() == ".npy":
         try:
             values = np.load(path, allow_pickle=False)
-        except (ValueError, OSError) as error:
+        except NUMPY_ERRORS as error:
             raise UserError(f"label raster {path} cannot be read: {error}") from None
+        if not isinstance(values, np.ndarray) or values.dtype.kind not in "biuf":
+            raise UserError(f"label raster {path} must hold one array of numbers")
     else:
         image, header = open_envi(path)
         values = mapped(layout(image))
@@ -149,10 +152,10 @@ def _class_table(path: Path, class_map: str | Path | None, names: list[str]) -> 
                                 "say with --class-map what they count as")
             return {float(value): known[name] for value, name in enumerate(names)}
         return {float(mineral.code): mineral.code for mineral in CLASSES}
+    entries = read_json(class_map, {str: (str, int)}, "it must map a raster value to a class name")
     try:
-        entries = json.loads(Path(class_map).read_text(encoding="utf-8"))
         numbers = {float(key): value for key, value in entries.items()}
-    except (OSError, ValueError, AttributeError) as error:
+    except ValueError as error:
         raise UserError(f"class map {class_map} is not a JSON object of raster value -> class name: {error}") from None
     table = {}
     for number, name in numbers.items():

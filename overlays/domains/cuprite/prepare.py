@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import re
@@ -34,11 +33,15 @@ from overlays.domains.cuprite.labels import read_label_raster
 from overlays.domains.cuprite.questions import tile_records
 from overlays.domains.cuprite.scan import Scan, scan, valid_pixels
 from overlays.errors import UserError
-from overlays.files import sha256, write_jsonl
+from overlays.files import misfit, read_json, sha256, write_jsonl
 from overlays.flags import check_choices, option
 from overlays.paths import ROOT, relative
 
 TILE_PX = 224  # side of a tile
+METADATA = {  # what rendering a window reads of metadata.json
+    "parameters": {"tile_size": int, "wavelengths?": str, "scale?": float}, "bands": [{"wavelength_nm": float}],
+    "composites": {str: {"bands": [int], "limits": [[float]]}},
+}
 
 
 @dataclass(frozen=True)
@@ -176,14 +179,14 @@ def _read_window(cube_path: str | Path, row: int, col: int, metadata: dict | str
                  ) -> tuple[Cube, np.ndarray, np.ndarray, dict, bool]:
     """(cube, reflectance (tile, tile, bands) with NaN where not valid, good bands, metadata, same bands as there)."""
     if not isinstance(metadata, dict):
-        try:
-            metadata = json.loads(Path(metadata).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise UserError(f"metadata {metadata} of the prepared data cannot be read: {error}") from None
+        metadata = read_json(metadata, hint="prepare the data again")
+    problem = misfit(metadata, METADATA)
+    if problem:
+        raise UserError(f"metadata.json of the prepared data is damaged: {problem}; prepare the data again")
     known, tile = metadata["parameters"], metadata["parameters"]["tile_size"]
     # metadata.json names files inside the project relative to it.
-    wavelengths = ROOT / known["wavelengths"] if known["wavelengths"] else None
-    cube = open_cube(cube_path, wavelengths, known["scale"])
+    wavelengths = ROOT / known["wavelengths"] if known.get("wavelengths") else None
+    cube = open_cube(cube_path, wavelengths, known.get("scale"))
     rows, cols, _ = cube.shape
     if not (0 <= row <= rows - tile and 0 <= col <= cols - tile):
         raise UserError(f"window {row} {col} of {tile} pixels leaves the {rows} x {cols} cube {cube_path}: rows go "

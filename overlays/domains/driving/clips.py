@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import os
 import re
 import shutil
 import zipfile
@@ -17,10 +16,11 @@ from pathlib import Path
 import numpy as np
 
 from overlays import archives
+from overlays.data.tables import check_rows
 from overlays.data.video import opened
 from overlays.domains.driving.skips import ClipSkip, no_room
 from overlays.errors import UserError
-from overlays.files import atomic_path
+from overlays.files import atomic_path, link
 
 CAMERA = "camera_front_wide_120fov"
 MEDIA = re.compile(r"[\w][\w.-]*\.[0-9a-f]{12}(?:-\d{5,})?\.mp4")  # what prepare calls its videos
@@ -48,7 +48,7 @@ class File:
         return hashlib.sha256(json.dumps(state).encode()).hexdigest()[:12]
 
     def place(self, target: Path) -> None:
-        """Put it at `target`: unpacked, else a hard link, else a symbolic one. One that is there in full stays."""
+        """Put it at `target`: unpacked, else a hard link, else a copy. One that is there in full stays."""
         if self.member:
             if target.is_symlink() or not archives.is_member(target, self.member):
                 target.unlink(missing_ok=True)
@@ -57,10 +57,7 @@ class File:
         if target.is_file() and target.samefile(self.path):
             return
         with atomic_path(target) as temporary:
-            try:
-                os.link(self.path.resolve(), temporary)
-            except OSError:
-                temporary.symlink_to(self.path.resolve())
+            link(self.path, temporary)
 
 
 @dataclass(frozen=True)
@@ -137,9 +134,11 @@ def read_index(raw: Path) -> dict[str, tuple[bool, str | None]]:
     if not path.is_file():
         return {}
     try:
+        check_rows(path)
         table = pd.read_parquet(path)
         table = table.set_index("clip_id") if "clip_id" in table.columns else table
         if splits.is_file():
+            check_rows(splits)
             labels = pd.read_parquet(splits)
             labels = labels.set_index("clip_id") if "clip_id" in labels.columns else labels
             table["split"] = labels["split"]
@@ -166,7 +165,8 @@ def read_timestamps(file: File, name: str) -> np.ndarray:
     import pandas as pd
 
     try:
-        table = pd.read_parquet(io.BytesIO(file.read()))
+        check_rows(content := io.BytesIO(file.read()))
+        table = pd.read_parquet(content)
     except MemoryError:
         raise
     except Exception as error:  # pyarrow raises many kinds on bad bytes

@@ -10,6 +10,7 @@ import numpy as np
 from scipy.interpolate import CubicSpline
 from scipy.spatial.transform import Rotation, Slerp
 
+from overlays.data.tables import check_rows
 from overlays.domains.driving.answers import MAX_CURVATURE, MAX_SPEED_MPS
 from overlays.domains.driving.skips import ClipSkip, check_unit
 
@@ -114,7 +115,8 @@ def read(source: Path | bytes, name: str = "") -> Egomotion:
 
     name = name or (source.name if isinstance(source, Path) else "egomotion")
     try:
-        table = pd.read_parquet(BytesIO(source) if isinstance(source, bytes) else source)
+        check_rows(content := BytesIO(source) if isinstance(source, bytes) else source)
+        table = pd.read_parquet(content)
     except MemoryError:
         raise
     except Exception as error:  # pyarrow raises many kinds on bad bytes

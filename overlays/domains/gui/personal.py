@@ -16,7 +16,7 @@ from typing import Literal
 from overlays.data import records
 from overlays.domains.gui.folds import KINDS, make_folds
 from overlays.errors import UserError
-from overlays.files import write_json
+from overlays.files import read_json, write_json
 from overlays.flags import option
 
 DONE = "metrics.json"  # the last file of a fold's folder
@@ -132,22 +132,21 @@ def begin(output: Path, checkpoint: Path, identities: dict[str, dict], note: Cal
 def _read_job(output: Path) -> dict:
     """{"checkpoint", "folds": {name: identity}} of an output folder, by name; no folds where it has no sound one."""
     try:
-        job = json.loads((output / JOB).read_text(encoding="utf-8"))
-        folds = {name: dict(job["folds"][name]) for name in sorted(job["folds"])}
-        return {"checkpoint": str(job["checkpoint"]), "folds": folds}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        job = read_json(output / JOB, {"checkpoint": str, "folds": {str: dict}})
+        return {"checkpoint": job["checkpoint"], "folds": dict(sorted(job["folds"].items()))}
+    except UserError:
         return {"checkpoint": "", "folds": {}}
 
 
 def finished(folder: Path, identity: dict) -> list[dict] | None:
     """The rows of a fold that was finished with the same settings, records and global checkpoint; else None."""
     try:
-        metrics = json.loads((folder / DONE).read_text(encoding="utf-8"))
+        metrics = read_json(folder / DONE, {"identity": dict, "n": int})
         if metrics["identity"] != identity:
             return None
         rows = read_rows(folder / ROWS)
         return rows if len(rows) == metrics["n"] else None
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, UserError):
         return None
 
 

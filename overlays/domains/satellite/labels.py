@@ -8,6 +8,7 @@ import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
 
+from overlays import archives
 from overlays.errors import UserError
 
 CITY_COLUMNS = ("city", "cityname", "name", "place", "municipality", "城市", "城市名称")
@@ -15,6 +16,8 @@ LABEL_COLUMNS = ("populationgrowth", "growth", "growthrate", "populationgrowthra
                  "人口增长")
 # Columns of numbers that are seldom the label; only a column named on the command line can be one of them.
 OTHER_NUMBERS = ("id", "index", "year", "lon", "lat", "longitude", "latitude", "x", "y", "population", "fid", "code")
+MAX_CELLS = 10_000_000  # of a workbook's first sheet, the empty ones before its last cell included
+MAX_WORKBOOK_BYTES = 256 << 20  # unpacked
 
 
 @dataclass(frozen=True)
@@ -96,6 +99,26 @@ def match_tiles(tiles: list[Path], cities: list[str]) -> dict[Path, str | None]:
     return found
 
 
+def _check_cells(path: Path) -> None:
+    """Raise UserError where the first sheet of a workbook would fill memory: a cell far out makes all before it."""
+    import openpyxl
+
+    archives.members(path, MAX_WORKBOOK_BYTES, flat=False)
+    book = openpyxl.load_workbook(path, read_only=True)
+    try:
+        sheet = book.worksheets[0]
+        sheet.reset_dimensions()  # the file's own word on its size
+        height = width = 0
+        for number, cells in enumerate(sheet.iter_rows(values_only=True), start=1):
+            if cells:
+                height, width = number, max(width, len(cells))
+            if height * width > MAX_CELLS:
+                raise UserError(f"its first sheet reaches to row {height} and column {width}, beyond {MAX_CELLS} "
+                                "cells: delete what stands far from the table")
+    finally:
+        book.close()
+
+
 def _read_table(path: Path):
     import pandas as pd
 
@@ -103,6 +126,7 @@ def _read_table(path: Path):
         raise UserError(f"there is no table of labels {path}: give one with --labels")
     try:
         if path.suffix.lower() in (".xlsx", ".xlsm"):
+            _check_cells(path)
             return pd.read_excel(path)
         if path.suffix.lower() in (".csv", ".tsv", ".txt"):
             return pd.read_csv(path, sep="\t" if path.suffix.lower() == ".tsv" else None, engine="python",
