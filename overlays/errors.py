@@ -1,16 +1,47 @@
-"""How a user's mistake ends: one sentence on stderr and exit status 2."""
+"""What a command tells: messages of the package, and a user's mistake as one sentence on stderr with status 2."""
 
+import logging
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 
 class UserError(Exception):
     """A mistake the user can fix. The message is one sentence: what is wrong, where, what to do."""
 
 
+class _Terminal(logging.Handler):
+    """Messages as lines: warnings on stderr, all others on stdout."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.levelno >= logging.WARNING:
+            print(f"warning: {record.getMessage()}", file=sys.stderr, flush=True)
+        else:
+            print(record.getMessage(), flush=True)
+
+
+@contextmanager
+def messages() -> Iterator[None]:
+    """Show what the package logs, for the time of a command."""
+    log, handler = logging.getLogger("overlays"), _Terminal()
+    if any(isinstance(other, _Terminal) for other in log.handlers):
+        yield  # a command within a command
+        return
+    before = log.level, log.propagate
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    log.propagate = False
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+        log.setLevel(before[0])
+        log.propagate = before[1]
+
+
 def run(main: Callable[[], object]) -> None:
-    """Call `main` and turn its mistakes into one line on stderr and an exit status.
+    """Call `main`, show what the package logs, and turn mistakes into one line on stderr and an exit status.
 
     2 for a UserError and for what the file system refuses (a file where a folder is wanted, no permission, a full
     disk), 130 for an interrupt, 141 where the reader of our output has gone.
@@ -18,7 +49,8 @@ def run(main: Callable[[], object]) -> None:
     for stream in (sys.stdout, sys.stderr):  # a name may hold what the terminal's encoding, or any, does not
         getattr(stream, "reconfigure", lambda **_: None)(errors="backslashreplace")
     try:
-        main()
+        with messages():
+            main()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

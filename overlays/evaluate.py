@@ -3,6 +3,7 @@
     python -m overlays.evaluate --domain gui --checkpoint outputs/gui-global --split val
 """
 
+import logging
 import os
 import sys
 from argparse import Namespace
@@ -22,6 +23,8 @@ from overlays.domains.base import (
 from overlays.errors import UserError, run
 from overlays.files import sha256, write_json
 from overlays.flags import Parser, at_least
+
+log = logging.getLogger(__name__)
 
 
 def evaluate(checkpoint: str | Path | None = None, domain: str | Domain | None = None, split: str = "test",
@@ -167,11 +170,11 @@ def _evaluate(domain: Domain, flags: Namespace) -> dict:
     _write_report(domain, metrics, rows, evaluation)
     _print_table(domain, metrics)
     for note in domain.notes(metrics)[:1]:
-        print(note)
-    print(f"report: {evaluation.out / 'report.html'}")
+        log.info("%s", note)
+    log.info("report: %s", evaluation.out / "report.html")
     domain.finish(evaluation, rows, metrics)
     if warning:
-        print(f"warning: {warning}")
+        log.warning("%s", warning)
     return metrics
 
 
@@ -222,8 +225,8 @@ def _print_table(domain: Domain, metrics: dict) -> None:
     lines += [[cell.text for cell in row[:len(lines[0])]] for row in rows]
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
     for line in lines:
-        print("  ".join(text.ljust(width) if i == 0 else text.rjust(width)
-                        for i, (text, width) in enumerate(zip(line, widths, strict=True))).rstrip())
+        log.info("%s", "  ".join(text.ljust(width) if i == 0 else text.rjust(width)
+                                 for i, (text, width) in enumerate(zip(line, widths, strict=True))).rstrip())
 
 
 def _write_report(domain: Domain, metrics: dict, rows: list[dict], evaluation: Evaluation) -> None:

@@ -3,7 +3,6 @@
 import logging
 import os
 import socket
-import sys
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -19,6 +18,8 @@ from overlays.files import misfit
 from overlays.model import adapters, extensions, forward, heads, unloaded
 from overlays.model.adapters import adapter_base
 from overlays.model.parts import part_of, plain_name
+
+log = logging.getLogger(__name__)
 
 LARGEST = {  # what a config.json may ask for before its weights are looked at
     "num_hidden_layers": 1000, "depth": 1000, "hidden_size": 1 << 16, "intermediate_size": 1 << 18, "num_heads": 1024,
@@ -265,8 +266,8 @@ def _check_weights(name: str, model_class: str, report: dict) -> None:
         raise UserError(f"model {name} holds {key} with shape {tuple(stored)}, but its config.json makes it "
                         f"{tuple(wanted)}: give the weights that belong to this config.json")
     if unknown and os.environ.get("RANK", "0") == "0":
-        print(f"warning: model {name} holds {len(unknown)} tensors that {model_class} does not know and does not use, "
-              f"the first is {unknown[0]}", file=sys.stderr, flush=True)
+        log.warning("model %s holds %d tensors that %s does not know and does not use, the first is %s", name,
+                    len(unknown), model_class, unknown[0])
 
 
 def load_trained_parts(model: torch.nn.Module, checkpoint: str | Path) -> None:

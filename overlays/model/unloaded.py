@@ -4,6 +4,7 @@ A merged or fully trained model keeps them as they are in the base, for programs
 """
 
 import json
+import logging
 import math
 import os
 import re
@@ -13,6 +14,8 @@ from pathlib import Path
 from torch import nn
 
 from overlays.files import atomic_path, read_json, write_json
+
+log = logging.getLogger(__name__)
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 INDEX_FORM = {"weight_map": {str: str}, "metadata?": dict}
@@ -43,8 +46,8 @@ def carry_over(model: nn.Module, folder: str | Path) -> None:
         return
     gone = {file for file in tensors.values() if not file.is_file()}
     if gone:
-        print(f"not carried over: {len(tensors)} tensors of the base model that transformers does not load, because "
-              f"{min(gone)} is no longer there", flush=True)
+        log.warning("not carried over: %d tensors of the base model that transformers does not load, because %s is no "
+                    "longer there", len(tensors), min(gone))
         return
     if (folder / SINGLE).is_file():
         entries, _ = _header(folder / SINGLE)
@@ -62,8 +65,8 @@ def carry_over(model: nn.Module, folder: str | Path) -> None:
     index["weight_map"] = {tensor: names[shard] for tensor, shard in index["weight_map"].items()}
     index["weight_map"] |= dict.fromkeys(tensors, names[None])
     write_json(folder / INDEX, index)
-    print(f"carried over {len(tensors)} tensors of the base model that transformers does not load, the first is "
-          f"{min(tensors)}", flush=True)
+    log.info("carried over %d tensors of the base model that transformers does not load, the first is %s", len(tensors),
+             min(tensors))
 
 
 def _tensor_files(name: str, cache_dir: str | None) -> dict[str, Path]:
