@@ -151,9 +151,10 @@ def test_a_scene_is_named_after_a_folder_below_the_output(tmp_path, entry, index
 
 
 def test_depth_units_are_those_asked_for_unless_the_scene_names_its_own(tmp_path, entry):
-    assert infos.read_infos(write(tmp_path, entry), "train", tmp_path, None, 5000)[0].depth_scale == 5000
+    tum = infos.Conventions(depth_scale=5000)
+    assert infos.read_infos(write(tmp_path, entry), "train", tmp_path, None, tum)[0].depth_scale == 5000
     path = write(tmp_path, entry | {"depth_scale": 6553.5}, entry | {"depth_scale": -1}, entry | {"depth_scale": "x"})
-    own, *broken = infos.read_infos(path, "train", tmp_path, None, 5000)
+    own, *broken = infos.read_infos(path, "train", tmp_path, None, tum)
     assert own.depth_scale == 6553.5 and own.frames
     assert {scene.problem for scene in broken} == {"its depth_scale is not a number above 0"}
 

@@ -17,7 +17,7 @@ from overlays.errors import UserError
 from overlays.samples.scenes import COLOUR, DEPTH, FRAMES
 
 ARRAYS = {"scene", "image", "depth", "pose", "axis_align", "depth_intrinsic", "color_intrinsic", "depth_size",
-          "color_size", "depth_scale"}
+          "color_size", "depth_scale", "depth_rotated_bits"}
 
 
 def read(folder, split):
@@ -108,7 +108,8 @@ def test_frames_whose_pictures_are_of_no_use_are_left_out_and_the_choice_made_an
     scene = infos.read_infos(copy / "embodiedscan_infos_train.pkl", "train", copy)[0]
     assert [frame.image.name for frame, *_ in choose_frames(scene, 3)] == ["00001.jpg", "00002.jpg"]
     assert dict(scene.dropped) == {
-        "00000.jpg": "depth intrinsics do not fit a picture of 20 x 16 (principal point 24, 23)",
+        "00000.jpg": "depth intrinsics do not fit a picture of 20 x 16 (principal point 24, 23); --depth-size "
+                     "WIDTHxHEIGHT says which they fit",
         f"{FRAMES - 1:05d}.jpg": "depth picture cannot be read"}
 
 
@@ -219,7 +220,8 @@ def test_a_folder_that_takes_no_file_is_no_reason_to_copy(copy, tmp_path, monkey
 
 
 def test_depth_units_that_are_given_are_used_and_told(raw, tmp_path):
-    metadata = prepare(Settings(raw, output=tmp_path / "out", num_frames=1, depth_scale=5000))
+    metadata = prepare(Settings(raw, output=tmp_path / "out", num_frames=1, depth_scale=5000,
+                                contradictions="keep"))
     assert metadata["parameters"]["depth_scale"] == 5000
     assert metadata["counts"]["frames_by_depth_scale"] == {"5000": metadata["counts"]["frames"]}
     with np.load(tmp_path / "out" / METADATA) as file:
