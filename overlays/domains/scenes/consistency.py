@@ -177,7 +177,8 @@ def remedy(scenes: Sequence[Scene], used: Conventions, own: OwnSizes = (None, No
         by_changes.setdefault(way.flags(used).count("--"), []).append(way)
     for ways in (by_changes[number] for number in range(1, MOST_CHANGES + 1)):
         measured = zip(*(measure(scene, used, ways, own)[1:] for scene in scenes), strict=True)
-        value, flags = max((pool(results).lowest, way.flags(used)) for way, results in zip(ways, measured, strict=True))
-        if value >= FOUND:
-            return flags, value
+        pooled = [(pool(results), way.flags(used)) for way, results in zip(ways, measured, strict=True)]
+        best, flags = max(pooled, key=lambda pair: pair[0].lowest)
+        if best.lowest >= (NEEDED if best.sparse else FOUND):
+            return flags, best.lowest
     return "", 0.0

@@ -43,7 +43,7 @@ from overlays.flags import check_choices, option
 METADATA = "scene_metadata.npz"
 INSTRUCTION = "Answer with a word or a phrase."
 NUM_FRAMES = 32
-REREAD = 8  # scenes at most that are read again to find the convention under which they agree
+REREAD = 8  # scenes at most that are read again to find how they agree
 
 
 @dataclass(frozen=True)

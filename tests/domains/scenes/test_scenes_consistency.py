@@ -181,8 +181,3 @@ def test_poses_as_stored_come_back(right):
     pose = content["data_list"][0]["images"][2]["cam2global"]
     for way in (Conventions(), Conventions("world-to-camera", "ros", "mm"), Conventions(camera_axes="opengl")):
         np.testing.assert_allclose(way.as_stored(way.camera_to_world(pose)), pose, atol=1e-9)
-
-
-def test_scenes_that_tell_nothing_each_are_refused_together(raw, tmp_path):
-    with pytest.raises(UserError, match="when they are read with --depth-scale 1000: run again with that"):
-        prepare(Settings(raw, output=tmp_path / "out", depth_scale=5000))
