@@ -213,6 +213,63 @@ def read_infos(path: Path, split: str, root: Path, wanted: Container[str] | None
             for number, row in enumerate(shown)]
 
 
+# Names by which scene_metadata.pkl may call what an infos file has: of a scene, of a frame.
+_SCENE_NAMES = {"axis_align_matrix": ("axis_alignment", "axis_align"), "depth_scale": ("depth_shift",),
+                "cam2img": ("intrinsic", "intrinsics", "color_intrinsic", "camera_intrinsics"),
+                "depth_cam2img": ("depth_intrinsic", "depth_intrinsics"), "images": ("frames", "views")}
+_FRAME_NAMES = {"img_path": ("image_path", "image", "color_path", "rgb_path", "file_path"),
+                "depth_path": ("depth_image_path", "depth", "depth_file"),
+                "cam2global": ("pose", "extrinsic", "camera_pose", "cam2world", "camera_to_world"),
+                "cam2img": ("intrinsic", "intrinsics"), "depth_cam2img": ("depth_intrinsic",)}
+_LISTS = {"img_path": ("image_paths", "img_paths", "image_files"), "depth_path": ("depth_paths", "depth_files"),
+          "cam2global": ("poses", "extrinsics", "camera_poses")}
+
+
+def read_scene_metadata(path: Path, root: Path, wanted: Container[str] | None = None,
+                        conventions: Conventions = Conventions()) -> list[Scene]:
+    """Scenes of a scene_metadata.pkl: {scene: {"frames": [{"image_path", "depth_path", "pose", ...}], ...}}, the same
+    under "scenes", or a list with "scene_id". Frames may also be lists side by side: image_paths, depth_paths, poses.
+
+    A scene's split is its own "split", "" without one. Names that are not those of an infos file: _SCENE_NAMES,
+    _FRAME_NAMES, _LISTS. Paths are taken from "posed_images" on.
+
+    Raises:
+        UserError: as `read_infos`.
+    """
+    content = load_pickle(path)
+    rows = content.get("scenes", content) if isinstance(content, dict) else content
+    if isinstance(rows, dict):
+        rows = [{"scene_id": name, **row} if isinstance(row, dict) else None for name, row in rows.items()]
+    if not isinstance(rows, list) or not rows or not all(isinstance(row, dict) for row in rows):
+        raise UserError(f"{path} is not a scene_metadata.pkl: it does not map scenes to their frames")
+    shown = tqdm(rows, desc=f"reading {path.name}", unit="scene", disable=None)
+    return [_scene(_as_info(row), f"entry {number} of {path.name}", str(row.get("split") or ""), root, wanted,
+                   conventions) for number, row in enumerate(shown)]
+
+
+def _as_info(row: dict) -> dict:
+    """An entry of scene_metadata.pkl as one of an infos file."""
+    info = _renamed(row, _SCENE_NAMES) | {"sample_idx": row.get("sample_idx", row.get("scene_id", row.get("scene")))}
+    columns = _renamed({name: row[name] for names in _LISTS.values() for name in names if name in row}, _LISTS)
+    if "images" not in info and columns and all(isinstance(value, list | tuple | np.ndarray)
+                                                for value in columns.values()):
+        info["images"] = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=False)]
+    if isinstance(info.get("images"), list | tuple):
+        info["images"] = [_renamed({"img_path": image} if isinstance(image, str) else image, _FRAME_NAMES)
+                          for image in info["images"] if isinstance(image, str | dict)]
+        for image in info["images"]:
+            for key in ("img_path", "depth_path"):
+                if isinstance(image.get(key), str) and "posed_images/" in image[key]:
+                    image[key] = "posed_images/" + image[key].rpartition("posed_images/")[2]
+    return info
+
+
+def _renamed(row: dict, names: dict[str, tuple[str, ...]]) -> dict:
+    """A row whose keys have the first of their names."""
+    first = {other: name for name, others in names.items() for other in others if name not in row}
+    return {first.get(key, key): value for key, value in row.items()}
+
+
 def scene_name(index: str) -> str:
     """A scene without the source before it: "scannet/scene0000_00" -> "scene0000_00"."""
     return index.partition("/")[2] or index

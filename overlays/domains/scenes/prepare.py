@@ -20,7 +20,7 @@ from __future__ import annotations
 import math
 import random
 from collections import Counter
-from collections.abc import Container
+from collections.abc import Container, Iterable
 from dataclasses import dataclass, fields, replace
 from itertools import chain, count
 from pathlib import Path
@@ -30,11 +30,12 @@ import numpy as np
 from tqdm import tqdm
 
 from overlays import samples
+from overlays.data.records import split_groups
 from overlays.domains.base import SPLITS, prepared_folder, write_metadata
 from overlays.domains.scenes import consistency
 from overlays.domains.scenes.cameras import OwnSizes, Size, fit, parse_size, sizes
 from overlays.domains.scenes.consistency import Agreement
-from overlays.domains.scenes.infos import Conventions, Frame, Scene, read_infos
+from overlays.domains.scenes.infos import Conventions, Frame, Scene, read_infos, read_scene_metadata
 from overlays.domains.scenes.question_files import Question, find_files, question_type, read_questions, task_of
 from overlays.errors import UserError
 from overlays.files import link, sha256, write_jsonl
@@ -42,6 +43,7 @@ from overlays.flags import check_choices, option
 
 METADATA = "scene_metadata.npz"
 INSTRUCTION = "Answer with a word or a phrase."
+SCENE_METADATA = "scene_metadata.pkl"  # as the LLaMA-Factory line keeps its scenes
 NUM_FRAMES = 32
 REREAD = 8  # scenes at most that are read again to find how they agree
 
@@ -50,12 +52,12 @@ REREAD = 8  # scenes at most that are read again to find how they agree
 class Settings:
     """Prepare questions about posed RGB-D scenes; without --data, from the sample rooms."""
 
-    data: Path | None = option(None, "folder with embodiedscan_infos_*.pkl and posed_images or scannet/posed_images "
-                               "(default: the sample, made in data/raw/scenes/sample)")
+    data: Path | None = option(None, "folder with embodiedscan_infos_*.pkl, or scene_metadata.pkl, and posed_images or "
+                               "scannet/posed_images (default: the sample, made in data/raw/scenes/sample)")
     infos: tuple[Path, ...] = option((), "infos files that lie elsewhere; their names hold train, val or test",
                                      listed=True)
-    questions: tuple[Path, ...] = option((), "SQA3D, ScanQA or Video-3D-LLM files, or folders of them (default: "
-                                         "DATA/questions)", listed=True)
+    questions: tuple[Path, ...] = option((), "SQA3D, ScanQA, Video-3D-LLM or LLaMA-Factory files, or folders of them "
+                                         "(default: DATA/questions, or DATA/merged_training_data.json)", listed=True)
     output: Path | None = option(None, "folder (default: data/prepared/scenes)")
     num_frames: int | None = option(None, "frames of a scene at most, evenly spaced (default: "
                                     f"{NUM_FRAMES}, or what suits the sample)")
@@ -152,12 +154,19 @@ def _resolve(settings: Settings) -> tuple[Settings, str]:
         frames, turns = frames or suited["num_frames"], turns or suited["turns"]
     if not data.is_dir():
         raise UserError(f"there is no data folder {data}")
-    infos = settings.infos or tuple(sorted(data.glob("embodiedscan_infos_*.pkl")))
+    infos = settings.infos or _first(sorted((data / folder).glob(name)) for name in (
+        "embodiedscan_infos_*.pkl", SCENE_METADATA) for folder in (".", "embodiedscan"))
     if not infos:
-        raise UserError(f"there is no embodiedscan_infos_*.pkl in {data}: name the files with --infos")
-    questions = settings.questions or (data / "questions",)
+        raise UserError(f"there is no embodiedscan_infos_*.pkl and no {SCENE_METADATA} in {data} or its folder "
+                        "embodiedscan: name the files with --infos")
+    questions = settings.questions or _first([path] if path.exists() else [] for path in (
+        data / "questions", data / "merged_training_data.json")) or (data / "questions",)
     return replace(settings, data=data, infos=infos, questions=questions, num_frames=frames or NUM_FRAMES,
                    turns=turns or 1), source
+
+
+def _first(choices: Iterable[list[Path]]) -> tuple[Path, ...]:
+    return tuple(next(filter(None, choices), ()))
 
 
 def _read_scenes(settings: Settings, asked: Counter) -> tuple[dict[str, Scene], list[dict]]:
@@ -166,14 +175,28 @@ def _read_scenes(settings: Settings, asked: Counter) -> tuple[dict[str, Scene], 
     repeated = []
     for path in settings.infos:
         split = next((name for name in SPLITS if f"_{name}" in f"_{path.stem.lower()}"), None)
-        if split is None:
+        if path.name == SCENE_METADATA:
+            read = read_scene_metadata(path, settings.data, asked, settings.conventions)
+            _assign([scene for scene in read if scene.split not in SPLITS and asked[scene.name]], settings.seed)
+        elif split is None:
             raise UserError(f"the name of the infos file {path} says neither train, val nor test")
-        for scene in read_infos(path, split, settings.data, asked, settings.conventions):
+        else:
+            read = read_infos(path, split, settings.data, asked, settings.conventions)
+        for scene in read:
             if scene.name in scenes:
                 repeated.append({"scene": scene.name, "reason": f"named again in {path.name}", "questions": 0})
             else:
                 scenes[scene.name] = scene
     return scenes, repeated
+
+
+def _assign(scenes: list[Scene], seed: int) -> None:
+    """Assign at random a split to each scene, 80 %, 10 % and 10 %."""
+    rows = [{"scene": scene.name} for scene in scenes]
+    assigned = split_groups(rows, dict(zip(SPLITS, (0.8, 0.1, 0.1), strict=True)), "scene", seed)
+    split_of = {row["scene"]: split for split, members in assigned.items() for row in members}
+    for scene in scenes:
+        scene.split = split_of[scene.name]
 
 
 def _read_questions(settings: Settings) -> tuple[list[Question], list[dict]]:

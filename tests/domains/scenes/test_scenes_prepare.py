@@ -323,3 +323,28 @@ def test_what_is_missing_is_named(tmp_path, raw):
     (write / "file").touch()
     with pytest.raises(UserError, match="holds other files"):
         prepare(Settings(raw, output=write))
+
+
+def test_a_folder_of_the_llama_factory_line_is_prepared(copy, tmp_path):
+    """Infos below embodiedscan/, merged training data beside it; then scenes by their own pickle alone."""
+    (copy / "embodiedscan").mkdir()
+    rows, scenes = [], {}
+    for path in sorted(copy.glob("embodiedscan_infos_*.pkl")):
+        for entry in infos.load_pickle(path)["data_list"]:
+            images = [image["img_path"] for image in entry["images"]]
+            rows.append({"instruction": "<image>" * len(images), "input": "What colour is the box?", "output": "red",
+                         "images": images})
+            scenes[entry["sample_idx"].split("/")[1]] = {
+                "frames": [{"image_path": image["img_path"], "depth_path": image["depth_path"],
+                            "pose": image["cam2global"]} for image in entry["images"]],
+                "intrinsic": entry["cam2img"], "depth_intrinsic": entry["depth_cam2img"],
+                "axis_align_matrix": entry["axis_align_matrix"]}
+        path.rename(copy / "embodiedscan" / path.name)
+    shutil.rmtree(copy / "questions")
+    (copy / "merged_training_data.json").write_text(json.dumps(rows))
+    metadata = prepare(Settings(copy, output=tmp_path / "out"))
+    assert metadata["counts"]["questions"] == {"train": 11, "val": 2, "test": 3}
+    shutil.rmtree(copy / "embodiedscan")
+    (copy / "scene_metadata.pkl").write_bytes(pickle.dumps(scenes))
+    metadata = prepare(Settings(copy, output=tmp_path / "own"))
+    assert sum(metadata["counts"]["questions"].values()) == 16 and all(metadata["counts"]["questions"].values())
