@@ -20,7 +20,7 @@ from typing import Any, Literal
 import yaml
 
 from overlays.errors import UserError
-from overlays.train import inherited, library
+from overlays.train import inherited, library, llamafactory
 
 PATCH = 28 * 28  # pixels of one visual token of Qwen2-VL, in which upstream counts
 LogLevel = Literal["detail", "debug", "info", "warning", "error", "critical", "passive"]
@@ -262,6 +262,16 @@ def _yaml_words(file: Path, parser: _Parser) -> list[str]:
         raise UserError(f"configuration {file} cannot be read: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
         raise UserError(f"configuration {file} must be a mapping of flag names to values")
+    flags = {name.removeprefix("--") for name in parser.flags()}
+    foreign = llamafactory.is_one(values, flags)
+    values, unknown = llamafactory.translate(values, flags) if foreign else (
+        values, [str(name) for name in values if name not in flags])
+    if foreign and unknown:
+        raise UserError(f"configuration {file} is one of LLaMA-Factory, with keys that have no counterpart here: "
+                        f"{', '.join(unknown)}; take them out")
+    if len(unknown) > 1:
+        raise UserError(f"configuration {file} has keys that are not flags: {', '.join(unknown)} (see {parser.prog} "
+                        "--help)")
     words = []
     for name, value in values.items():
         if value is None:
