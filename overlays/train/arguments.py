@@ -60,7 +60,7 @@ class ModelArguments(BaseModelArguments):
     feature_processing_method: str = option(
         "sin3d_pe", "base: none; sin3d_pe, mlp_pe, or one registered in model/spatial.py")
     position_encoding_dim: int = option(0, "channels of the encoding; 0: the hidden size")
-    voxel_size_m: float = option(0.1, "metres that count as 1 in the encoding")
+    voxel_size_m: float = option(2.0, "metres that count as 1 in the encoding")
     max_depth_m: float = option(10.0, "depth beyond this is invalid, in metres")
 
 
