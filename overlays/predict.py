@@ -192,7 +192,7 @@ def checkpoint_identity(checkpoint: str | Path, base_model: str | None = None) -
     return hashlib.sha256(words.encode()).hexdigest()
 
 
-def _keys(chosen: Sequence[dict], media_root: Path) -> list[str]:
+def record_keys(chosen: Sequence[dict], media_root: Path) -> list[str]:
     """Digest of each record with its media and scene, which count by size and time of change."""
     def state(path: Path) -> list:
         try:
@@ -203,8 +203,8 @@ def _keys(chosen: Sequence[dict], media_root: Path) -> list[str]:
 
     root, keys = str(media_root.resolve()), []
     for record in chosen:
-        paths = [*records.media_files(record, media_root),
-                 media_root / str((record.get("scene") or {}).get("metadata", ""))]
+        scene = (record.get("scene") or {}).get("metadata")
+        paths = [*records.media_files(record, media_root), *([media_root / str(scene)] if scene else [])]
         words = json.dumps([root, record, list(map(state, paths))], sort_keys=True)
         keys.append(hashlib.sha256(words.encode()).hexdigest())
     return keys
@@ -214,7 +214,7 @@ def _keys(chosen: Sequence[dict], media_root: Path) -> list[str]:
 
 def predict(model, processor, records: Sequence[dict], media_root: str | Path = ".", batch_size: int = 8,
             max_new_tokens: int = 128, out_path: str | Path | None = None, identity: str = "",
-            note: Callable[[str], None] | None = None) -> list[dict]:
+            note: Callable[[str], None] | None = None, keep: bool = False) -> list[dict]:
     """Answer every record greedily, in the order of the records, and write predictions.jsonl where `out_path` says so.
 
     Answers are kept in `<out_path>.partial` batch by batch; after an interruption the next call takes those to records
@@ -226,6 +226,7 @@ def predict(model, processor, records: Sequence[dict], media_root: str | Path = 
         out_path: None writes nothing that stays.
         identity: which checkpoint this is, see `checkpoint_identity`.
         note: told in one sentence when an interrupted prediction goes on.
+        keep: leave the answers beside the output, so that a later call for more records takes them.
 
     Returns:
         Rows of the file: the records' keys without the conversation, and "question", "answer", "prediction".
@@ -240,12 +241,14 @@ def predict(model, processor, records: Sequence[dict], media_root: str | Path = 
     chosen, media_root, out_path = list(records), Path(media_root), Path(out_path)
     if batch_size < 1 or max_new_tokens < 1:
         raise UserError(f"batch size and answer length must be at least 1, not {batch_size} and {max_new_tokens}")
-    keys = _keys(chosen, media_root)
-    answers = Answers(out_path, f"{identity} {max_new_tokens} thinking {chat.thinking_of(processor)}")
+    keys = record_keys(chosen, media_root)
+    size = processor.image_processor.size
+    answers = Answers(out_path, f"{identity} {max_new_tokens} thinking {chat.thinking_of(processor)} pixels "
+                                f"{size['shortest_edge']} {size['longest_edge']}")
     missing = [i for i, key in enumerate(keys) if key not in answers]
     kept = len(chosen) - len(missing)
     if kept and note:
-        note(f"{kept} of {len(chosen)} answers are there from an interrupted run; going on")
+        note(f"{kept} of {len(chosen)} answers are there from an earlier run; going on")
 
     batches = _batches(chosen, missing, batch_size)
     loader = prompt_loader(chosen, batches, processor, media_root, next(model.parameters()).is_cuda, max_depth_m(model))
@@ -257,7 +260,8 @@ def predict(model, processor, records: Sequence[dict], media_root: str | Path = 
             bar.update(len(rows))
     found = [prediction_row(record, answers[key]) for record, key in zip(chosen, keys, strict=True)]
     write_jsonl(out_path, found)
-    answers.remove()
+    if not keep:
+        answers.remove()
     return found
 
 

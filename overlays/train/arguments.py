@@ -390,6 +390,8 @@ def _start_cpu_processes() -> None:
         os.environ.setdefault(name, value)
     import deepspeed
 
+    # Not its kernels for shared memory: they need a compiler, and before 0.19 give NaN on a CPU without AVX-512.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.init_distributed(dist_backend="gloo")
 
 

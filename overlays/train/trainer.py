@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 import transformers
+from peft import PeftModel
 from safetensors.torch import save_file
 from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import rotate_checkpoints
@@ -37,7 +38,7 @@ def _changed(args, **values):
 
 
 def _is_lora(model) -> bool:
-    return hasattr(model, "peft_config")
+    return isinstance(model, PeftModel)  # a plain model that was loaded through an adapter has a peft_config too
 
 
 class SeededLengthSampler(LengthGroupedSampler):
