@@ -25,10 +25,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from overlays.domains.driving.answers import read_answer
+from overlays.domains.driving.egomotion import LOW_SPEED_MPS
 from overlays.errors import UserError
 
 TURN_PER_M = 0.005  # a radius of 200 m
-SLOW_MPS = 1.0
 HORIZONS_S = (0.25, 0.5, 1.0)
 BASELINES = ("train_mean", "hold_v_zero_k", "hold_both", "linear_v_hold_k")
 PAIRS = "as {'v': [...], 'k': [...]} of finite numbers"
@@ -71,7 +71,7 @@ class Row:
     @property
     def low_speed(self) -> bool:
         """Whether the car is slower than 1 m/s at some pair."""
-        return bool((np.abs(self.target[:, 0]) < SLOW_MPS).any())
+        return bool((np.abs(self.target[:, 0]) < LOW_SPEED_MPS).any())
 
 
 def integrate(times: np.ndarray, pairs: np.ndarray) -> np.ndarray:

@@ -16,7 +16,7 @@ import pytest
 from overlays.data import records
 from overlays.data.video import read_frames
 from overlays.domains.driving import clips, egomotion
-from overlays.domains.driving.answers import parse_pairs
+from overlays.domains.driving.answers import read_answer
 from overlays.domains.driving.prepare import Settings, prepare
 from overlays.errors import UserError
 from overlays.files import write_jsonl
@@ -78,7 +78,7 @@ def test_records_are_sound_and_say_what_the_motion_was(prepared):
             assert row["past"]["times"][-1] == 0.0
             last = frame_us[row["video_end"] - 1] / 1e6
             assert row["past"]["v"][-1] == pytest.approx(float(drive.speed(last)), abs=0.02)
-            said = parse_pairs(row["conversations"][1]["value"], 4)
+            said = read_answer(row["conversations"][1]["value"], 4).pairs
             assert said[:, 0] == pytest.approx(row["future"]["v"], abs=0.006)
             assert said[:, 1] == pytest.approx(row["future"]["k"], abs=6e-6)
 
@@ -90,7 +90,7 @@ def test_past_motion_changes_the_question_and_nothing_else(prepared, sample_clip
             assert told["task"] == "past_motion"
             asked = told["conversations"][0]["value"]
             assert asked.startswith(plain["conversations"][0]["value"])
-            assert parse_pairs(asked, 4)[:, 0] == pytest.approx(told["past"]["v"], abs=0.006)
+            assert read_answer(asked, 4).pairs[:, 0] == pytest.approx(told["past"]["v"], abs=0.006)
             for key in ("id", "video", "future", "past", "times"):
                 assert told[key] == plain[key]
             assert told["conversations"][1] == plain["conversations"][1]
@@ -143,7 +143,7 @@ def test_messages_are_written_on_request_and_pairs_can_be_one_a_frame(sample_cli
     message, *_ = records.read(tmp_path / "out" / "messages" / f"{split}.jsonl", convert=False)
     assert message["messages"][0]["content"][0] == {"type": "video", "video": row["video"]}
     assert to_record(message) == row
-    assert len(row["future"]["v"]) == 30 and parse_pairs(row["conversations"][1]["value"], 30).shape == (30, 2)
+    assert len(row["future"]["v"]) == 30 and read_answer(row["conversations"][1]["value"], 30).pairs.shape == (30, 2)
 
 
 def test_own_splits_keep_clips_whole(unpacked, tmp_path):
@@ -207,7 +207,7 @@ def test_a_set_of_many_frame_rates_has_one_number_of_pairs(tmp_path):
         assert metadata["fps"] == [24, 25, 30, 50, 60] and metadata["parameters"]["pairs"] == 30
         for row in (row for split in ALL for row in rows(tmp_path / "out", split)):
             assert "exactly 30 pairs" in row["conversations"][0]["value"]
-            assert len(parse_pairs(row["conversations"][1]["value"], 30)) == 30
+            assert len(read_answer(row["conversations"][1]["value"], 30).pairs) == 30
             last = row["future"]["v"][0] - row["times"][0]
             assert row["times"] == pytest.approx(np.arange(1, 31) / 30, abs=1e-5)
             assert row["future"]["v"] == pytest.approx(last + np.arange(1, 31) / 30, abs=2e-4)
