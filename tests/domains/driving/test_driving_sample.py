@@ -23,7 +23,7 @@ def test_the_layout_is_the_real_one(sample_clips):
     assert list(table.columns) == ["timestamp", "qx", "qy", "qz", "qw", "x", "y", "z", "vx", "vy", "vz", "ax", "ay",
                                    "az", "curvature"]
     index = pd.read_parquet(sample_clips / "clip_index.parquet")
-    assert index.index.name == "clip_id" and list(index.columns) == ["clip_is_valid", "chunk", "split"]
+    assert index.index.name == "clip_id" and list(index.columns) == ["clip_is_valid", "chunk", "split", "road"]
     assert len(index) == 10
 
 
