@@ -92,11 +92,12 @@ def draw(rng: np.random.Generator, kind: str, seconds: float) -> Drive:
         speeds = np.clip(speeds, max(slowest - 2, 2), fastest)
     drive = Drive(kind, place, knots, speeds, np.array([0.0, 1.0]), np.zeros(2))
     # A knot of the road about every two seconds of driving, and on to where the camera sees.
-    spacing = max(2.0 * float(speeds.mean()), 12.0)
+    unrelated = kind == "any speed"  # then neither bends nor their distance may tell the speed
+    spacing = max(2.0 * (fastest if unrelated else float(speeds.mean())), 12.0)
     start, end = drive.way(np.array([knots[0], knots[-1]]))
     ways = np.arange(start - road.BEHIND_M - spacing, end + road.AHEAD_M + 2 * spacing, spacing)
     passing = np.maximum(np.interp(ways, drive.way(knots) + np.arange(len(knots)) * 1e-6, speeds), 3.0)
-    limit = np.minimum(3.0 / passing**2, 0.09)
+    limit = np.minimum(3.0 / (fastest if unrelated else passing) ** 2, 0.09) * np.ones(len(ways))
     side = {"left": 1, "slow left": 1, "right": -1, "slow right": -1}.get(kind, 0)
     if side:
         curvatures = side * rng.uniform(0.35, 0.9, len(ways)) * limit

@@ -120,6 +120,10 @@ def test_on_the_open_road_neither_looks_nor_blur_tell_the_speed(monkeypatch):
     number = sample.KINDS.index("any speed")
     assert KINDS["open"].speeds_mps == (4, 33)
     assert {sample.drive_of(0, number + i * len(sample.KINDS)).road for i in range(20)} == {"open"}
+    drives = [sample.drive_of(0, number + i * len(sample.KINDS)) for i in range(60)]
+    speeds = [drive.speeds_mps.mean() for drive in drives]
+    for cue in ([np.abs(drive.curvatures).mean() for drive in drives], [np.diff(drive.ways_m)[0] for drive in drives]):
+        assert np.ptp(cue) == 0 or abs(np.corrcoef(speeds, cue)[0, 1]) < 0.35  # slow roads do not bend more
     cameras = []
     monkeypatch.setattr(sample.road, "Road", lambda *arguments: cameras.append(arguments[-1]) or Road(*arguments))
     still = next(sample.pictures(0, number, 2, Camera()))
