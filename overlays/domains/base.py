@@ -174,7 +174,9 @@ class Domain:
         if named and not Path(named).is_dir() and named.count("/") == 1 and not named.startswith("."):
             return named, paths.OUTPUTS / named.replace("/", "--")
         checkpoint = runs.find_checkpoint(named, paths.OUTPUTS, self.name)
-        return checkpoint, checkpoint
+        if runs.is_run(checkpoint):
+            return checkpoint, checkpoint
+        return checkpoint, paths.OUTPUTS / "--".join(checkpoint.resolve().parts[-2:])  # nothing into a user's model
 
     def check(self, evaluation: Evaluation) -> None:
         """Raise UserError for what cannot be scored, before a model is loaded. May narrow `evaluation.records`."""

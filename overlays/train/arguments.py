@@ -175,7 +175,7 @@ class PretrainingFlags(BaseFlags):
     lr_scheduler_type: library.enum_of("SchedulerType") = option("cosine", "learning rate schedule")
     warmup_steps: float = option(0.05, "steps; below 1: the share of all steps")
     num_train_epochs: float = option(100, "passes over the tiles")
-    save_strategy: library.enum_of("SaveStrategy") = option("epoch", "when a checkpoint is saved")
+    save_steps: float = option(0.1, "steps between two checkpoints; below 1: the share of all steps")
     save_total_limit: int | None = option(2, "checkpoints that are kept")
 
 

@@ -301,7 +301,8 @@ def train(model_args, data, training) -> None:
     """One run from flags to run folder, by the engine that the flags ask for."""
     engine = shared.choose_engine(training.engine, arguments.upstream_flags())
     transformers.set_seed(training.seed)
-    shared.drive(prepare(model_args, data, training, engine))
+    with shared.exclusive(training):
+        shared.drive(prepare(model_args, data, training, engine))
 
 
 def view(*groups) -> SimpleNamespace:

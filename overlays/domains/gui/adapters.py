@@ -121,7 +121,7 @@ def run(work: Sequence[personal.Job], checkpoint: Path, media_root: Path, output
         base, rows = _answer(fold, base, job, media_root, settings, json.dumps(identities[job.name]))
         metrics = click_metrics(distances(rows))
         for left in runs.checkpoints(folder):
-            shutil.rmtree(left)
+            runs.remove_checkpoint(left)
         write_json(folder / personal.DONE, {"identity": identities[job.name], "train_loss": loss, **metrics})
         note(f"{label} ({number}/{len(work)}): {len(job.train)} taps, loss {loss:.3f}, click accuracy "
              f"{metrics['click_accuracy']:.3f} on {metrics['n']}")

@@ -26,7 +26,7 @@ def main(words: Sequence[str] | None = None) -> None:
     flags, training = parser.parse_known_args(words)
     from overlays.domains.gui import adapters
     from overlays.predict import load_records
-    from overlays.runs import find_checkpoint
+    from overlays.runs import find_checkpoint, lock
 
     file = flags.data / f"{flags.split}.jsonl"
     if not file.is_file():
@@ -37,6 +37,7 @@ def main(words: Sequence[str] | None = None) -> None:
     seed = adapters.read_flags(training, checkpoint)["seed"]
     work = personal.jobs(of_users(records, flags.users, file), settings, seed=seed)
     print(f"{len(work)} adapters on {checkpoint} into {flags.output_dir}", flush=True)
-    adapters.run(work, checkpoint, media_root, flags.output_dir, settings, training,
-                 lambda text: print(text, flush=True))
+    with lock(flags.output_dir):
+        adapters.run(work, checkpoint, media_root, flags.output_dir, settings, training,
+                     lambda text: print(text, flush=True))
     print(f"score them beside the global model: python scripts/evaluate_gui.py --personal {flags.output_dir}")

@@ -19,7 +19,7 @@ from overlays.domains.satellite.embeddings import NORM_TOLERANCE, Raster, open_r
 from overlays.domains.satellite.labels import Labels, key, match_tiles, read_labels
 from overlays.domains.satellite.score import r2
 from overlays.errors import UserError
-from overlays.files import atomic_path, sha256, write_jsonl
+from overlays.files import atomic_path, reserve, sha256, write_jsonl
 from overlays.flags import option
 from overlays.paths import relative
 
@@ -200,6 +200,7 @@ def convert_tile(raster: Raster, path: Path) -> Tile:
     total, count, lengths = np.zeros(raster.bands), 0, []
     with atomic_path(path) as temporary:
         stored = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.float16, shape=shape)
+        reserve(temporary)
         for start, values in windows(raster):
             stored[:, start:start + values.shape[1]] = values
             valid = ~np.isnan(values[0])
