@@ -22,7 +22,7 @@ import yaml
 from overlays.errors import UserError
 from overlays.files import misfit
 from overlays.paths import SYMLINKS_HELP, allow_symlinks
-from overlays.train import inherited, library
+from overlays.train import inherited, library, llamafactory
 
 YAML_BYTES = 1 << 20  # of a configuration
 PATCH = 28 * 28  # pixels of one visual token of Qwen2-VL, in which upstream counts
@@ -63,7 +63,7 @@ class ModelArguments(BaseModelArguments):
     feature_processing_method: str = option(
         "sin3d_pe", "base: none; sin3d_pe, mlp_pe, or one registered in model/spatial.py")
     position_encoding_dim: int = option(0, "channels of the encoding; 0: the hidden size")
-    voxel_size_m: float = option(0.1, "metres that count as 1 in the encoding")
+    voxel_size_m: float = option(2.0, "metres that count as 1 in the encoding")
     max_depth_m: float = option(10.0, "depth beyond this is invalid, in metres")
 
 
@@ -303,8 +303,19 @@ def read_yaml(file: Path) -> dict:
 
 def _yaml_words(file: Path, parser: _Parser) -> list[str]:
     """A YAML mapping of flag names to values as command-line words."""
+    values = read_yaml(file)
+    flags = {name.removeprefix("--") for name in parser.flags()}
+    foreign = llamafactory.is_one(values, flags)
+    values, unknown = llamafactory.translate(values, flags) if foreign else (
+        values, [str(name) for name in values if name not in flags])
+    if foreign and unknown:
+        raise UserError(f"configuration {file} is one of LLaMA-Factory, with keys that have no counterpart here: "
+                        f"{', '.join(unknown)}; take them out")
+    if len(unknown) > 1:
+        raise UserError(f"configuration {file} has keys that are not flags: {', '.join(unknown)} (see {parser.prog} "
+                        "--help)")
     words = []
-    for name, value in read_yaml(file).items():
+    for name, value in values.items():
         if value is None:
             continue
         if isinstance(value, list):
