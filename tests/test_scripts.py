@@ -231,7 +231,7 @@ def test_shell_scripts_parse(script):
 
 
 ENTRY_POINTS = [
-    *sorted(path.name for path in (ROOT / "scripts").glob("*.py") if path.name != "_bootstrap.py"),
+    *sorted(path.name for path in (ROOT / "scripts").glob("*.py") if path.name[0] != "_"),
     "overlays.predict", "overlays.pretrain_mae", "overlays.train", "overlays.train_dpo", "overlays.upstream",
 ]
 

@@ -245,8 +245,10 @@ def _without_load_report() -> Iterator[None]:
 
 def _check_size(name: str, config, model_class: type) -> None:
     """Raise UserError where config.json makes a model many times larger than its files: it would fill memory first."""
+    from transformers.integrations import is_deepspeed_zero3_enabled
+
     stored = sum(file.stat().st_size for pattern in ("*.safetensors", "*.bin") for file in Path(name).glob(pattern))
-    if not stored:
+    if not stored or is_deepspeed_zero3_enabled():  # ZeRO-3 divides weights as they are made, which meta ones cannot be
         return
     with torch.device("meta"):
         made = _from_hub(name, lambda **_: sum(value.numel() for value in model_class(config).parameters()))

@@ -97,7 +97,7 @@ def test_a_file_of_llama_factory_is_read(tmp_path, caplog):
 
 def test_all_keys_without_a_counterpart_are_named_at_once(tmp_path):
     file = tmp_path / "c.yaml"
-    file.write_text(LLAMA_FACTORY + "val_size: 0.1\nuse_galore: true\nstage: dpo\n")
+    file.write_text(LLAMA_FACTORY.replace("stage: sft", "stage: dpo") + "val_size: 0.1\nuse_galore: true\n")
     with pytest.raises(UserError, match="LLaMA-Factory.*stage: dpo, val_size, use_galore; take them out"):
         arguments.read([str(file)], arguments.SFT)
     file.write_text("model_name_or_path: m\nlorar: 4\nlearningrate: 1\n")
