@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from overlays.domains.cuprite.bands import nearest_band
+from overlays.domains.cuprite.bands import nearest_band, positions
 from overlays.domains.cuprite.cube import Cube
 
 COMPOSITES_NM: dict[str, tuple[float, float, float]] = {
@@ -28,7 +28,7 @@ def composite_projection(good: np.ndarray, bands: list[int]) -> np.ndarray:
     brightness and contrast.
     """
     projection = np.zeros((3, len(good)), np.float32)
-    projection[np.arange(3), np.searchsorted(good, bands)] = 1
+    projection[np.arange(3), positions(good, bands)] = 1
     return projection
 
 

@@ -8,8 +8,17 @@ from pathlib import Path
 from overlays import paths, report
 from overlays.domains.base import Domain, Metric
 from overlays.domains.cuprite import prepare, score
+from overlays.domains.cuprite.bands import REASONS
 from overlays.domains.cuprite.questions import COMPOSITES
 from overlays.report import Cards, Paragraph, Picture, Section, Table
+
+
+def _scale_text(cube: dict) -> str:
+    """How stored values become reflectance, of metadata's cube."""
+    if isinstance(cube["scale"], list):
+        return "reflectance = value x scale + offset, by band"
+    return f"reflectance = value / {cube['scale']:g}"
+
 
 SHOWN = 12  # tiles in the report
 
@@ -43,12 +52,11 @@ class Cuprite(Domain):
 
     def summary(self, metadata: dict, output: Path) -> Iterable[str]:
         counts, cube, tile = metadata["counts"], metadata["cube"], metadata["parameters"]["tile_size"]
-        skipped = [band["fault"] for band in metadata["bands"]]
-        reasons = ", ".join(f"{skipped.count(name)} {name}" for name in ("header", "water", "constant", "overlap")
-                            if name in skipped)
+        skipped = prepare.band_skip_reasons(metadata)
+        reasons = ", ".join(f"{skipped.count(name)} {name}" for name in REASONS if name in skipped)
         rows, cols, bands = cube["shape"]
         yield (f"cube: {rows} x {cols} pixels, {skipped.count('')} of {bands} bands used"
-               f"{f' (left out: {reasons})' if reasons else ''}; reflectance = value / {cube['scale']:g} "
+               f"{f' (left out: {reasons})' if reasons else ''}; {_scale_text(cube)} "
                f"({cube['scale_source']}); {metadata['valid_share']:.1%} of the pixels valid")
         yield (f"tiles of {tile} px: {counts['tiles']} = {counts['train']} train + {counts['val']} val + "
                f"{counts['test']} test + {counts['dropped_buffer']} dropped (buffer between the areas) + "

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from overlays.data.envi import ignore_value, layout, mapped, open_envi
-from overlays.data.geotiff import open_tif
+from overlays.data.raster_file import Georeference
+from overlays.data.rasters import NUMPY_ERRORS, open_raster
 from overlays.domains.cuprite.classes import BY_NAME, CLASSES, RULE_CODES
 from overlays.errors import UserError
+
+LABELLERS = ("mica",)
 
 
 class MicaLabeller:
@@ -83,72 +86,104 @@ def ferric_iron(reflectance: np.ndarray, wavelength_nm: np.ndarray) -> np.ndarra
         return (1 - band / continuum >= 0.03) & (red / blue >= 1.4)
 
 
-def read_label_raster(path: str | Path, shape: tuple[int, int], class_map: str | Path | None = None) -> np.ndarray:
+def read_label_raster(path: str | Path, shape: tuple[int, int], class_map: str | Path | None = None,
+                      place: Georeference | None = None) -> np.ndarray:
     """Codes of `CLASSES`, (rows, cols) uint8, from an ENVI classification, GeoTIFF or .npy raster.
 
     Args:
-        path: the raster, one band of whole numbers.
+        path: the raster, one band of whole numbers. Where it and the cube are georeferenced, the cube's part of it is
+            cut out.
         shape: (rows, cols) of the cube.
-        class_map: JSON object, raster value -> class name or code; without it an ENVI file's own class names are
-            used where they are ours, else the values must be 0..8.
+        class_map: JSON object, raster value -> class name or code; without it an ENVI file's own class names must be
+            ours, and values without names must be codes of `CLASSES`.
+        place: where the cube lies.
 
     Raises:
-        UserError: unreadable file, another size than the cube, or a value the map lacks.
+        UserError: unreadable file, another size or grid than the cube, no class at all, or a value the map lacks.
     """
     path = Path(path)
     if not path.is_file():
-        raise UserError(f"label raster {path} does not exist: give 'mica' or an ENVI, GeoTIFF or .npy file")
-    names: list[str] = []
-    empty = None
-    if path.suffix.lower() in (".tif", ".tiff"):
-        values, empty = _read_geotiff(path)
-    elif path.suffix.lower() == ".npy":
+        raise UserError(f"label raster {path} does not exist: give {', '.join(LABELLERS)} or an ENVI, GeoTIFF or .npy "
+                        "file")
+    file = None
+    if path.suffix.lower() == ".npy":
         try:
             values = np.load(path, allow_pickle=False)
-        except (ValueError, OSError) as error:
+        except NUMPY_ERRORS as error:
             raise UserError(f"label raster {path} cannot be read: {error}") from None
+        values = values[:, :, 0] if values.ndim == 3 and values.shape[2] == 1 else values
+        if values.ndim != 2:
+            raise UserError(f"label raster {path} must have one band, its shape is {tuple(values.shape)}")
+        size, missing = values.shape, None
     else:
-        image, header = open_envi(path)
-        values = mapped(layout(image))
-        names = [str(name).strip().lower() for name in image.metadata.get("class names", [])]
-        empty = ignore_value(image, header)
-    values = values[:, :, 0] if values.ndim == 3 and values.shape[2] == 1 else values
-    if values.ndim != 2:
-        raise UserError(f"label raster {path} must have one band, its shape is {tuple(values.shape)}")
-    if values.shape != shape:
-        raise UserError(f"label raster {path} is {values.shape[0]} x {values.shape[1]} pixels, the cube is "
-                        f"{shape[0]} x {shape[1]}: cut or resample it to the cube's grid")
-    table = _class_table(path, class_map, names)
+        file = open_raster(path)
+        if file.shape[2] != 1:
+            raise UserError(f"label raster {path} must have one band, its shape is {file.shape}")
+        size = file.shape[:2]
+    row, col = (0, 0) if file is None or place is None else _offset(path, file.georeference(), place, shape, size)
+    if size != shape and (row, col) == (0, 0):
+        raise UserError(f"label raster {path} is {size[0]} x {size[1]} pixels, the cube is {shape[0]} x {shape[1]}: "
+                        "cut or resample it to the cube's grid")
+    if file is not None:
+        values, missing = (None if part is None else part[:, :, 0] for part in
+                           file.stored(row, col, *shape, np.array([0])))
+    empty = ~np.isfinite(values) if missing is None else ~np.isfinite(values) | missing
+    if file is not None and file.nodata is not None:
+        empty |= values == file.nodata
+    if empty.all():
+        raise UserError(f"label raster {path} holds no class: every pixel is nodata or not a number")
+    table = _class_table(path, class_map, () if file is None else file.classes)
     codes = np.zeros(shape, np.uint8)
     unknown = []
-    for value in np.unique(values):
-        if not np.isfinite(value) or (empty is not None and value == empty):
-            continue
-        if float(value) in table:
-            codes[values == value] = table[float(value)]
+    for value in np.unique(values[~empty]):
+        code = table.get(float(value))
+        if isinstance(code, int):
+            codes[(values == value) & ~empty] = code
         else:
-            unknown.append(f"{value:g}")
+            unknown.append(f"{value:g}" + (f" ({code})" if code else ""))
     if unknown:
         raise UserError(f"label raster {path} has values without a class: {', '.join(unknown[:10])}; list them in "
                         "--class-map, e.g. {\"3\": \"alunite\", \"7\": \"background\"}")
     return codes
 
 
-def _read_geotiff(path: Path) -> tuple[np.ndarray, float | None]:
-    with open_tif(path) as image:
-        return image.read().transpose(1, 2, 0), image.nodata
+def _offset(path: Path, own: Georeference | None, place: Georeference, shape: tuple[int, int],
+            size: tuple[int, int]) -> tuple[int, int]:
+    """First row and column of the cube in a label raster; (0, 0) where one of them is not georeferenced.
+
+    Raises:
+        UserError: the grids differ, or the raster does not cover the cube.
+    """
+    if own is None or place.table is not None:
+        return 0, 0
+    from rasterio.crs import CRS
+    from rasterio.transform import Affine
+
+    ours, theirs = Affine(*place.transform), Affine(*own.transform)
+    pixel = max(abs(ours.a), abs(ours.e))
+    if CRS.from_wkt(own.crs) != CRS.from_wkt(place.crs) or max(
+            abs(one - other) for one, other in zip(ours[:6], theirs[:6], strict=True)
+            if (one, other) not in ((ours.c, theirs.c), (ours.f, theirs.f))) > 1e-4 * pixel:
+        raise UserError(f"label raster {path} lies on another grid than the cube (other pixels or another coordinate "
+                        "reference system): warp it to the cube's grid, for example with gdalwarp")
+    col, row = ~theirs * (ours.c, ours.f)
+    if max(abs(col - round(col)), abs(row - round(row))) > 0.1:
+        raise UserError(f"label raster {path} is shifted by a part of a pixel against the cube: warp it to the cube's "
+                        "grid, for example with gdalwarp")
+    row, col = round(row), round(col)
+    if min(row, col) < 0 or row + shape[0] > size[0] or col + shape[1] > size[1]:
+        raise UserError(f"label raster {path} does not cover the cube: the cube's first pixel would be its row {row}, "
+                        f"column {col} of {size[0]} x {size[1]} pixels")
+    return row, col
 
 
-def _class_table(path: Path, class_map: str | Path | None, names: list[str]) -> dict[float, int]:
+def _class_table(path: Path, class_map: str | Path | None, names: Sequence[str]) -> dict[float, int | str]:
+    """Raster value -> code; the file's own name where it is none of ours."""
     if class_map is None:
+        if not names:
+            return {float(mineral.code): mineral.code for mineral in CLASSES}
         known = {"unclassified": 0, **{name: mineral.code for name, mineral in BY_NAME.items()}}
-        if any(name in known for name in names):
-            strange = [name for name in names if name not in known]
-            if strange:
-                raise UserError(f"label raster {path} has classes of other names ({', '.join(strange[:8])}): "
-                                "say with --class-map what they count as")
-            return {float(value): known[name] for value, name in enumerate(names)}
-        return {float(mineral.code): mineral.code for mineral in CLASSES}
+        return {float(value): known.get(name.lower(), name) for value, name in enumerate(names)}
     try:
         entries = json.loads(Path(class_map).read_text(encoding="utf-8"))
         numbers = {float(key): value for key, value in entries.items()}

@@ -84,10 +84,10 @@ def prepare(settings: Settings) -> dict:
     settings = _resolve(settings)
     cube = open_cube(settings.cube, settings.wavelengths, settings.scale)
     reasons = skip_reasons(cube)
-    good = good_bands(reasons)
+    good = good_bands(reasons, cube.wavelength_nm)
     bands_of = composite_bands(cube, good, list(settings.composites))
     raster = None if settings.labels == "mica" else read_label_raster(
-        settings.labels, cube.shape[:2], settings.class_map)
+        settings.labels, cube.shape[:2], settings.class_map, cube.georeference())
     rows = tile_starts(cube.shape[0], settings.tile_size, settings.stride)
     cols = tile_starts(cube.shape[1], settings.tile_size, settings.stride)
     # A scene too small for its splits is refused before the long part.
@@ -190,11 +190,15 @@ def _read_window(cube_path: str | Path, row: int, col: int, metadata: dict | str
                         f"from 0 to {rows - tile}, columns from 0 to {cols - tile}")
     centres = np.array([band["wavelength_nm"] for band in metadata["bands"]])
     same = centres.shape == cube.wavelength_nm.shape and np.allclose(centres, cube.wavelength_nm)
-    good = (np.array([i for i, band in enumerate(metadata["bands"]) if not band["fault"]]) if same
-            else good_bands(skip_reasons(cube)))
+    good = good_bands(band_skip_reasons(metadata) if same else skip_reasons(cube), cube.wavelength_nm)
     window = cube.read(row, col, tile, tile)
     window[~valid_pixels(window[:, :, good])] = np.nan
     return cube, window, good, metadata, same
+
+
+def band_skip_reasons(metadata: dict) -> list[str]:
+    """Why each band was left out, "" for a good one; metadata written before version 0.3 call it a fault."""
+    return [band.get("skip_reason", band.get("fault")) for band in metadata["bands"]]
 
 
 def _resolve(settings: Settings) -> Settings:
@@ -296,10 +300,11 @@ def _metadata(cube: Cube, settings: Settings, reasons: list[str], composites: di
         labels["files"] = [described(Path(path)) for path in (settings.labels, settings.class_map) if path]
     return {
         "format": 1,
-        "cube": {"kind": cube.kind, "shape": list(cube.shape), "scale": cube.scale, "scale_source": cube.scale_source,
-                 "ignore": cube.ignore, "files": [described(path) for path in cube.files]},
+        "cube": {"kind": cube.file.kind, "shape": list(cube.shape), "scale": cube.scale,
+                 "scale_source": cube.scale_source,
+                 "ignore": cube.file.nodata, "files": [described(path) for path in cube.files]},
         "parameters": parameters(settings),
-        "bands": [{"wavelength_nm": float(centre), "fwhm_nm": float(width), "fault": reason}
+        "bands": [{"wavelength_nm": float(centre), "fwhm_nm": float(width), "skip_reason": reason}
                   for centre, width, reason in zip(cube.wavelength_nm, cube.fwhm_nm, reasons, strict=True)],
         "composites": composites, "labels": labels,
         "classes": {mineral.name: mineral.code for mineral in CLASSES},

@@ -16,6 +16,7 @@ from multiprocessing import get_context
 import numpy as np
 from tqdm import tqdm
 
+from overlays.domains.cuprite.bands import positions
 from overlays.domains.cuprite.cube import Cube
 from overlays.domains.cuprite.labels import MicaLabeller, ferric_iron
 from overlays.errors import UserError
@@ -115,7 +116,7 @@ def _window(task: tuple) -> tuple[int, dict]:
     ferric = ferric_iron(flat, centres)
     if ferric is not None:
         iron[valid] = ferric
-    values = spectra[:, :, np.searchsorted(good, keep)]
+    values = spectra[:, :, positions(good, keep)]
     return row, {"valid": valid, "codes": codes, "rule": rule, "fit": fit, "values": values,
                  "iron": None if ferric is None else iron}
 

@@ -1,30 +1,20 @@
-"""AlphaEarth-like embeddings: the int8 code, and rasters of them read in windows."""
+"""Rasters of embeddings, read in windows."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from overlays.data.geotiff import open_tif
+from overlays.data import rasters
+from overlays.data.encodings import dequantise
+from overlays.data.raster_file import Georeference, RasterFile
 from overlays.errors import UserError
 
-NODATA = -128
 NORM_TOLERANCE = 0.05  # of a pixel's length after decoding; quantisation alone stays below 0.01
 ROWS = 256  # of a window: a strip of a 64-band raster 10,000 pixels wide is 0.7 GB as float32
-
-
-def dequantise(codes: np.ndarray) -> np.ndarray:
-    """int8 codes -> float32 values, ((v / 127.5)^2) * sign(v); -128 means no data and becomes NaN.
-
-    Source: the data catalogue of GOOGLE/SATELLITE_EMBEDDING/V1/ANNUAL. Vectors have unit length only after this map.
-    """
-    values = codes.astype(np.float32) / np.float32(127.5)
-    values *= np.abs(values)
-    values[codes == NODATA] = np.nan
-    return values
 
 
 @dataclass(frozen=True)
@@ -32,20 +22,24 @@ class Raster:
     """What the header of an embedding raster says.
 
     Attributes:
-        path: the file.
-        bands, height, width: its size.
-        coded: int8 codes (True) or values that are decoded already (False).
-        bottom_up: the first row stored is the southernmost.
+        file: the raster; int8 codes are decoded.
+        coded: whether it holds int8 codes.
         lonlat: (longitude, latitude) of the centre in degrees; None without a georeference that gives one.
     """
 
-    path: Path
-    bands: int
-    height: int
-    width: int
+    file: RasterFile
     coded: bool
-    bottom_up: bool
     lonlat: tuple[float, float] | None
+
+    @property
+    def path(self) -> Path:
+        """The file."""
+        return self.file.path
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(bands, height, width)."""
+        return self.file.shape[2], *self.file.shape[:2]
 
 
 def open_raster(path: str | Path) -> Raster:
@@ -55,14 +49,14 @@ def open_raster(path: str | Path) -> Raster:
         UserError: no raster that can be read, or neither int8 nor floating point.
     """
     path = Path(path)
-    with open_tif(path) as file:
-        kinds = set(file.dtypes)
-        bands, height, width, transform, crs = file.count, file.height, file.width, file.transform, file.crs
-    if not kinds <= {"int8"} and not kinds <= {"float32", "float64", "float16"}:
-        raise UserError(f"raster {path} holds {', '.join(sorted(kinds))}: embeddings are int8 codes as exported, or "
+    file = rasters.open_raster(path)
+    coded = file.dtype == np.int8
+    if not coded and file.dtype.kind != "f":
+        raise UserError(f"raster {path} holds {file.dtype}: embeddings are int8 codes as exported, or "
                         "floating point values of unit length; export it again without scaling")
-    return Raster(path, bands, height, width, kinds == {"int8"}, transform.e > 0,
-                  _centre(crs, transform, height, width))
+    if coded:
+        file = replace(file, decode=dequantise, nodata=None)
+    return Raster(file, coded, _centre(file.georeference(), *file.shape[:2]))
 
 
 def windows(raster: Raster, rows: int = ROWS) -> Iterator[tuple[int, np.ndarray]]:
@@ -74,34 +68,22 @@ def windows(raster: Raster, rows: int = ROWS) -> Iterator[tuple[int, np.ndarray]
     Raises:
         UserError: the file is cut short.
     """
-    from rasterio.windows import Window
-
-    with open_tif(raster.path) as file:
-        for start in range(0, raster.height, rows):
-            count = min(rows, raster.height - start)
-            stored = file.read(window=Window(0, start, raster.width, count))
-            if raster.coded:
-                values = dequantise(stored)
-            else:
-                with np.errstate(over="ignore"):
-                    values = stored.astype(np.float32)
-                if file.nodata is not None and not np.isnan(file.nodata):
-                    values[stored == file.nodata] = np.nan
-            values[:, ~np.isfinite(values).all(0) | (values == 0).all(0)] = np.nan
-            if raster.bottom_up:
-                start, values = raster.height - start - count, values[:, ::-1]
-            yield start, values
+    _, height, width = raster.shape
+    for start in range(0, height, rows):
+        values = raster.file.read(start, 0, min(rows, height - start), width).transpose(2, 0, 1)
+        values[:, ~np.isfinite(values).all(0) | (values == 0).all(0)] = np.nan
+        yield start, values
 
 
-def _centre(crs, transform, height: int, width: int) -> tuple[float, float] | None:
+def _centre(place: Georeference | None, height: int, width: int) -> tuple[float, float] | None:
     from rasterio.warp import transform as reproject
 
-    if crs is None:
+    if place is None:
         return None
-    x = transform.c + transform.a * width / 2 + transform.b * height / 2
-    y = transform.f + transform.d * width / 2 + transform.e * height / 2
+    a, b, c, d, e, f = place.transform
+    x, y = c + a * width / 2 + b * height / 2, f + d * width / 2 + e * height / 2
     try:
-        (lon,), (lat,) = reproject(crs, "EPSG:4326", [x], [y])
+        (lon,), (lat,) = reproject(place.crs, "EPSG:4326", [x], [y])
     except Exception:  # GDAL's own errors, of a private class: a local grid, or a point outside of the projection
         return None
     return (round(lon, 5), round(lat, 5)) if abs(lon) <= 360 and abs(lat) <= 90 else None

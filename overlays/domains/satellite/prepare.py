@@ -156,17 +156,18 @@ def _convert(output: Path, folder: Path, cities: dict[Path, str | None], labels:
     (output / "tiles").mkdir(parents=True)
     wanted = {file: city for file, city in cities.items() if city is not None}
     headers = {file: open_raster(file) for file in wanted}
-    bands = Counter(header.bands for header in headers.values())
-    usual = bands.most_common(1)[0][0] if bands else 0
+    counts = Counter(header.shape[0] for header in headers.values())
+    usual = counts.most_common(1)[0][0] if counts else 0
     rows, means, kept, ids = [], {}, [], {"file"}  # np.savez has an argument of that name
     for file, city in tqdm(wanted.items(), desc="tiles", unit="tile"):
         header, name = headers[file], _within(file, folder)
-        if header.bands != usual:
-            dropped.append({"what": "tile", "name": name, "reason": f"{header.bands} bands, the others have {usual}"})
+        bands, height, width = header.shape
+        if bands != usual:
+            dropped.append({"what": "tile", "name": name, "reason": f"{bands} bands, the others have {usual}"})
             continue
-        if header.bands * header.height * header.width > MAX_VALUES:
-            side = int((MAX_VALUES / header.bands) ** 0.5)
-            raise UserError(f"tile {file} has {header.height} x {header.width} pixels, more than training reads: "
+        if bands * height * width > MAX_VALUES:
+            side = int((MAX_VALUES / bands) ** 0.5)
+            raise UserError(f"tile {file} has {height} x {width} pixels, more than training reads: "
                             f"cut a window of at most {side} x {side} around its city")
         tile_id = _unique(key(file.stem) or "tile", ids)
         tile = convert_tile(header, output / "tiles" / f"{tile_id}.npy")
@@ -196,8 +197,8 @@ def convert_tile(raster: Raster, path: Path) -> Tile:
     Raises:
         UserError: its pixels have no unit length, so it holds no embeddings or has been scaled.
     """
-    shape = (raster.bands, raster.height, raster.width)
-    total, count, lengths = np.zeros(raster.bands), 0, []
+    shape = raster.shape
+    total, count, lengths = np.zeros(shape[0]), 0, []
     with atomic_path(path) as temporary:
         stored = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.float16, shape=shape)
         for start, values in windows(raster):
@@ -213,7 +214,7 @@ def convert_tile(raster: Raster, path: Path) -> Tile:
             raise UserError(f"the pixels of {raster.path} have length {norm:.2f} where embeddings have 1: "
                             + ("these int8 values are not codes of a Satellite Embedding" if raster.coded else
                                "decode it as ((v / 127.5)^2) * sign(v), or give the int8 file as it was exported"))
-    return Tile(count / (raster.height * raster.width), norm, (total / max(count, 1)).astype(np.float32))
+    return Tile(count / (shape[1] * shape[2]), norm, (total / max(count, 1)).astype(np.float32))
 
 
 def _unique(name: str, taken: set[str]) -> str:
@@ -238,11 +239,10 @@ def _metadata(settings: Settings, folder: Path, table: Path, labels: Labels, spl
         "format": 1, "parameters": parameters(settings), "tiles": relative(folder),
         "labels": {"path": relative(table), "sha256": sha256(table), "city_column": labels.city_column,
                    "label_column": labels.label_column},
-        "channels": rasters[0].bands,
+        "channels": rasters[0].shape[0],
         "target": {"name": labels.name, "train_mean": float(train.mean()), "train_std": float(train.std())},
-        "size_px": {"min": min(min(r.height, r.width) for r in rasters),
-                    "max": max(max(r.height, r.width) for r in rasters)},
-        "bottom_up": sum(raster.bottom_up for raster in rasters),
+        "size_px": {"min": min(min(r.shape[1:]) for r in rasters),
+                    "max": max(max(r.shape[1:]) for r in rasters)},
         "counts": {
             "tiles": len(rasters), "cities": len({row["group"] for part in splits.values() for row in part}),
             **{name: len(part) for name, part in splits.items()},

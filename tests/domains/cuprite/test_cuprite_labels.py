@@ -25,7 +25,7 @@ LIBRARY_NAMES = {
 def labelled(scene):
     """(codes, truth, spectra, wavelengths) of the valid pixels of the sample scene."""
     cube = open_cube(scene)
-    good = good_bands(skip_reasons(cube))
+    good = good_bands(skip_reasons(cube), cube.wavelength_nm)
     spectra = cube.read(0, 0, *cube.shape[:2], good)
     valid = np.isfinite(spectra).all(-1)
     labeller = MicaLabeller(cube.wavelength_nm[good], cube.fwhm_nm[good])

@@ -33,7 +33,7 @@ def test_header_has_what_a_real_one_has(scene):
 def test_abundances_are_shares_and_absent_outside_the_data(scene):
     truth = read_abundances(scene.parent)
     cube = open_cube(scene)
-    good = good_bands(skip_reasons(cube))
+    good = good_bands(skip_reasons(cube), cube.wavelength_nm)
     valid = np.isfinite(cube.read(0, 0, *cube.shape[:2], good)).all(-1)
     total = truth[:, :, :len(CLASSES)].sum(-1)
     assert (~valid).any()

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from overlays.data import records
-from overlays.domains.satellite.embeddings import dequantise
+from overlays.data.encodings import dequantise
 from overlays.domains.satellite.pca import compute, load, prepare_rgb
 from overlays.domains.satellite.prepare import Settings, prepare
 from overlays.errors import UserError
@@ -61,7 +61,7 @@ def test_the_sample_counts_what_does_not_match(prepared):
     metadata = prepared[1]
     assert {(row["what"], row["reason"]) for row in metadata["dropped"]} == {
         ("tile", "no label for it"), ("label", "no tile for it")}
-    assert metadata["bottom_up"] == 1 and metadata["channels"] == 64 and 0 < metadata["ceiling"]["train"] < 1
+    assert metadata["channels"] == 64 and 0 < metadata["ceiling"]["train"] < 1
 
 
 def test_the_split_depends_on_names_and_seed_alone(cities, prepared, tmp_path):
