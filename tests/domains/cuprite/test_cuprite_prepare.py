@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from overlays.domains.cuprite.classes import RULES
+from overlays.domains.cuprite.labellers import NearestLabeller
 from overlays.domains.cuprite.prepare import Settings, prepare, render_window
 from overlays.errors import UserError
 from overlays.files import sha256
@@ -63,10 +65,13 @@ def test_no_pixel_is_in_two_splits(prepared):
 def test_targets_are_the_shares_of_the_label_map(prepared):
     folder, _ = prepared
     labels = np.load(folder / "labels.npz", allow_pickle=False)
+    rules = NearestLabeller(np.arange(2000.0, 2500, 10), np.full(50, 10.0)).rules
     tile = json.loads((folder / "tiles.jsonl").read_text().splitlines()[40])
     window = np.s_[tile["row"]:tile["row"] + 16, tile["col"]:tile["col"] + 16]
-    codes = labels["codes"][window][labels["valid"][window]]
-    assert tile["shares"]["muscovite"] == pytest.approx((codes == 3).mean())
+    rule = labels["rule"][window][labels["valid"][window]]
+    named = [RULES.get(rules[number], {}) if number >= 0 else {} for number in rule]
+    assert tile["shares"]["muscovite"] == pytest.approx(np.mean([parts.get("muscovite", 0) for parts in named]))
+    assert sum(tile["rules"].values()) == pytest.approx((rule >= 0).mean(), abs=1e-5)
 
 
 def test_limits_of_the_stretch_come_from_the_training_area_alone(prepared, scene):
