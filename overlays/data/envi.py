@@ -39,6 +39,14 @@ def _data_of(header: Path) -> Path:
     return (own or candidates)[0]
 
 
+def files_of(path: Path) -> tuple[Path, Path]:
+    """(header, data file) of an ENVI image that is named by either. Raises UserError where one is missing."""
+    header = header_of(path)
+    if header is None or not header.is_file():
+        raise UserError(f"{path} has no ENVI header beside it: a file {path.name}.hdr is needed")
+    return header, _data_of(header) if path == header else path
+
+
 def parse_header(path: Path) -> dict[str, str]:
     """Fields of an ENVI header, names in lower case; values in braces keep them.
 
@@ -82,11 +90,8 @@ def open_envi(path: Path) -> RasterFile:
     Raises:
         UserError: no header or data file, a field that makes no sense, a compressed or truncated file.
     """
-    header = header_of(path)
-    if header is None or not header.is_file():
-        raise UserError(f"{path} has no ENVI header beside it: a file {path.name}.hdr is needed")
+    header, data = files_of(path)
     fields = parse_header(header)
-    data = _data_of(header) if path == header else path
     if "library" in fields.get("file type", "").lower():
         raise UserError(f"{header} describes a spectral library, not an image cube")
     if _words(fields.get("file compression", "0")) not in ("0", ""):

@@ -149,6 +149,14 @@ def open_raster(path: str | Path, *, mat_variable: str | None = None, mat_shape:
     return encodings.decoded(file)
 
 
+def files_of(path: Path) -> tuple[Path, ...]:
+    """The files that make up a raster: for ENVI header and data. Raises UserError where there are none."""
+    if not path.is_file():
+        raise UserError(f"raster file {path} is missing")
+    suffixes = (".npy", *geotiff.SUFFIXES, *netcdf.SUFFIXES, ".mat")
+    return (path,) if path.suffix.lower() in suffixes else envi.files_of(path)
+
+
 def open_npy(path: Path) -> np.ndarray:
     """The (channels, height, width) array of a .npy file, memory-mapped. Raises UserError where it holds none."""
     try:
@@ -273,7 +281,7 @@ def fit_processor(processor, dataset) -> None:
 
 def _state(path: Path) -> tuple[int, ...]:
     """(size, time of change) of a raster's file; for ENVI of the header and of the data file."""
-    states = [file.stat() for file in open_raster(path).files]
+    states = [file.stat() for file in files_of(path)]
     return tuple(number for state in states for number in (state.st_size, state.st_mtime_ns))
 
 

@@ -40,10 +40,10 @@ def skip_reasons(cube: Cube) -> list[str]:
             continue
         if not centres[band] > 0:
             reasons[band] = "wavelength"
+        elif values.size and (~known[lit, band]).mean() > FILL_SHARE:
+            reasons[band] = "fill"
         elif not values.size or values.max() == values.min():
             reasons[band] = "constant"
-        elif (~known[lit, band]).mean() > FILL_SHARE:
-            reasons[band] = "fill"
         elif centres[band] <= highest:
             reasons[band] = "overlap"
         else:

@@ -9,6 +9,7 @@ from overlays import paths, report
 from overlays.domains.base import Domain, Metric
 from overlays.domains.cuprite import prepare, score
 from overlays.domains.cuprite.bands import REASONS
+from overlays.domains.cuprite.composites import USUAL
 from overlays.domains.cuprite.questions import COMPOSITES
 from overlays.report import Cards, Paragraph, Picture, Section, Table
 
@@ -66,6 +67,8 @@ class Cuprite(Domain):
                 yield (f"note: the scene leaves a buffer of only {pixels} px between {pair.replace('-', ' and ')}, "
                        f"less than a tile of {tile}; a smaller --tile-size gives a full one")
         yield from (f"note: {note}" for note in metadata.get("notes", ()))
+        if metadata["parameters"]["composites"] is None and set(metadata["composites"]) != set(USUAL):
+            yield f"note: the cube has no bands for other composites than {', '.join(metadata['composites'])}"
         if lacking := metadata["labels"].get("incomplete_rules"):
             yield "note: these rules see only a part of their features, the cube lacks " + ", ".join(
                 f"{what} ({rule})" for rule, what in lacking.items())

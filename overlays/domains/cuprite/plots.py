@@ -12,7 +12,7 @@ from overlays.domains.cuprite.classes import CLASSES
 from overlays.domains.cuprite.composites import COMPOSITES_NM
 
 SPLIT_COLORS = {"train": "#3fa7ff", "val": "#ffc94d", "test": "#ff5d73"}
-TITLES = {"clay": "Clay", "iron": "Iron oxide", "natural": "Natural colour"}
+TITLES = {"clay": "Clay", "iron": "Iron oxide", "natural": "Natural colour", "swir": "Short-wave infrared"}
 
 
 def save_composites(path: Path, images: dict[str, np.ndarray]) -> None:

@@ -16,6 +16,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from overlays import samples
+from overlays.data import rasters
 from overlays.data.records import parse_fractions
 from overlays.domains.base import SPLITS, parameters, prepared_folder, write_metadata
 from overlays.domains.cuprite import plots
@@ -24,6 +25,7 @@ from overlays.domains.cuprite.bands import good_bands, skip_reasons
 from overlays.domains.cuprite.classes import CLASSES, named_shares, rule_fractions
 from overlays.domains.cuprite.composites import (
     COMPOSITES_NM,
+    available_composites,
     composite_bands,
     composite_projection,
     fit_limits,
@@ -42,6 +44,14 @@ from overlays.paths import ROOT, relative
 TILE_PX = 224  # side of a tile
 
 
+def parse_shape(text: str) -> tuple[int, int]:
+    """(rows, columns) of "100,120"."""
+    rows, columns = (int(word) for word in text.split(","))
+    if min(rows, columns) < 1:
+        raise ValueError
+    return rows, columns
+
+
 @dataclass(frozen=True)
 class Settings:
     """Prepare the mineral data set from a reflectance cube; without --cube, from the sample scene."""
@@ -53,6 +63,9 @@ class Settings:
     class_map: Path | None = option(None, 'JSON, raster value -> class: {"3": "alunite"}')
     wavelengths: Path | None = option(None, "file of band centres, for cubes that name none")
     scale: float | None = option(None, "reflectance = stored value / scale (default: the header's)")
+    mat_variable: str | None = option(None, "name of the cube in a MATLAB file (default: the only array that can be)")
+    mat_shape: tuple[int, int] | None = option(None, "rows,columns of a MATLAB matrix of bands x pixels, whose pixels "
+                                               "run down the columns", parse=parse_shape)
     output: Path | None = option(None, "folder (default: data/prepared/cuprite; cuprite_all with --channels all)")
     tile_size: int | None = option(None, f"pixels (default: {TILE_PX}, or what the sample is made for)")
     stride: int | None = option(None, "pixels (default: half a tile)")
@@ -60,8 +73,8 @@ class Settings:
     alteration_threshold: float = option(0.10, "cover of copper-related minerals above which a tile is an alteration "
                                          "zone")
     min_share: float = option(0.05, "least cover of a mineral that an answer names")
-    composites: tuple[str, ...] = option(("clay", "iron", "natural"), "pictures of a tile, in the order the model sees "
-                                         "them")
+    composites: tuple[str, ...] | None = option(None, "pictures of a tile, in the order the model sees them (default: "
+                                                "those of clay, iron, natural that the cube has bands for)")
     channels: Literal["composites", "all"] = option("composites", "what the model sees: the pictures, or one raster of "
                                                     "all good bands")
     language: Literal["en", "zh", "both"] = option("en", "of questions and answers")
@@ -84,10 +97,11 @@ def prepare(settings: Settings) -> dict:
         UserError: something about the input or the settings that the user can fix.
     """
     settings = _resolve(settings)
-    cube = open_cube(settings.cube, settings.wavelengths, settings.scale)
+    cube = open_cube(settings.cube, settings.wavelengths, settings.scale, settings.mat_variable, settings.mat_shape)
     reasons = skip_reasons(cube)
     good = good_bands(reasons, cube.wavelength_nm)
-    bands_of = composite_bands(cube, good, list(settings.composites))
+    bands_of = (available_composites(cube, good) if settings.composites is None
+                else composite_bands(cube, good, list(settings.composites)))
     labeller = settings.labels if settings.labels in LABELLERS else None
     raster = None if labeller else read_label_raster(
         settings.labels, cube.shape[:2], settings.class_map, cube.georeference())
@@ -137,18 +151,21 @@ def prepare(settings: Settings) -> dict:
     return metadata
 
 
-def render_window(cube_path: str | Path, row: int, col: int, metadata: dict | str | Path) -> dict[str, Image.Image]:
+def render_window(cube_path: str | Path, row: int, col: int, metadata: dict | str | Path,
+                  wavelengths: str | Path | None = None, scale: float | None = None) -> dict[str, Image.Image]:
     """A window of a raw cube as the pictures that training saw.
 
     Args:
         cube_path: the prepared cube or another one.
         row, col: upper left pixel; the window is one tile large.
         metadata: of the prepared data, the dict or the file metadata.json.
+        wavelengths, scale: of the cube, see `open_cube`; None takes its own, and those of training for the very cube
+            that was prepared (its checksums tell).
 
     Returns:
         composite name -> RGB image of tile_size x tile_size pixels, in the order of training.
     """
-    cube, window, good, metadata, same = _read_window(cube_path, row, col, metadata)
+    cube, window, good, metadata, same = _read_window(cube_path, row, col, metadata, wavelengths, scale)
     names = list(metadata["composites"])
     bands = ({name: metadata["composites"][name]["bands"] for name in names} if same
              else composite_bands(cube, good, names))
@@ -156,7 +173,8 @@ def render_window(cube_path: str | Path, row: int, col: int, metadata: dict | st
             for name in names}
 
 
-def window_raster(cube_path: str | Path, row: int, col: int, metadata: dict | str | Path) -> np.ndarray:
+def window_raster(cube_path: str | Path, row: int, col: int, metadata: dict | str | Path,
+                  wavelengths: str | Path | None = None, scale: float | None = None) -> np.ndarray:
     """A window of a raw cube as the raster that training on all bands saw, (bands, tile, tile) float16.
 
     Args: as `render_window`.
@@ -164,7 +182,7 @@ def window_raster(cube_path: str | Path, row: int, col: int, metadata: dict | st
     Raises:
         UserError: the cube has other bands than the one that was prepared.
     """
-    _, window, good, _, same = _read_window(cube_path, row, col, metadata)
+    _, window, good, _, same = _read_window(cube_path, row, col, metadata, wavelengths, scale)
     if not same:
         raise UserError(f"cube {cube_path} has other bands than the cube that training used, so a model of all bands "
                         "cannot read it")
@@ -176,7 +194,8 @@ def _raster(spectra: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(spectra.transpose(2, 0, 1)).astype(np.float16)
 
 
-def _read_window(cube_path: str | Path, row: int, col: int, metadata: dict | str | Path
+def _read_window(cube_path: str | Path, row: int, col: int, metadata: dict | str | Path,
+                 wavelengths: str | Path | None, scale: float | None
                  ) -> tuple[Cube, np.ndarray, np.ndarray, dict, bool]:
     """(cube, reflectance (tile, tile, bands) with NaN where not valid, good bands, metadata, same bands as there)."""
     if not isinstance(metadata, dict):
@@ -185,9 +204,13 @@ def _read_window(cube_path: str | Path, row: int, col: int, metadata: dict | str
         except (OSError, ValueError) as error:
             raise UserError(f"metadata {metadata} of the prepared data cannot be read: {error}") from None
     known, tile = metadata["parameters"], metadata["parameters"]["tile_size"]
-    # metadata.json names files inside the project relative to it.
-    wavelengths = ROOT / known["wavelengths"] if known["wavelengths"] else None
-    cube = open_cube(cube_path, wavelengths, known["scale"])
+    mat = {}
+    if _is_prepared_cube(Path(cube_path), metadata):
+        # metadata.json names files inside the project relative to it.
+        wavelengths = wavelengths or (ROOT / known["wavelengths"] if known["wavelengths"] else None)
+        scale = known["scale"] if scale is None else scale
+        mat = {key: known[key] for key in ("mat_variable", "mat_shape") if known.get(key)}
+    cube = open_cube(cube_path, wavelengths, scale, **mat)
     rows, cols, _ = cube.shape
     if not (0 <= row <= rows - tile and 0 <= col <= cols - tile):
         raise UserError(f"window {row} {col} of {tile} pixels leaves the {rows} x {cols} cube {cube_path}: rows go "
@@ -198,6 +221,15 @@ def _read_window(cube_path: str | Path, row: int, col: int, metadata: dict | str
     window = cube.read(row, col, tile, tile)
     window[~valid_pixels(window[:, :, good])] = np.nan
     return cube, window, good, metadata, same
+
+
+def _is_prepared_cube(path: Path, metadata: dict) -> bool:
+    """Whether a cube is the one that was prepared, by the checksums of its files."""
+    known = {(row["bytes"], row["sha256"]) for row in metadata["cube"]["files"]}
+    files = rasters.files_of(path)
+    sizes = {size for size, _ in known}
+    return all(file.stat().st_size in sizes for file in files) and all(
+        (file.stat().st_size, sha256(file)) in known for file in files)
 
 
 def band_skip_reasons(metadata: dict) -> list[str]:
@@ -221,10 +253,10 @@ def _resolve(settings: Settings) -> Settings:
     for name in ("min_valid", "alteration_threshold", "min_share"):
         if not 0 <= getattr(resolved, name) <= 1:
             raise UserError(f"--{name.replace('_', '-')} must lie between 0 and 1, got {getattr(resolved, name)}")
-    strange = [name for name in resolved.composites if name not in COMPOSITES_NM]
-    if strange or not resolved.composites or len(set(resolved.composites)) < len(resolved.composites):
+    named = resolved.composites
+    if named is not None and (not named or len(set(named)) < len(named) or not set(named) <= set(COMPOSITES_NM)):
         raise UserError(f"--composites takes each of {', '.join(COMPOSITES_NM)} at most once, got "
-                        f"{','.join(resolved.composites) or 'none'}")
+                        f"{','.join(named) or 'none'}")
     check_choices(resolved)
     return resolved
 

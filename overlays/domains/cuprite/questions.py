@@ -27,6 +27,7 @@ COMPOSITES = {
     "clay": ("clay composite (2200/2100/1650 nm)", "黏土合成图（2200/2100/1650 nm）"),
     "iron": ("iron oxide composite (860/660/480 nm)", "铁氧化物合成图（860/660/480 nm）"),
     "natural": ("natural colour (660/550/470 nm)", "自然色（660/550/470 nm）"),
+    "swir": ("short-wave infrared composite (2350/2200/2100 nm)", "短波红外合成图（2350/2200/2100 nm）"),
 }
 
 QUESTIONS = {

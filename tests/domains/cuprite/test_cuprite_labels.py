@@ -7,6 +7,7 @@ import pytest
 from spectral.io import envi
 
 from benches import labels as bench
+from overlays.data.rasters import open_raster
 from overlays.domains.cuprite.bands import good_bands, skip_reasons
 from overlays.domains.cuprite.classes import BY_NAME, CLASSES, RULES, rule_codes, rule_fractions
 from overlays.domains.cuprite.cube import open_cube
@@ -192,3 +193,37 @@ def test_raster_of_another_size_or_with_unknown_values_is_refused(tmp_path, rast
     (tmp_path / "map.json").write_text('{"11": "quartz"}')
     with pytest.raises(UserError, match="unknown class 'quartz'"):
         read_label_raster(tmp_path / "map.npy", (12, 10), tmp_path / "map.json")
+
+
+def save_map(path, values, west=500000.0, north=4000000.0, pixel=10.0, crs="EPSG:32611", **options):
+    import rasterio
+    from rasterio.transform import from_origin
+
+    with rasterio.open(path, "w", driver="GTiff", width=values.shape[1], height=values.shape[0], count=1,
+                       dtype=values.dtype, crs=crs, transform=from_origin(west, north, pixel, pixel), **options) as out:
+        out.write(values, 1)
+    return path
+
+
+def test_a_label_raster_is_laid_on_the_cubes_grid(tmp_path, raster):
+    place = open_raster(save_map(tmp_path / "cube.tif", raster)).georeference()
+    whole = np.pad(raster, ((3, 2), (4, 1)), constant_values=5)
+    codes = read_label_raster(save_map(tmp_path / "a.tif", whole, 500000 - 40, 4000000 + 30), raster.shape, None, place)
+    np.testing.assert_array_equal(codes, raster)
+    for name, options, words in (
+            ("b", {"west": 500100.0}, "does not cover the cube"), ("c", {"pixel": 20.0}, "another grid"),
+            ("d", {"west": 500004.0}, "a part of a pixel"), ("e", {"crs": "EPSG:32612"}, "another grid")):
+        with pytest.raises(UserError, match=words):
+            read_label_raster(save_map(tmp_path / f"{name}.tif", raster, **options), raster.shape, None, place)
+
+
+def test_a_label_raster_without_classes_or_with_other_names_is_refused(tmp_path, raster):
+    empty = save_map(tmp_path / "a.tif", np.full(raster.shape, np.nan, np.float32))
+    with pytest.raises(UserError, match="holds no class"):
+        read_label_raster(empty, raster.shape)
+    envi.save_classification(str(tmp_path / "b.hdr"), raster, class_names=["Unclassified", "Zoning A", "Opal"])
+    with pytest.raises(UserError, match=r"values without a class: 1 \(Zoning A\), 2 \(Opal\)"):
+        read_label_raster(tmp_path / "b.hdr", raster.shape)
+    envi.save_classification(str(tmp_path / "c.hdr"), raster, class_names=["Unclassified", "Smectite", "Illite"])
+    np.testing.assert_array_equal(read_label_raster(tmp_path / "c.hdr", raster.shape),
+                                  np.array([0, 4, 9], np.uint8)[raster])

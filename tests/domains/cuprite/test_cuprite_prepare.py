@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +16,7 @@ import pytest
 from PIL import Image
 
 from overlays.domains.cuprite.classes import RULES
+from overlays.domains.cuprite.domain import DOMAIN
 from overlays.domains.cuprite.labellers import NearestLabeller
 from overlays.domains.cuprite.prepare import Settings, prepare, render_window
 from overlays.errors import UserError
@@ -188,3 +191,31 @@ def test_wrong_parameters_are_named(scene, tmp_path, change, words):
         prepare(Settings(**{"cube": scene, "output": tmp_path / "out", "tile_size": 16, "workers": 1, **change}))
 
 
+
+
+def test_another_cube_is_rendered_with_its_own_scale_and_the_very_cube_with_trainings(prepared, scene, tmp_path):
+    folder, metadata = prepared
+    metadata = metadata | {"parameters": metadata["parameters"] | {"scale": 20000.0}}
+    for name in (scene.name, scene.with_suffix(".img").name):
+        shutil.copy(scene.with_name(name), tmp_path / name)
+    with (tmp_path / scene.with_suffix(".img").name).open("r+b") as stream:
+        stream.write(b"\x01")  # another cube by its checksum
+
+    def clay(cube, **options):
+        return np.array(render_window(cube, 20, 40, metadata, **options)["clay"]).mean()
+
+    assert clay(tmp_path / scene.name) > 1.5 * clay(scene)
+    assert clay(tmp_path / scene.name, scale=20000) == pytest.approx(clay(scene))
+
+
+def test_a_cube_of_short_wave_infrared_alone_is_prepared_on_what_it_has(scene, tmp_path):
+    text = scene.read_text()
+    good = [float(x) > 1990 for x in re.search(r"wavelength = {([^}]*)}", text)[1].split(",")]
+    bbl = "bbl = {" + ", ".join("01"[keep] for keep in good) + "}"
+    (tmp_path / "swir.hdr").write_text(re.sub(r"bbl = {[^}]*}", bbl, text))
+    (tmp_path / "swir.img").symlink_to(scene.with_suffix(".img"))
+    metadata = prepare(Settings(cube=tmp_path / "swir.hdr", output=tmp_path / "out", tile_size=16, workers=1,
+                                channels="all"))
+    assert list(metadata["composites"]) == ["swir"] and metadata["iron_share"] is None
+    assert (tmp_path / "out" / "projection_swir.npy").is_file()
+    assert any("swir" in line for line in DOMAIN.summary(metadata, tmp_path / "out"))
