@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 SUFFIXES = (".npy", ".tif", ".tiff", ".hdr")
 MAX_VALUES = 1 << 28  # of one raster or window: 1 GiB as float32
 _BLOCK = 1 << 22  # values that are looked at together where statistics are fitted
+_LOOKED_AT, _MISFIT = 16, 10.0  # rasters, and how many times apart statistics are another unit's
 # What numpy raises on damaged .npy and .npz files.
 NUMPY_ERRORS = (OSError, EOFError, ValueError, TypeError, SyntaxError, KeyError, OverflowError, tokenize.TokenError,
                 zipfile.BadZipFile, zlib.error)
@@ -265,11 +266,7 @@ def fit_processor(processor, dataset) -> None:
     Args:
         dataset: `SupervisedDataset`; what it dropped does not count.
     """
-    items = list(dict.fromkeys(
-        (records.media_file(dataset.media_root(i), name), None if window is None else tuple(window))
-        for i in range(len(dataset)) for record in [dataset.record(i)]
-        for name, window in zip(records.media_names(record, "image"), records.windows(record), strict=True)
-    ))
+    items = _items(dataset)
     rows = [(str(path.resolve()), *_state(path), window) for path, window in items]
     file = cache_folder() / f"statistics-{hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:24]}.json"
     if not file.is_file():
@@ -277,6 +274,34 @@ def fit_processor(processor, dataset) -> None:
         write_json(file, {"mean": mean.tolist(), "std": std.tolist()})
     found = json.loads(file.read_text(encoding="utf-8"))
     set_statistics(processor, found["mean"], found["std"])
+
+
+def _items(dataset) -> list[tuple[Path, tuple | None]]:
+    """(file, window) of the rasters of a data set, each once."""
+    return list(dict.fromkeys(
+        (records.media_file(dataset.media_root(i), name), None if window is None else tuple(window))
+        for i in range(len(dataset)) for record in [dataset.record(i)]
+        for name, window in zip(records.media_names(record, "image"), records.windows(record), strict=True)
+    ))
+
+
+def misfit(processor, data) -> str:
+    """What is wrong where a processor's statistics are those of other values than these rasters hold, such as of codes
+    that are decoded now; "" where they fit.
+
+    Args:
+        data: a data set, or a list of (file, window) pairs; a few rasters are looked at.
+    """
+    items = data if isinstance(data, list) else _items(data)
+    mean, std = fit_statistics(items[:: max(1, len(items) // _LOOKED_AT)][:_LOOKED_AT])
+    image = _image_processor(processor)
+    known = np.asarray(image.image_std)
+    contrast = float(np.median(std[std > 0] / known[std > 0])) if (std > 0).any() else 1.0
+    shift = float(np.median(np.abs(mean - np.asarray(image.image_mean)) / known))
+    if 1 / _MISFIT < contrast < _MISFIT and shift < _MISFIT:
+        return ""
+    return (f"the processor's statistics are those of other values (deviation {np.median(known):.3g}) than these "
+            f"rasters hold ({np.median(std):.3g})")
 
 
 def _state(path: Path) -> tuple[int, ...]:

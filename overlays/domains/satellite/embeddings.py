@@ -1,4 +1,4 @@
-"""Rasters of embeddings, read in windows."""
+"""Rasters of embeddings of several kinds, read in windows."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from pathlib import Path
 import numpy as np
 
 from overlays.data import rasters
-from overlays.data.encodings import dequantise
+from overlays.data.encodings import LENGTHS, dequantise, lengths
 from overlays.data.raster_file import Georeference, RasterFile
 from overlays.errors import UserError
 
-NORM_TOLERANCE = 0.05  # of a pixel's length after decoding; quantisation alone stays below 0.01
+ENCODINGS = ("auto", "alphaearth", "float", "tessera")
+SCALES = "_scales"  # end of the name of a TESSERA tile's file of scales, one a pixel
 ROWS = 256  # of a window: a strip of a 64-band raster 10,000 pixels wide is 0.7 GB as float32
 
 
@@ -22,14 +23,18 @@ class Raster:
     """What the header of an embedding raster says.
 
     Attributes:
-        file: the raster; int8 codes are decoded.
+        file: the raster; AlphaEarth's int8 codes are decoded.
         coded: whether it holds int8 codes.
+        unit: whether a pixel's vector has length 1, so that another length is no data.
         lonlat: (longitude, latitude) of the centre in degrees; None without a georeference that gives one.
+        scales: of a TESSERA tile, one a pixel; None where its header has them.
     """
 
     file: RasterFile
     coded: bool
+    unit: bool
     lonlat: tuple[float, float] | None
+    scales: RasterFile | None = None
 
     @property
     def path(self) -> Path:
@@ -42,37 +47,80 @@ class Raster:
         return self.file.shape[2], *self.file.shape[:2]
 
 
-def open_raster(path: str | Path) -> Raster:
+def open_raster(path: str | Path, encoding: str = "auto") -> Raster:
     """Header of a GeoTIFF of embeddings.
 
+    Args:
+        encoding: "alphaearth": int8 codes or decoded values, of unit length; "float": values as they are, of any
+            number and length (Clay, Prithvi, SatCLIP); "tessera": int8 times a scale, of the file's header or of the
+            raster <name>_scales.tif or .npy beside it; "auto": int8 without a scale and floats as AlphaEarth's.
+
     Raises:
-        UserError: no raster that can be read, or neither int8 nor floating point.
+        UserError: no raster that can be read, or values of another type than the encoding has.
     """
     path = Path(path)
-    file = rasters.open_raster(path)
+    file, scales = rasters.open_raster(path), None
     coded = file.dtype == np.int8
-    if not coded and file.dtype.kind != "f":
+    scaled = file.scale is not None
+    if encoding == "tessera":
+        scales = _scales(path, file.shape) if coded and not scaled else None
+        if not coded or (scales is None and not scaled):
+            what = "no scale: put its scales beside it as " + f"{path.stem}{SCALES}.tif or .npy"
+            raise UserError(f"raster {path} holds {file.dtype if not coded else 'int8 codes'} and "
+                            f"{what if coded else 'TESSERA tiles are int8; decoded ones are --encoding float'}")
+    elif encoding == "float" and file.dtype.kind != "f" and not scaled:
+        raise UserError(f"raster {path} holds {file.dtype}, not floating point values as --encoding float takes them")
+    elif not coded and file.dtype.kind != "f" and not scaled:
         raise UserError(f"raster {path} holds {file.dtype}: embeddings are int8 codes as exported, or "
                         "floating point values of unit length; export it again without scaling")
-    if coded:
-        file = replace(file, decode=dequantise, nodata=None)
-    return Raster(file, coded, _centre(file.georeference(), *file.shape[:2]))
+    codes = coded and not scaled and encoding != "tessera"
+    file = replace(file, decode=dequantise if codes else None, nodata=None if codes else file.nodata)
+    return Raster(file, coded, encoding in ("auto", "alphaearth"), _centre(file.georeference(), *file.shape[:2]),
+                  scales)
+
+
+def is_scales(path: Path) -> bool:
+    """Whether a file holds the scales of a tile beside it."""
+    return path.stem.endswith(SCALES)
+
+
+def _scales(path: Path, shape: tuple[int, int, int]) -> RasterFile | None:
+    for suffix in (".tif", ".tiff", ".npy"):
+        file = path.with_name(f"{path.stem}{SCALES}{suffix}")
+        if file.is_file():
+            found = rasters.open_raster(file)
+            if found.shape[:2] != shape[:2] or found.shape[2] not in (1, shape[2]):
+                raise UserError(f"the scales {file} have the shape {found.shape}, the tile {path} has {shape}: rows, "
+                                "columns, bands")
+            return found
+    return None
 
 
 def windows(raster: Raster, rows: int = ROWS) -> Iterator[tuple[int, np.ndarray]]:
     """(first row counted from the north, values (bands, n, width) float32) of every window, at most `rows` rows each.
 
-    No data is NaN in all bands; so is a pixel that is not finite in any band, and one of zeros alone, which no vector
-    of unit length is but some exports fill with. Values are decoded where the file is coded.
+    No data is NaN in all bands; so is a pixel that is not finite in any band, or that holds one value in all bands,
+    which no embedding does but exports fill with. Values are decoded.
 
     Raises:
         UserError: the file is cut short.
     """
     _, height, width = raster.shape
     for start in range(0, height, rows):
-        values = raster.file.read(start, 0, min(rows, height - start), width).transpose(2, 0, 1)
-        values[:, ~np.isfinite(values).all(0) | (values == 0).all(0)] = np.nan
+        count = min(rows, height - start)
+        values = raster.file.read(start, 0, count, width).astype(np.float32, copy=False)
+        if raster.scales is not None:
+            values = values * raster.scales.read(start, 0, count, width)
+        values = values.transpose(2, 0, 1)
+        fill = (values == values[:1]).all(0) if len(values) > 2 else np.zeros(values.shape[1:], bool)
+        values[:, ~np.isfinite(values).all(0) | fill] = np.nan
         yield start, values
+
+
+def off_length(values: np.ndarray) -> np.ndarray:
+    """(h, w) bool: pixels of (bands, h, w) that hold values of another length than an embedding's 1: fill."""
+    found = lengths(values, 0)
+    return np.isfinite(found) & ((found < LENGTHS[0]) | (found > LENGTHS[1]))
 
 
 def _centre(place: Georeference | None, height: int, width: int) -> tuple[float, float] | None:
