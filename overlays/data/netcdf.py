@@ -173,3 +173,10 @@ def _locate(path: Path, variable: str, row: str, column: str, flip: bool) -> Geo
 
                 wkt = CRS.from_epsg(4326).to_wkt()
         return Georeference(wkt, transform) if wkt and transform else None
+
+
+def lookup_table(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """(rows, columns) of the swath by pixel of the map, counted from 1, 0 where there is none."""
+    with _dataset(path) as data:
+        found = {each.name: each for each in _variables(data)}
+        return np.asarray(found["glt_y"][:]), np.asarray(found["glt_x"][:])

@@ -1,4 +1,4 @@
-"""Ferric iron, and mineral codes from a classification raster made by others."""
+"""Ferric iron, depth of the clays' absorption, and mineral codes from a classification raster made by others."""
 
 from __future__ import annotations
 
@@ -29,18 +29,34 @@ def ferric_iron(reflectance: np.ndarray, wavelength_nm: np.ndarray) -> np.ndarra
     Returns:
         (n,) bool, or None where the cube lacks one of these bands.
     """
-
-    def mean(centre: float, half: float) -> np.ndarray | None:
-        chosen = np.abs(wavelength_nm - centre) <= half
-        return reflectance[:, chosen].mean(1) if chosen.any() else None
-
-    left, band, right = mean(760, 15), mean(900, 25), mean(1230, 15)
-    red, blue = mean(660, 12), mean(480, 12)
-    if any(value is None for value in (left, band, right, red, blue)):
+    depth = _depth(reflectance, wavelength_nm, (760, 15), (900, 25), (1230, 15))
+    red, blue = _mean(reflectance, wavelength_nm, 660, 12), _mean(reflectance, wavelength_nm, 480, 12)
+    if depth is None or red is None or blue is None:
         return None
-    continuum = left + (right - left) * (900 - 760) / (1230 - 760)
     with np.errstate(divide="ignore", invalid="ignore"):
-        return (1 - band / continuum >= 0.03) & (red / blue >= 1.4)
+        return (depth >= 0.03) & (red / blue >= 1.4)
+
+
+def clay_depth(reflectance: np.ndarray, wavelength_nm: np.ndarray) -> np.ndarray | None:
+    """(n,) depth of the Al-OH absorption at 2.2 um over the continuum from 2125 to 2250 nm; arguments and None as in
+    `ferric_iron`."""
+    return _depth(reflectance, wavelength_nm, (2125, 8), (2205, 8), (2250, 8))
+
+
+def _mean(reflectance: np.ndarray, wavelength_nm: np.ndarray, centre: float, half: float) -> np.ndarray | None:
+    chosen = np.abs(wavelength_nm - centre) <= half
+    return reflectance[:, chosen].mean(1) if chosen.any() else None
+
+
+def _depth(reflectance: np.ndarray, wavelength_nm: np.ndarray, *parts: tuple[float, float]) -> np.ndarray | None:
+    """Band depth D = 1 - Rb / Rc of (centre, half width) of left shoulder, band and right shoulder."""
+    left, band, right = (_mean(reflectance, wavelength_nm, *part) for part in parts)
+    if left is None or band is None or right is None:
+        return None
+    (start, _), (middle, _), (end, _) = parts
+    continuum = left + (right - left) * (middle - start) / (end - start)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return 1 - band / continuum
 
 
 def read_label_raster(path: str | Path, shape: tuple[int, int], class_map: str | Path | None = None,

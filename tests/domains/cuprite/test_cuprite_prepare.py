@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -16,7 +17,7 @@ import pytest
 from PIL import Image
 
 from overlays.domains.cuprite.classes import RULES
-from overlays.domains.cuprite.domain import DOMAIN
+from overlays.domains.cuprite.domain import DOMAIN, save_prediction_map
 from overlays.domains.cuprite.labellers import NearestLabeller
 from overlays.domains.cuprite.prepare import Settings, prepare, render_window
 from overlays.errors import UserError
@@ -219,3 +220,37 @@ def test_a_cube_of_short_wave_infrared_alone_is_prepared_on_what_it_has(scene, t
     assert list(metadata["composites"]) == ["swir"] and metadata["iron_share"] is None
     assert (tmp_path / "out" / "projection_swir.npy").is_file()
     assert any("swir" in line for line in DOMAIN.summary(metadata, tmp_path / "out"))
+
+
+def test_a_georeferenced_scene_has_maps(prepared):
+    import rasterio
+
+    folder, metadata = prepared
+    labels = np.load(folder / "labels.npz")
+    assert metadata["georeference"]["transform"][:3] == [15.5, 0.0, 494000.0]
+    with rasterio.open(folder / "labels.tif") as found:
+        assert found.crs.to_epsg() == 32611
+        np.testing.assert_array_equal(found.read(1), np.where(labels["valid"], labels["codes"], 255))
+    with rasterio.open(folder / "confidence.tif") as found:
+        np.testing.assert_allclose(found.read(1)[labels["valid"]], labels["confidence"][labels["valid"]])
+    with sqlite3.connect(folder / "tiles.gpkg") as data:
+        assert data.execute("SELECT count(*), sum(split = 'test') FROM tiles").fetchone() == (
+            sum(metadata["counts"][name] for name in ("train", "val", "test")), metadata["counts"]["test"])
+    assert (folder / "clay_index.png").is_file()
+
+
+def test_predictions_are_laid_on_the_map(prepared, tmp_path):
+    import rasterio
+
+    folder, _ = prepared
+    rows = [{**{key: record[key] for key in ("id", "task", "language", "target")}, "question": "", "image": [],
+             "answer": (text := record["conversations"][-1]["value"]), "prediction": text}
+            for record in records(folder, "test")]
+    save_prediction_map(rows, folder, tmp_path)
+    with rasterio.open(tmp_path / "predicted_share.tif") as one, rasterio.open(tmp_path / "target_share.tif") as other:
+        values = one.read(1)
+        np.testing.assert_array_equal(values, other.read(1))
+    tile = next(json.loads(line) for line in (folder / "tiles.jsonl").open() if '"test"' in line)
+    assert np.isfinite(values[tile["row"], tile["col"]]) and np.isnan(values[0, 0])
+    with sqlite3.connect(tmp_path / "predictions.gpkg") as data:
+        assert data.execute("SELECT count(*), min(right) FROM predictions").fetchone() == (len(rows), 1)
