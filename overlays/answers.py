@@ -2,10 +2,11 @@
 
 import json
 from collections.abc import Hashable, Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import TextIO
 
-from overlays.files import to_json, write_jsonl
+from overlays.files import named_errors, to_json, write_jsonl
 
 
 class Answers(dict):
@@ -19,33 +20,41 @@ class Answers(dict):
         answers.remove()
 
     Args:
-        output: the file that appears when the job is complete.
+        output: the file that appears when the job is complete; None keeps nothing on disk.
         job: all that decides the answers besides the keys; answers of another job are not taken.
     """
 
-    def __init__(self, output: str | Path, job: str):
-        self.file, self.job = Path(output).with_name(f"{Path(output).name}.partial"), job
+    def __init__(self, output: str | Path | None, job: str):
+        self.file, self.job = output and Path(output).with_name(f"{Path(output).name}.partial"), job
         self._stream: TextIO | None = None
-        super().__init__(_read(self.file, job))
+        super().__init__(_read(self.file, job) if self.file else {})
 
     def __enter__(self) -> "Answers":
-        write_jsonl(self.file, [{"job": self.job}, *self.items()])  # without damaged lines and other jobs
-        self._stream = self.file.open("a", encoding="utf-8")
+        if self.file:
+            write_jsonl(self.file, [{"job": self.job}, *self.items()])  # without damaged lines and other jobs
+            self._stream = self.file.open("a", encoding="utf-8")
         return self
 
     def __exit__(self, *_) -> None:
-        self._stream.close()
+        if self._stream:
+            with suppress(OSError):  # what could not be written has been told
+                self._stream.close()
 
     def add(self, answers: Iterable[tuple[Hashable, object]]) -> None:
         """Keep more answers, inside the `with` block."""
         for key, answer in answers:
             self[key] = answer
-            self._stream.write(to_json([key, answer]) + "\n")
-        self._stream.flush()
+            if self._stream:
+                with named_errors(self.file):
+                    self._stream.write(to_json([key, answer]) + "\n")
+        if self._stream:
+            with named_errors(self.file):
+                self._stream.flush()
 
     def remove(self) -> None:
         """Delete the file: the output is complete."""
-        self.file.unlink(missing_ok=True)
+        if self.file:
+            self.file.unlink(missing_ok=True)
 
 
 def _read(file: Path, job: str) -> dict:

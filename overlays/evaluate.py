@@ -82,7 +82,8 @@ def _parser(domain: Domain | None, is_script: bool = False) -> Parser:
     parser.add_argument("--data", type=Path, help="prepared folder (default: the one the run was trained on)")
     parser.add_argument("--split", default="test", help="train, val or test (default: test)")
     parser.add_argument("--compare-base", action="store_true", help="score the base model without training as well")
-    parser.add_argument("--output-dir", type=Path, help="results go into its <split>/ (default: the checkpoint's)")
+    parser.add_argument("--output-dir", type=Path, help="results go into its <split>/ (default: the run's; "
+                        "below outputs/ for a model that is not a run)")
     parser.add_argument("--limit", type=at_least(1), help="only the first N records")
     parser.add_argument("--batch-size", type=at_least(1), default=domain.batch_size if domain else 32)
     parser.add_argument("--max-new-tokens", type=at_least(1), default=domain.max_new_tokens if domain else None,

@@ -1,17 +1,87 @@
-"""Files that are complete or absent: atomic writes and checksums."""
+"""Files that are complete or absent: atomic writes, locks, checksums; a full disk is one sentence with the file."""
 
 import errno
+import fcntl
 import hashlib
 import json
 import os
 import re
 import shutil
+import socket
+import time
+import zlib
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TextIO
+
+from overlays.errors import UserError
 
 _NO_LINK = (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP, errno.EACCES, errno.ENOSYS)
 SURROGATE = re.compile("[\ud800-\udfff]")
+
+# ---- temporary files, and whose they are
+
+_TEMPORARY = re.compile(r"\.(?P<name>.+)\.(?P<owner>\d+-\d+-[0-9a-f]{4})\.(?P<kind>tmp|old)(?:\.[^.]*)?")
+_HOST = socket.gethostname()
+_swept: set[str] = set()  # folders that this process has cleared
+
+
+def _started(pid: int) -> str:
+    """Clock ticks from boot to the start of a process; "" for one that has ended, "0" where the system does not say."""
+    try:
+        state, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return "" if Path("/proc/self/stat").exists() else "0"
+    return "" if state in "ZX" else fields[18]
+
+
+def _owner() -> str:
+    """This process as the names of its temporary files hold it: pid, start, host."""
+    return f"{os.getpid()}-{_started(os.getpid())}-{zlib.crc32(_HOST.encode()) & 0xffff:04x}"
+
+
+def _is_dead(owner: str) -> bool:
+    """Whether a process of this host has ended; False for one of another host, of which nothing is known."""
+    pid, start, host = owner.split("-")
+    if host != _owner().split("-")[2]:
+        return False
+    try:
+        os.kill(int(pid), 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        pass
+    return start != _started(int(pid))
+
+
+def sweep(folder: str | Path) -> None:
+    """Remove what processes of this host that were killed left half-written in a folder; once for each process.
+
+    A folder that was being replaced and is not there comes back.
+    """
+    folder = os.path.abspath(folder)
+    if folder in _swept:
+        return
+    _swept.add(folder)
+    with suppress(OSError):
+        for name in os.listdir(folder):
+            found = _TEMPORARY.fullmatch(name)
+            if found is None or not _is_dead(found["owner"]):
+                continue
+            path, target = Path(folder, name), Path(folder, found["name"])
+            if found["kind"] == "old" and not target.exists():
+                path.rename(target)
+            else:
+                remove(path)
+
+
+def remove(path: Path) -> None:
+    """Remove a file, or a folder with what is in it; nothing where neither is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -19,25 +89,40 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     """A temporary path beside `path` that takes its place when the block ends well and vanishes when it does not.
 
     The temporary path keeps the file's suffix, so writers that choose a format by suffix work. It may be made a
-    folder; a folder already at `path` is then replaced.
+    folder; a folder already at `path` is then replaced. What a killed process left is removed, see `sweep`.
+
+    Raises:
+        OSError: with the name of `path`; on a full disk with ENOSPC, whatever the writer raised.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
+    with named_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        sweep(path.parent)
+        temporary = path.with_name(f".{path.stem}.{_owner()}.tmp{path.suffix}")
+        try:
+            yield temporary
+            if temporary.is_dir() and path.is_dir():
+                old = path.with_name(f".{path.name}.{_owner()}.old")  # no folder can be renamed onto a full one
+                os.replace(path, old)
+                os.replace(temporary, path)
+                shutil.rmtree(old)
+            else:
+                os.replace(temporary, path)
+        finally:
+            remove(temporary)
+
+
+@contextmanager
+def temporary_folder(parent: str | Path, name: str) -> Iterator[Path]:
+    """A hidden folder in `parent`, for the time of the block; see `sweep` for what a kill leaves of it."""
+    sweep(parent)
+    folder = Path(parent) / f".{name}.{_owner()}.tmp"
+    remove(folder)
+    folder.mkdir(parents=True)
     try:
-        yield temporary
-        if temporary.is_dir() and path.is_dir():
-            old = path.with_name(f".{path.name}.{os.getpid()}.old")  # no folder can be renamed onto a full one
-            os.replace(path, old)
-            os.replace(temporary, path)
-            shutil.rmtree(old)
-        else:
-            os.replace(temporary, path)
+        yield folder
     finally:
-        if temporary.is_dir():
-            shutil.rmtree(temporary, ignore_errors=True)
-        else:
-            temporary.unlink(missing_ok=True)
+        remove(folder)
 
 
 @contextmanager
@@ -46,41 +131,120 @@ def complete_folder(output: str | Path, check: Callable[[Path], None]) -> Iterat
 
     Args:
         check: raises UserError where `output` must not be replaced; asked at the start and again at the end.
+
+    Raises:
+        InUse: another process is writing `output`.
     """
     output = Path(output)
-    check(output)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    for left in output.parent.glob(f".{output.name}.*.tmp"):
-        owner = left.name.split(".")[-2]
-        if not owner.isdigit() or _alive(int(owner)):
-            continue
-        if left.name == f".{output.name}.old.{owner}.tmp" and not output.exists():
-            left.rename(output)  # killed between the two renames below
-        else:
-            shutil.rmtree(left, ignore_errors=True)
-    temporary = output.with_name(f".{output.name}.{os.getpid()}.tmp")
-    old = output.with_name(f".{output.name}.old.{os.getpid()}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
-    try:
-        yield temporary
+    with lock(output.with_name(f".{output.name}.lock"), output):
         check(output)
-        if output.exists():
-            output.rename(old)
-        temporary.rename(output)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
+        with atomic_path(output) as temporary:
+            temporary.mkdir()
+            yield temporary
+            check(output)
 
 
-def _alive(process: int) -> bool:
+# ---- one writer at a time
+
+
+class InUse(UserError):
+    """Another process holds a lock."""
+
+
+_held: set[tuple[int, str]] = set()  # (pid, lock file)
+
+
+@contextmanager
+def lock(file: str | Path, folder: str | Path) -> Iterator[None]:
+    """Be the only process that writes `folder` while the block runs; the system frees the lock of one that dies.
+
+    Args:
+        file: says which process on which host holds the lock; is removed at the end.
+
+    Raises:
+        InUse: another process holds it.
+    """
+    file = Path(file)
+    key = os.getpid(), os.path.abspath(file)
+    if key in _held:  # by a caller of ours
+        yield
+        return
+    with named_errors(file):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        stream = _locked(file, folder)
+        stream.truncate()
+        stream.write(f"process {os.getpid()} on {_HOST} since {time.strftime('%Y-%m-%d %H:%M:%S')}\n")
+        stream.flush()
+    _held.add(key)
     try:
-        os.kill(process, 0)
-    except ProcessLookupError:
+        yield
+    finally:
+        _held.discard(key)
+        file.unlink(missing_ok=True)
+        stream.close()
+
+
+def _locked(file: Path, folder: str | Path) -> TextIO:
+    """The lock file, open, locked where the file system has locks, and not one that its holder has just removed."""
+    while True:
+        stream = os.fdopen(os.open(file, os.O_RDWR | os.O_CREAT, 0o666), "r+", encoding="utf-8", errors="replace")
+        try:
+            fcntl.lockf(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in (errno.EACCES, errno.EAGAIN):
+                with stream:
+                    holder = stream.read(200).strip() or "another process"
+                raise InUse(f"{folder} is being written by {holder}: wait until it ends, or give another folder"
+                            ) from None
+        if file.exists() and os.path.samestat(os.fstat(stream.fileno()), file.stat()):
+            return stream
+        stream.close()
+
+
+# ---- a full disk
+
+_FULL = re.compile(r"No space left on device|os error (27|28|122)\b|[Qq]uota exceeded|requested and \d+ written|"
+                   "inline_container")
+
+
+def is_full(error: BaseException, path: Path) -> bool:
+    """Whether a writer failed because the disk, the quota or the largest size of a file is used up."""
+    if isinstance(error, UserError):
         return False
-    except PermissionError:
+    if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or _FULL.search(str(error)):
         return True
-    return True
+    return isinstance(error, OSError | RuntimeError) and free_bytes(path) < 1 << 14
+
+
+def free_bytes(path: Path) -> int:
+    """Bytes that can be written where `path` is or will be."""
+    path = Path(os.path.abspath(path))
+    return shutil.disk_usage(next(place for place in (path, *path.parents) if os.path.exists(place))).free
+
+
+@contextmanager
+def named_errors(path: str | Path) -> Iterator[None]:
+    """What the system refuses inside the block names `path`; a full disk is an OSError, whatever a library makes of it.
+    """
+    try:
+        yield
+    except Exception as error:
+        if is_full(error, Path(path)):
+            raise OSError(errno.ENOSPC, f"{os.strerror(errno.ENOSPC)}: make room and run again", str(path)) from error
+        if isinstance(error, OSError) and error.errno is not None and error.filename is None:
+            error.filename = str(path)
+        raise
+
+
+def reserve(path: str | Path) -> None:
+    """Allocate all blocks of a file that is written through memory: on a full disk, such a write kills the process."""
+    with Path(path).open("r+b") as stream:
+        size = os.fstat(stream.fileno()).st_size
+        if size and hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(stream.fileno(), 0, size)
+
+
+# ---- contents
 
 
 def to_json(value: object, indent: int | None = None) -> str:

@@ -9,12 +9,18 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from overlays import runs
+from overlays import manifest, runs
 from overlays.errors import UserError, run
-from overlays.files import atomic_path
+from overlays.files import complete_folder
 from overlays.flags import Parser
 from overlays.model import card, extensions, load, unloaded
 from overlays.paths import OUTPUTS
+
+
+def check_output(output: Path) -> None:
+    """Raise UserError where `output` is a file or holds files already."""
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise UserError(f"{output} is not an empty folder: choose another --output")
 
 
 def merge(checkpoint: Path, output: Path, base_model: str | None, dtype: str) -> None:
@@ -24,20 +30,18 @@ def merge(checkpoint: Path, output: Path, base_model: str | None, dtype: str) ->
     transformers does not load are carried over.
 
     Raises:
-        UserError: `checkpoint` is no LoRA folder, or `output` holds files already.
+        UserError: `checkpoint` is not a LoRA folder, or `output` holds files already or is being written.
     """
     base = load.adapter_base(checkpoint)
     if base is None:
         raise UserError(f"{checkpoint} holds no adapter_config.json: there is nothing to merge")
     base = base_model or base
-    if output.exists() and any(output.iterdir()):
-        raise UserError(f"{output} is not empty: choose another --output")
-    while (below := load.adapter_base(load.locate(base))) is not None:
-        base = below
-    stored = load.load_config(base).dtype if dtype == "auto" else getattr(torch, dtype)
-    model = load.load_model(checkpoint, base_model, attn="sdpa").merge_and_unload()
-    processor = load.load_processor(checkpoint)
-    with atomic_path(output) as folder:
+    with complete_folder(output, check_output) as folder:
+        while (below := load.adapter_base(load.locate(base))) is not None:
+            base = below
+        stored = load.load_config(base).dtype if dtype == "auto" else getattr(torch, dtype)
+        model = load.load_model(checkpoint, base_model, attn="sdpa").merge_and_unload()
+        processor = load.load_processor(checkpoint)
         model.to(stored or torch.float32)
         values = model.state_dict()
         added = {name: value.contiguous() for name, value in values.items() if extensions.owns(name)}
@@ -48,6 +52,7 @@ def merge(checkpoint: Path, output: Path, base_model: str | None, dtype: str) ->
         processor.save_pretrained(folder)
         unloaded.carry_over(model, folder)
         card.write(folder, model, None)
+        manifest.write(folder)
     print(f"merged {checkpoint} into {output} ({str(stored or torch.float32).removeprefix('torch.')})")
 
 

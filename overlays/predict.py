@@ -8,7 +8,6 @@ import json
 import os
 import re
 import sys
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -96,7 +95,11 @@ def answer_batch(model, processor, prompts: Sequence[dict] | Mapping, max_new_to
 
     Args:
         temperature: 0 takes the likeliest token each time, above 0 tokens are drawn.
+
+    Raises:
+        UserError: the model answers with a regression head.
     """
+    check_answers_in_words(extensions.settings(model), "this model")
     batch = dict(prompts) if isinstance(prompts, Mapping) else PromptCollator(processor)(prompts)
     batch.pop("ids", None)
     device = next(model.parameters()).device
@@ -112,6 +115,13 @@ def answer_batch(model, processor, prompts: Sequence[dict] | Mapping, max_new_to
         stop = next((i for i, token in enumerate(ids) if token in ends), len(ids))
         answers.append(processor.tokenizer.decode(ids[:stop], skip_special_tokens=True).strip())
     return answers
+
+
+def check_answers_in_words(added: Mapping[str, Mapping], name: str | Path) -> None:
+    """Refuse a model whose extensions `added` hold a regression head: its language model has learned no answers."""
+    if "regression" in added:
+        raise UserError(f"{name} answers with the numbers of its regression head and not in words: score it with "
+                        "python -m overlays.evaluate")
 
 
 def answer(model, processor, record: Mapping, media_root: str | Path, max_new_tokens: int = 128) -> str:
@@ -184,7 +194,7 @@ def _batches(chosen: Sequence[dict], missing: Iterable[int], batch_size: int) ->
 # ---------------------------------------------------------------- interruption
 
 def checkpoint_identity(checkpoint: str | Path, base_model: str | None = None) -> str:
-    """Digest of a checkpoint's files by name, size and time of change; of its name where it is no folder."""
+    """Digest of a checkpoint's files by name, size and time of change; of its name where it is not a folder."""
     folder = Path(checkpoint)
     files = sorted(path for path in folder.glob("*") if path.suffix in (".safetensors", ".bin", ".json"))
     rows = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files if path.name != "run.json"]
@@ -192,7 +202,7 @@ def checkpoint_identity(checkpoint: str | Path, base_model: str | None = None) -
     return hashlib.sha256(words.encode()).hexdigest()
 
 
-def _keys(chosen: Sequence[dict], media_root: Path) -> list[str]:
+def record_keys(chosen: Sequence[dict], media_root: Path) -> list[str]:
     """Digest of each record with its media and scene, which count by size and time of change."""
     def state(path: Path) -> list:
         try:
@@ -203,8 +213,8 @@ def _keys(chosen: Sequence[dict], media_root: Path) -> list[str]:
 
     root, keys = str(media_root.resolve()), []
     for record in chosen:
-        paths = [*records.media_files(record, media_root),
-                 media_root / str((record.get("scene") or {}).get("metadata", ""))]
+        scene = (record.get("scene") or {}).get("metadata")
+        paths = [*records.media_files(record, media_root), *([media_root / str(scene)] if scene else [])]
         words = json.dumps([root, record, list(map(state, paths))], sort_keys=True)
         keys.append(hashlib.sha256(words.encode()).hexdigest())
     return keys
@@ -214,18 +224,19 @@ def _keys(chosen: Sequence[dict], media_root: Path) -> list[str]:
 
 def predict(model, processor, records: Sequence[dict], media_root: str | Path = ".", batch_size: int = 8,
             max_new_tokens: int = 128, out_path: str | Path | None = None, identity: str = "",
-            note: Callable[[str], None] | None = None) -> list[dict]:
+            note: Callable[[str], None] | None = None, keep: bool = False) -> list[dict]:
     """Answer every record greedily, in the order of the records, and write predictions.jsonl where `out_path` says so.
 
     Answers are kept in `<out_path>.partial` batch by batch; after an interruption the next call takes those to records
-    that are the same, if checkpoint and length are. The output itself appears only when it is whole.
+    that are the same, if checkpoint and length are. The output itself appears only when it is complete.
 
     Args:
-        records: with media paths relative to `media_root`; the last human turn is asked, what follows it is the truth.
+        records: with media paths relative to `media_root`; the last human turn is asked, what follows it is the target.
         max_new_tokens: an answer is cut there.
-        out_path: None writes nothing that stays.
+        out_path: None writes nothing.
         identity: which checkpoint this is, see `checkpoint_identity`.
         note: told in one sentence when an interrupted prediction goes on.
+        keep: leave the answers beside the output, so that a later call for more records takes them.
 
     Returns:
         Rows of the file: the records' keys without the conversation, and "question", "answer", "prediction".
@@ -233,19 +244,18 @@ def predict(model, processor, records: Sequence[dict], media_root: str | Path = 
     Raises:
         UserError: a medium is missing or broken, named with the record's id.
     """
-    if out_path is None:
-        with tempfile.TemporaryDirectory() as folder:
-            return predict(model, processor, records, media_root, batch_size, max_new_tokens,
-                           Path(folder) / "predictions.jsonl", identity, note)
-    chosen, media_root, out_path = list(records), Path(media_root), Path(out_path)
+    check_answers_in_words(extensions.settings(model), "this model")
+    chosen, media_root = list(records), Path(media_root)
     if batch_size < 1 or max_new_tokens < 1:
         raise UserError(f"batch size and answer length must be at least 1, not {batch_size} and {max_new_tokens}")
-    keys = _keys(chosen, media_root)
-    answers = Answers(out_path, f"{identity} {max_new_tokens} thinking {chat.thinking_of(processor)}")
+    keys = record_keys(chosen, media_root)
+    size = processor.image_processor.size
+    answers = Answers(out_path, f"{identity} {max_new_tokens} thinking {chat.thinking_of(processor)} pixels "
+                                f"{size['shortest_edge']} {size['longest_edge']}")
     missing = [i for i, key in enumerate(keys) if key not in answers]
     kept = len(chosen) - len(missing)
     if kept and note:
-        note(f"{kept} of {len(chosen)} answers are there from an interrupted run; going on")
+        note(f"{kept} of {len(chosen)} answers are there from an earlier run; going on")
 
     batches = _batches(chosen, missing, batch_size)
     loader = prompt_loader(chosen, batches, processor, media_root, next(model.parameters()).is_cuda, max_depth_m(model))
@@ -256,15 +266,17 @@ def predict(model, processor, records: Sequence[dict], media_root: str | Path = 
             answers.add(zip([keys[row] for row in rows], texts, strict=True))
             bar.update(len(rows))
     found = [prediction_row(record, answers[key]) for record, key in zip(chosen, keys, strict=True)]
-    write_jsonl(out_path, found)
-    answers.remove()
+    if out_path is not None:
+        write_jsonl(out_path, found)
+    if not keep:
+        answers.remove()
     return found
 
 
 @torch.inference_mode()
 def predict_values(model: torch.nn.Module, processor, records: Sequence[Mapping], media_root: str | Path,
                    batch_size: int = 8) -> list[dict[str, float]]:
-    """What the head says of each record: target's name -> number in its own units, in the order of the records.
+    """Predictions of the head: target's name -> number in its own units, in the order of the records.
 
     Args:
         model: from `load.load_for_inference`, with a regression head.
@@ -314,6 +326,7 @@ def main(words: Sequence[str] | None = None) -> None:
     checkpoint = flags.checkpoint
     if checkpoint is None or Path(checkpoint).is_dir():
         checkpoint = find_checkpoint(checkpoint, OUTPUTS)
+    check_answers_in_words(extensions.read(checkpoint), checkpoint)
     print(f"checkpoint {checkpoint}, {len(chosen)} records of {flags.dataset_use}")
     model, processor = load_for_inference(checkpoint, flags.base_model, flags.attn_implementation, flags.thinking)
     predict(model, processor, chosen, media_root, flags.batch_size, flags.max_new_tokens, flags.output,

@@ -11,6 +11,7 @@ from pathlib import Path
 from overlays import callable_module, domains
 from overlays.domains.base import Domain, check_output
 from overlays.errors import run
+from overlays.files import lock
 from overlays.flags import Parser, add_settings, make_settings, read_settings
 
 
@@ -30,7 +31,8 @@ def prepare(domain: str | Domain, **settings) -> dict:
 def _prepare(domain: Domain, settings) -> tuple[dict, Path]:
     output = Path(settings.output or domain.output(settings))
     check_output(output, domain.name)
-    return domain.prepare(replace(settings, output=output)), output
+    with lock(output.with_name(f".{output.name}.lock"), output):
+        return domain.prepare(replace(settings, output=output)), output
 
 
 def main(words: Sequence[str] | None = None, domain: str | None = None) -> None:

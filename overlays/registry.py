@@ -14,6 +14,7 @@ from overlays.upstream import tree as upstream
 USER_FILE = Path("data") / "datasets.json"
 SPLITS = ("train", "val", "test")
 ANNOTATION_SUFFIXES = (".json", ".jsonl", ".parquet")
+_ELSEWHERE = re.compile(rf"(.+(?:{'|'.join(map(re.escape, ANNOTATION_SUFFIXES))}))@(.+)")
 # By their folders: the domains themselves are a layer above and are not imported here.
 DOMAINS = sorted(module.name for module in pkgutil.iter_modules([str(PACKAGE / "domains")]) if module.ispkg)
 
@@ -35,8 +36,8 @@ def resolve(names: str, root: Path = ROOT) -> list[Dataset]:
     """Data sets of a comma-separated list such as "cuprite_train,mine%30,path/to/file.jsonl".
 
     A name is `<domain>_<train|val|test>` (a prepared domain), a key of data/datasets.json or of upstream's data_dict,
-    or the path of an annotation file or saved data set, whose media are then relative to the folder it lies in. `%N`
-    behind it takes N percent of the records.
+    or the path of an annotation file or saved data set, whose media are then relative to the folder it lies in;
+    "file.jsonl@folder" names another folder. `%N` behind it takes N percent of the records.
 
     Raises:
         UserError: an unknown name (the near misses are given), a missing file, a rate outside (0, 100].
@@ -81,6 +82,8 @@ def _resolve_one(word: str, root: Path) -> Dataset:
         if not annotation.is_file() and name in _prepared_sets(root) and name not in _user_sets(root):
             raise UserError(f"data set {name} is not prepared: {annotation} is missing; "
                             f"run python -m overlays.prepare {name.rpartition('_')[0]} first")
+    elif match := _ELSEWHERE.fullmatch(name):
+        annotation, media_root = Path(match[1]), Path(match[2])
     elif name.endswith(ANNOTATION_SUFFIXES) or Path(name).is_dir():
         annotation = Path(name)
         media_root = upstream.media_root(annotation, root) or annotation.parent

@@ -1,21 +1,30 @@
-"""The run folder: run.json, which checkpoint is complete, what a resumed run must have in common with it."""
+"""The run folder: run.json, complete checkpoints, the final model and its swap, what a resumed run must share."""
 
 import json
 import os
 import platform
+import re
 import shutil
 import subprocess
-from collections.abc import Collection
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from overlays import files, manifest
 from overlays.errors import UserError
 from overlays.files import atomic_path, write_json
 from overlays.paths import ROOT
 
 MODEL_MARKS = ("config.json", "adapter_config.json")
-MODEL_FILES = ("model*.safetensors*", "adapter_model.*", "trained_parts.safetensors", "additions.json")
-COMPLETE = "complete"  # empty file written into a checkpoint after everything else
-COMPLETE_BEFORE = "whole"  # its name in checkpoints of earlier versions
+MODEL_FILES = ("model*.safetensors*", "adapter_model.*", "trained_parts.safetensors", "additions.json",
+               manifest.NAME)
+COMPLETE = (manifest.NAME, "complete", "whole")  # a checkpoint's last file; the others are those of earlier versions
+FINAL = ".final"  # the final model, until all of it is there
+LOCK = ".lock"
+STATE = "trainer_state.json"
+# What no model is loaded from.
+_BESIDE = re.compile("(optimizer|scheduler|scaler|rng_state|global_step|latest|trainer_state|training_args|zero_to_fp32"
+                     r"|training_loss\.png|metrics\.json|reconstruction\.png|preferences\.json)")
 
 
 def versions() -> dict[str, str]:
@@ -50,22 +59,64 @@ def read_run(folder: Path) -> dict | None:
         file = place / "run.json"
         if file.is_file():
             try:
-                return json.loads(file.read_text(encoding="utf-8"))
-            except ValueError as error:
-                raise UserError(f"{file} is damaged: {error}") from None
+                described = json.loads(file.read_text(encoding="utf-8"))
+                for row in described.get("parts", []):
+                    row["part"], row["trainable"]
+                return described
+            except (ValueError, AttributeError, KeyError, TypeError, RecursionError) as error:
+                raise UserError(f"{file} is damaged ({error}): restore it, or train again") from None
     return None
+
+
+@contextmanager
+def lock(run: Path) -> Iterator[None]:
+    """Be the only process that writes a run folder. Raises `files.InUse` where another one does."""
+    is_new = not run.exists()
+    try:
+        with files.lock(run / LOCK, run):
+            yield
+    finally:
+        if is_new:
+            with suppress(OSError):
+                run.rmdir()  # nothing was written
+
+
+def _number(checkpoint: Path) -> int | None:
+    number = checkpoint.name.removeprefix("checkpoint-")
+    return int(number) if checkpoint.name != number and re.fullmatch("[0-9]{1,18}", number) else None
 
 
 def checkpoints(run: Path) -> list[Path]:
     """Complete checkpoints of a run folder, oldest first."""
-    complete = [path for path in run.glob("checkpoint-*")
-                if path.name.rsplit("-", 1)[1].isdigit() and is_complete(path)]
-    return sorted(complete, key=lambda path: int(path.name.rsplit("-", 1)[1]))
+    return sorted((path for path in run.glob("checkpoint-*") if _number(path) is not None and is_complete(path)),
+                  key=_number)
 
 
 def is_complete(checkpoint: Path) -> bool:
     """Whether a checkpoint was written to its end."""
-    return any((checkpoint / name).is_file() for name in (COMPLETE, COMPLETE_BEFORE))
+    return any((checkpoint / name).is_file() for name in COMPLETE)
+
+
+def is_cut_short(folder: Path) -> bool:
+    """Whether a folder is a checkpoint of a run that ended while it was written or removed."""
+    return _number(folder) is not None and (folder.parent / "run.json").is_file() and not is_complete(folder)
+
+
+def is_run(folder: Path) -> bool:
+    """Whether a folder is a run folder, or a checkpoint in one."""
+    run = folder if _number(folder) is None else folder.parent
+    return (run / "run.json").is_file()
+
+
+def check_model(folder: Path) -> None:
+    """Compare the files of a model or checkpoint with its manifest, but those that only training reads.
+
+    Raises:
+        UserError: it was not written to its end, or a file is missing or damaged.
+    """
+    if is_cut_short(folder):
+        raise UserError(f"{folder} is not complete: the run ended while it was written; use another checkpoint")
+    manifest.check(folder, skip=lambda name: _BESIDE.match(name) is not None)
 
 
 def find_checkpoint(checkpoint: str | None, outputs: Path, domain: str | None = None) -> Path:
@@ -97,7 +148,10 @@ def find_checkpoint(checkpoint: str | None, outputs: Path, domain: str | None = 
 
 
 def has_model(path: Path) -> bool:
-    """Whether a folder counts as a model or an adapter."""
+    """Whether a folder counts as a model or an adapter; a swap of models that a kill interrupted is completed first."""
+    if (path / FINAL / manifest.NAME).is_file():
+        with suppress(files.InUse), lock(path):
+            complete_swap(path)
     return any((path / name).is_file() for name in MODEL_MARKS)
 
 
@@ -145,12 +199,12 @@ def checkpoint_to_resume(run: Path, resume: str, identity: dict) -> Path | None:
 
     Args:
         resume: "auto" (newest complete checkpoint), "never" or a checkpoint folder.
-        identity: what must be as it was: model, data, pixels, parts and rates, adapter, and `settings_identity`;
-            compared with run.json.
+        identity: what must be as it was: model, data, pixels, parameter groups, learning rates, adapter, and
+            `settings_identity`; compared with run.json.
 
     Raises:
-        UserError: run.json says otherwise, of a checkpoint or of the model in the run folder; or the folder named is
-            not complete.
+        UserError: run.json says otherwise, of a checkpoint or of the model in the run folder; or the checkpoint is not
+            complete or damaged.
     """
     if resume == "never":
         return None
@@ -170,16 +224,34 @@ def checkpoint_to_resume(run: Path, resume: str, identity: dict) -> Path | None:
                 f"{found or run} was trained with another {name} ({_difference(before[name], value)}): "
                 "use --resume never to start over, or another OUTPUT_DIR"
             )
+    if found is not None:
+        manifest.check(found)
     return found
 
 
-def _steps_of(checkpoint: Path) -> int:
-    return json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))["global_step"]
+def _steps_of(folder: Path) -> int:
+    """Optimisation steps that a checkpoint or final model has taken. Raises UserError where its state is damaged."""
+    file = folder / STATE
+    try:
+        return int(json.loads(file.read_text(encoding="utf-8"))["global_step"])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        raise UserError(f"{file} is missing or damaged: use --resume with an earlier checkpoint, or --resume never to "
+                        "start over") from None
 
 
-def has_taken(run: Path, resume: Path | None, steps: int) -> bool:
-    """Whether a run that is to take `steps` has taken them all and its model lies in the run folder."""
-    return resume is not None and has_model(run) and _steps_of(resume) >= steps
+def has_taken(run: Path, resume: Path | None, steps: int, wanted: str = "auto") -> bool:
+    """Whether the model in a run folder has taken all of its `steps`.
+
+    Args:
+        resume: checkpoint that the run goes on from.
+        wanted: what --resume asks for.
+    """
+    if wanted == "never" or not has_model(run):
+        return False
+    if resume is not None and _steps_of(resume) < steps:
+        return False
+    # A run of an earlier version has no manifest, and a state that may be younger than its model.
+    return _steps_of(run) >= steps if STATE in (manifest.read(run) or {}) else resume is not None
 
 
 def check_steps(resume: Path | None, steps: int) -> None:
@@ -211,32 +283,88 @@ def _difference(old, new) -> str:
 
 
 def clean(run: Path, all_checkpoints: bool) -> list[str]:
-    """Remove checkpoints that a killed run left half-written, or all of them; returns their names."""
+    """Remove checkpoints and a final model that a killed run left half-written, or all of them; checkpoints' names."""
+    files.sweep(run)
     complete = set(checkpoints(run))
     found = [path for path in sorted(run.glob("checkpoint-*")) if path.is_dir()]
     gone = [path for path in found if all_checkpoints or path not in complete]
     for path in gone:
-        shutil.rmtree(path)
+        remove_checkpoint(path)
+    shutil.rmtree(run / FINAL, ignore_errors=True)
     if all_checkpoints:
-        remove_model(run)
+        _remove_model(run, keep=())
     return [path.name for path in gone]
 
 
-def remove_model(run: Path, but: Collection[str] = ()) -> None:
-    """Remove the model that lies in a run folder itself, all files of it but those named."""
-    first = [run / name for name in MODEL_MARKS]  # without these the folder no longer counts as a model
-    for file in [*first, *(file for pattern in MODEL_FILES for file in run.glob(pattern))]:
-        if file.name not in but:
+def remove_checkpoint(checkpoint: Path) -> None:
+    """Remove a checkpoint; where that is interrupted, what is left does not count as one."""
+    unmark(checkpoint)
+    shutil.rmtree(checkpoint, ignore_errors=True)
+
+
+def unmark(checkpoint: Path) -> None:
+    """Say that a checkpoint is not complete, before its files change."""
+    for name in COMPLETE:
+        (checkpoint / name).unlink(missing_ok=True)
+
+
+def rotate(run: Path, limit: int | None, best: str | None) -> None:
+    """Remove the oldest complete checkpoints but `limit`; the newest and the `best` stay."""
+    found = checkpoints(run)
+    if limit is None or limit < 1 or len(found) <= limit:
+        return
+    kept = {found[-1], *(path for path in found if best and path.name == Path(best).name)}
+    others = [path for path in found if path not in kept]
+    for path in others[:len(others) - max(0, limit - len(kept))]:
+        remove_checkpoint(path)
+
+
+# ---- the final model
+
+
+def start_final(run: Path) -> Path:
+    """The empty folder that the final model is written to; see `complete_swap`."""
+    shutil.rmtree(run / FINAL, ignore_errors=True)
+    (run / FINAL).mkdir(parents=True)
+    return run / FINAL
+
+
+def finish_final(run: Path) -> None:
+    """Let the final model, all of which has been written, take its place in the run folder."""
+    manifest.write(run / FINAL)
+    complete_swap(run)
+
+
+def complete_swap(run: Path) -> None:
+    """Move a complete final model into the run folder, in the place of an earlier one.
+
+    From its manifest on the new model counts. Until all its files are in place the folder does not count as a model,
+    and a swap that is interrupted goes on with the next call.
+    """
+    new = run / FINAL
+    rows = manifest.read(new)
+    if rows is None:
+        return
+    moves = sorted((file for file in new.rglob("*") if file.is_file() and file.name != manifest.NAME),
+                   key=lambda file: (file.name in MODEL_MARKS, file.name))
+    _remove_model(run, keep=set(rows) - {file.name for file in moves if file.name in MODEL_MARKS})
+    for file in moves:
+        target = run / file.relative_to(new)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        os.replace(file, target)
+    os.replace(new / manifest.NAME, run / manifest.NAME)
+    shutil.rmtree(new)
+
+
+def _remove_model(run: Path, keep) -> None:
+    """Remove the model that lies in a run folder itself, but for the files named in `keep`."""
+    listed = []
+    with suppress(UserError):  # a damaged manifest goes as well
+        listed = [run / name for name in manifest.read(run) or ()]
+    found = [file for pattern in MODEL_FILES for file in run.glob(pattern)]
+    for file in [*(run / name for name in MODEL_MARKS), *listed, *found]:  # the marks first
+        if file.relative_to(run).as_posix() not in keep:
             file.unlink(missing_ok=True)
-
-
-def mark_complete(checkpoint: Path) -> None:
-    """Say that a checkpoint is complete, once its files have reached the disk."""
-    for file in checkpoint.rglob("*"):
-        if file.is_file():
-            with file.open("rb") as stream:
-                os.fsync(stream.fileno())
-    (checkpoint / COMPLETE).touch()
 
 
 def copy_metadata(run: Path, roots: list[Path]) -> None:

@@ -1,7 +1,7 @@
 """Makes a script run from a bare interpreter: re-runs it in .venv where packages are missing, and finds `overlays`.
 
-As a program (`python scripts/_bootstrap.py`): names what requirements.txt asks for and this interpreter lacks, and
-exits with 1 if there is anything.
+As a program (`python scripts/_bootstrap.py`): names what requirements.txt and requirements-dev.txt ask for and this
+interpreter lacks, and exits with 1 if there is anything.
 """
 
 import os
@@ -14,16 +14,16 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def missing() -> list[str]:
-    """Requirements that this interpreter does not meet."""
+def missing(*files: str) -> list[str]:
+    """Requirements in the files that this interpreter does not meet."""
     try:
         from packaging.requirements import Requirement
     except ImportError:
         return ["packaging"]
     lacking = []
-    for line in (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines():
+    for line in "\n".join((ROOT / file).read_text(encoding="utf-8") for file in files).splitlines():
         line = line.split("#")[0].strip()
-        if not line:
+        if not line or line.startswith("-"):
             continue
         requirement = Requirement(line)
         if requirement.marker and not requirement.marker.evaluate():
@@ -37,7 +37,7 @@ def missing() -> list[str]:
 
 
 def _enter_environment() -> None:
-    if os.environ.get("OVERLAYS_BOOTSTRAPPED") or not missing():
+    if os.environ.get("OVERLAYS_BOOTSTRAPPED") or not missing("requirements.txt"):
         return
     done = subprocess.run([str(ROOT / "scripts" / "setup.sh")], stdout=subprocess.PIPE, text=True, check=False)
     if done.returncode:
@@ -48,8 +48,9 @@ def _enter_environment() -> None:
 
 
 if __name__ == "__main__":
-    print("\n".join(missing()), file=sys.stderr)
-    sys.exit(1 if missing() else 0)
+    lacking = missing("requirements.txt", "requirements-dev.txt")
+    print("\n".join(lacking), file=sys.stderr)
+    sys.exit(1 if lacking else 0)
 
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # with it every start would compile all packages anew
 sys.dont_write_bytecode = False

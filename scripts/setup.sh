@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Makes .venv with everything in requirements.txt, once; prints the interpreter to use as its last line.
+# Makes .venv with everything in requirements-dev.txt, once; prints the interpreter to use as its last line.
 # An active environment, or a python3, that already has the packages is used as it is.
 # Usage: scripts/setup.sh [--gpu] [--upstream] [--floor]
 #   --gpu        the optional packages of requirements-gpu.txt too
@@ -9,7 +9,8 @@ set -euo pipefail
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 say() { echo "$@" >&2; }
 fail() { say "error: $*"; exit 2; }
-whole() { [[ ! -e "$unfinished" && -f "$stamp" && "$(< "$stamp")" == "$(cksum < "$root/requirements.txt")" ]]; }
+wanted() { cat "$root/requirements.txt" "$root/requirements-dev.txt" | cksum; }
+whole() { [[ ! -e "$unfinished" && -f "$stamp" && "$(< "$stamp")" == "$(wanted)" ]]; }
 has_packages() { command -v "$1" > /dev/null && "$1" "$root/scripts/_bootstrap.py" 2> /dev/null; }
 
 quietly=(--quiet --disable-pip-version-check)
@@ -75,7 +76,7 @@ install_fast() {  # the same wheels by uv, in a third of pip's time; uv does not
         [[ -z "$value" || -n "$(printenv "${pair#*:}")" ]] || settings+=("${pair#*:}=$value")
     done
     env "${settings[@]}" "$venv/bin/uv" pip install --quiet --resolution "$resolution" --python "$venv/bin/python" \
-        -r "$root/requirements.txt" >&2
+        -r "$root/requirements-dev.txt" >&2
 }
 
 install() {
@@ -91,14 +92,14 @@ install() {
         say "setting up $venv with $("$base" --version) (a few minutes, once)"
         "$base" -m venv --clear "$venv" >&2 || fail "$base could not make an environment in $venv: see above"
     else
-        say "bringing $venv up to date with requirements.txt"
+        say "bringing $venv up to date with requirements-dev.txt"
     fi
     touch "$unfinished"
     # Byte code is left to the first import: most of these files are never imported.
     install_fast \
-        || { [[ $floor = 0 ]] && "$venv/bin/python" -m pip install "${quietly[@]}" --no-compile -r "$root/requirements.txt" >&2; } \
+        || { [[ $floor = 0 ]] && "$venv/bin/python" -m pip install "${quietly[@]}" --no-compile -r "$root/requirements-dev.txt" >&2; } \
         || fail "the packages could not be installed: see the message above, fix it and run ./scripts/setup.sh again"
-    cksum < "$root/requirements.txt" > "$stamp"
+    wanted > "$stamp"
     rm "$unfinished"
     say "ready: $venv"
 }

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The personal stage: K folds for each test user, a small adapter each, on the global model; resumable fold by fold.
-# GLOBAL=outputs/gui-global FOLDS=3 FOLDS_BY="episode sample" USERS="1-10"; train_gui_personal.py has the other defaults.
+# GLOBAL=outputs/gui-global FOLDS=3 FOLDS_BY="episode sample" USERS="1-10"; further flags are those of the trainer.
 DOMAIN=gui CONFIG=scripts/configs/gui_global.yaml
 TINY_EPOCHS=6 TINY_LR=1e-3 TINY_BATCH_SIZE=8 TINY_WARMUP_STEPS=2 TINY_LORA_R=8 TINY_LORA_ALPHA=32 TINY_MAX_PIXELS=36864
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"

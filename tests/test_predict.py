@@ -10,7 +10,7 @@ from PIL import Image
 
 from overlays import predict as module
 from overlays.errors import UserError
-from overlays.files import write_jsonl
+from overlays.files import write_json, write_jsonl
 from overlays.merge import merge
 
 
@@ -90,6 +90,20 @@ def test_rows_come_in_the_order_of_the_records(processor, counted, media, chosen
                        "question": "What?", "answer": "alunite", "prediction": rows[1]["prediction"],
                        "target": {"alunite": 0.5}, "split": "test"}
     assert counted.asked == 5 and counted.batches == 3
+
+
+def test_a_model_with_a_regression_head_is_not_asked_for_words(processor, media, chosen, tmp_path):
+    model = torch.nn.Linear(1, 1)
+    model._extensions = {"regression": {"names": ["level"]}}
+    with pytest.raises(UserError, match="regression head and not in words: score it with python -m overlays.evaluate"):
+        module.predict(model, processor, chosen, media, 2, 8, tmp_path / "p.jsonl")
+    write_json(tmp_path / "run" / "additions.json", model._extensions)
+    (tmp_path / "run" / "config.json").write_text("{}")
+    write_jsonl(media / "data.jsonl", chosen)
+    with pytest.raises(UserError, match=f"{tmp_path}/run answers with the numbers"):  # before weights are loaded
+        module.main(["--checkpoint", str(tmp_path / "run"), "--dataset-use", str(media / "data.jsonl"), "--output",
+                     str(tmp_path / "out.jsonl")])
+    assert not (tmp_path / "out.jsonl").exists()
 
 
 def test_an_interrupted_prediction_goes_on(processor, counted, media, chosen, tmp_path):

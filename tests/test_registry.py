@@ -30,6 +30,8 @@ def test_names_files_and_percentages_in_one_list(root):
     assert sets[0].annotation == root / "data/prepared/cuprite/train.jsonl"
     assert sets[0].media_root == sets[0].annotation.parent
     assert sets[1].annotation == file and sets[1].media_root == file.parent
+    elsewhere, = registry.resolve(f"{file}@{root}%50", root)
+    assert (elsewhere.annotation, elsewhere.media_root, elsewhere.rate) == (file, root, 0.5)
 
 
 def test_the_splits_of_every_domain_are_known_before_they_are_prepared(tmp_path):

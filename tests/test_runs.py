@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from overlays import runs
+from overlays import manifest, runs
 from overlays.errors import UserError
 from overlays.files import write_json
 from overlays.train import arguments
@@ -15,14 +15,14 @@ def checkpoint(run, step, complete=True):
     folder.mkdir(parents=True)
     (folder / "adapter_config.json").write_text("{}")
     if complete:
-        runs.mark_complete(folder)
+        manifest.write(folder)
     return folder
 
 
 def test_only_complete_checkpoints_count_and_by_number(tmp_path):
     first, last = checkpoint(tmp_path, 9), checkpoint(tmp_path, 10)
     checkpoint(tmp_path, 11, complete=False)
-    (first / "complete").rename(first / "whole")  # as earlier versions marked it
+    (first / manifest.NAME).rename(first / "whole")  # as earlier versions marked it
     assert runs.checkpoints(tmp_path) == [first, last]
     assert runs.clean(tmp_path, all_checkpoints=False) == ["checkpoint-11"]
 
@@ -60,13 +60,78 @@ def test_starting_over_leaves_nothing_of_the_old_model(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["run.json"]
 
 
-def test_a_run_has_ended_when_its_steps_are_taken_and_its_model_is_there(tmp_path):
+def final(run, steps, **contents):
+    """The final model of a run, complete in its hidden folder and not yet swapped in."""
+    folder = runs.start_final(run)
+    for name, text in {"config.json": "{}", **contents}.items():
+        (folder / name.replace("__", ".")).write_text(text)
+    write_json(folder / "trainer_state.json", {"global_step": steps})
+    manifest.write(folder)
+
+
+def test_a_run_has_ended_when_its_final_model_has_taken_its_steps(tmp_path):
     last = checkpoint(tmp_path, 4)
     write_json(last / "trainer_state.json", {"global_step": 4})
     assert not runs.has_taken(tmp_path, last, 4)  # killed before the model was written
+    final(tmp_path, 2)
+    assert not runs.has_taken(tmp_path, last, 4)  # killed when the run of 2 steps had been continued
+    final(tmp_path, 4)
+    assert runs.has_taken(tmp_path, last, 4) and runs.has_taken(tmp_path, None, 4)  # with and without checkpoints
+    assert not runs.has_taken(tmp_path, last, 5) and not runs.has_taken(tmp_path, last, 4, "never")
+
+
+def test_a_run_of_an_earlier_version_has_ended_by_its_newest_checkpoint(tmp_path):
+    last = checkpoint(tmp_path, 4)
+    write_json(last / "trainer_state.json", {"global_step": 4})
     (tmp_path / "config.json").write_text("{}")
     assert runs.has_taken(tmp_path, last, 4) and not runs.has_taken(tmp_path, None, 4)
     assert not runs.has_taken(tmp_path, last, 5)
+
+
+def test_a_swap_of_models_that_was_interrupted_anywhere_is_completed(tmp_path, monkeypatch):
+    replace, stop = os.replace, 0
+
+    def interrupted(source, target):
+        nonlocal stop
+        stop -= 1
+        if not stop:
+            raise KeyboardInterrupt
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", interrupted)
+    for point in range(1, 6):
+        run = tmp_path / str(point)
+        final(run, 6, model__safetensors="six", **{"added.json": "6"})
+        runs.complete_swap(run)
+        final(run, 12, model__safetensors="twelve", adapter_config__json="{}")
+        stop = point
+        with pytest.raises(KeyboardInterrupt):
+            runs.complete_swap(run)
+        stop = 0
+        assert runs.has_model(run)
+        assert sorted(path.name for path in run.iterdir()) == [
+            "adapter_config.json", "config.json", "manifest.json", "model.safetensors", "trainer_state.json"]
+        assert (run / "model.safetensors").read_text() == "twelve"
+        runs.check_model(run)
+
+
+def test_the_oldest_checkpoints_go_but_not_the_best(tmp_path):
+    for step in (1, 2, 3, 4):
+        checkpoint(tmp_path, step)
+    runs.rotate(tmp_path, 2, str(tmp_path / "checkpoint-2"))
+    assert [path.name for path in runs.checkpoints(tmp_path)] == ["checkpoint-2", "checkpoint-4"]
+    runs.rotate(tmp_path, 1, str(tmp_path / "checkpoint-2"))
+    assert len(runs.checkpoints(tmp_path)) == 2
+    runs.rotate(tmp_path, 1, None)
+    assert [path.name for path in runs.checkpoints(tmp_path)] == ["checkpoint-4"]
+
+
+def test_a_checkpoint_that_was_not_written_to_its_end_is_no_model(tmp_path):
+    write_json(tmp_path / "run.json", {})
+    with pytest.raises(UserError, match="checkpoint-7 is not complete"):
+        runs.check_model(checkpoint(tmp_path, 7, complete=False))
+    with pytest.raises(UserError, match="trainer_state.json is missing or damaged"):
+        runs.check_steps(checkpoint(tmp_path, 8), 9)
 
 
 def test_the_newest_run_of_the_domain_is_found(tmp_path):
@@ -139,3 +204,10 @@ def test_a_checkpoint_that_cannot_be_continued_is_refused(tmp_path):
             runs.check_steps(last, 5)
     (last / "rng_state.pth").write_bytes(b"")
     runs.check_steps(last, 5)
+
+
+@pytest.mark.parametrize("text", ["{", "[1]", '{"parts": [1]}', '{"parts": [{}]}', "[" * 100_000])
+def test_a_damaged_run_json_is_one_sentence(tmp_path, text):
+    (tmp_path / "run.json").write_text(text)
+    with pytest.raises(UserError, match="run.json is damaged"):
+        runs.read_run(tmp_path)

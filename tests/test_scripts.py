@@ -58,7 +58,8 @@ def test_a_launcher_with_a_gpu_runs_its_recipe_and_nothing_else(launcher, variab
 
 
 def test_every_recipe_has_a_launcher():
-    assert {path.stem for path in (ROOT / "scripts" / "configs").glob("*.yaml")} == {name for *_, name in RECIPES}
+    recipes = {path.stem for path in (ROOT / "scripts" / "configs").glob("*.yaml")}
+    assert recipes - {"gui_personal"} == {name for *_, name in RECIPES}  # which its script reads
     trainers = {path.name for path in (ROOT / "scripts").glob("train_*.sh")}
     assert trainers - {"train_gui_personal.sh"} == {name for name, *_ in RECIPES}
 

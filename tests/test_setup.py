@@ -34,6 +34,7 @@ def place(tmp_path):
     for name in ("setup.sh", "_bootstrap.py"):
         shutil.copy(SCRIPTS / name, tmp_path / "scripts" / name)
     (tmp_path / "requirements.txt").write_text("torch\n")
+    (tmp_path / "requirements-dev.txt").write_text("-r requirements.txt\npytest\n")
     (tmp_path / "requirements-gpu.txt").write_text("# optional\nflash-attn>=2.7\nbitsandbytes\n")
     (tmp_path / "bin").mkdir()
 
@@ -72,7 +73,7 @@ def test_it_installs_once_and_is_quick_after(place):
     begin = time.perf_counter()
     assert set_up(root)[:2] == (0, f"{root}/.venv/bin/python")
     assert time.perf_counter() - begin < 1
-    assert calls(root, "requirements.txt") == 1
+    assert calls(root, "requirements-dev.txt") == 1
 
 
 def test_uv_is_used_with_pips_settings_and_pip_where_it_fails(place):
@@ -86,11 +87,11 @@ def test_uv_is_used_with_pips_settings_and_pip_where_it_fails(place):
     uv.chmod(0o755)
     assert set_up(root)[:2] == (0, f"{root}/.venv/bin/python")
     assert (root / "uv.log").read_text() == "https://a/simple|file:///b file:///c|/d,/e|/mine.pem\n"
-    assert calls(root, "requirements.txt") == 0
+    assert calls(root, "requirements-dev.txt") == 0
     uv.write_text("#!/bin/bash\nexit 1\n")
     shutil.rmtree(root / ".venv")
     assert set_up(root)[:2] == (0, f"{root}/.venv/bin/python")
-    assert calls(root, "requirements.txt") == 1
+    assert calls(root, "requirements-dev.txt") == 1
 
 
 def test_changed_requirements_are_installed(place):
@@ -98,7 +99,7 @@ def test_changed_requirements_are_installed(place):
     set_up(root)
     (root / "requirements.txt").write_text("torch>=2\n")
     set_up(root)
-    assert calls(root, "requirements.txt") == 2 and calls(root, "-m venv") == 1
+    assert calls(root, "requirements-dev.txt") == 2 and calls(root, "-m venv") == 1
 
 
 def test_an_environment_that_has_the_packages_is_used_as_it_is(place):
@@ -117,7 +118,7 @@ def test_a_killed_set_up_is_made_anew(place):
     root, python3 = place
     python3(seconds=30)
     process = start(root)
-    while not calls(root, "requirements.txt"):
+    while not calls(root, "requirements-dev.txt"):
         time.sleep(0.02)
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
@@ -135,7 +136,7 @@ def test_two_at_once_install_once(place):
     results = [process.communicate(timeout=60) for process in both]
     assert [process.returncode for process in both] == [0, 0]
     assert {out.strip() for out, _ in results} == {f"{root}/.venv/bin/python"}
-    assert calls(root, "requirements.txt") == 1
+    assert calls(root, "requirements-dev.txt") == 1
     assert sum("waiting for another" in err for _, err in results) == 1
 
 

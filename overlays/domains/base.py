@@ -73,13 +73,17 @@ class Evaluation:
         print(f"checkpoint {self.checkpoint} on {next(model.parameters()).device}", flush=True)
         return model, processor
 
-    def answers(self) -> list[dict]:
-        """Rows of predictions.jsonl: every record with the text that the model answers; resumed where interrupted."""
+    def answers(self, keep: bool = False) -> list[dict]:
+        """Rows of predictions.jsonl: every record with the text that the model answers; resumed where interrupted.
+
+        Args:
+            keep: as in `predict.predict`.
+        """
         from overlays import predict
 
         return predict.predict(*self.loaded, self.records, self.media_root, self.flags.batch_size,
                                self.answer_length(self.loaded[1]), self.out / "predictions.jsonl",
-                               predict.checkpoint_identity(self.checkpoint, self.flags.base_model), print)
+                               predict.checkpoint_identity(self.checkpoint, self.flags.base_model), print, keep)
 
     def base_answers(self) -> list[dict]:
         """The same of the model that was fine-tuned, at the resolution it was fine-tuned with."""
@@ -170,7 +174,9 @@ class Domain:
         if named and not Path(named).is_dir() and named.count("/") == 1 and not named.startswith("."):
             return named, paths.OUTPUTS / named.replace("/", "--")
         checkpoint = runs.find_checkpoint(named, paths.OUTPUTS, self.name)
-        return checkpoint, checkpoint
+        if runs.is_run(checkpoint):
+            return checkpoint, checkpoint
+        return checkpoint, paths.OUTPUTS / "--".join(checkpoint.resolve().parts[-2:])  # nothing into a user's model
 
     def check(self, evaluation: Evaluation) -> None:
         """Raise UserError for what cannot be scored, before a model is loaded. May narrow `evaluation.records`."""

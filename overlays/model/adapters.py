@@ -85,6 +85,35 @@ def full_parameters(folder: str | Path) -> Iterator[tuple[str, torch.Tensor, Pat
             raise UserError(f"{file} is damaged or cut short: {error}") from None
 
 
+def lora_names(folder: str | Path) -> set[str]:
+    """Names of the adapter's own tensors in a LoRA folder. Raises UserError where the file is missing or damaged."""
+    file = Path(folder) / WEIGHTS
+    if not file.is_file():
+        raise UserError(f"{folder} lacks {WEIGHTS}: copy the folder again, or use another checkpoint")
+    try:
+        with safe_open(file, framework="pt") as tensors:
+            return {name for name in tensors.keys() if ".lora_" in name}  # noqa: SIM118 (not a mapping)
+    except SafetensorError as error:
+        raise UserError(f"{file} is damaged or cut short: {error}") from None
+
+
+def check_tensors(folder: str | Path, model: nn.Module) -> None:
+    """Compare the adapter in a folder with the one of a PeftModel, of which PEFT leaves a missing tensor random.
+
+    Raises:
+        UserError: the file is missing or damaged, lacks a tensor, or holds one that the model has no place for.
+    """
+    file, stored = Path(folder) / WEIGHTS, lora_names(folder)
+    # Beside the adapter "default", TRL's model has a frozen copy, which is not stored.
+    wanted = {name.replace(".default", "") for name, _ in model.named_parameters()
+              if ".lora_" in name and ".default" in name}
+    for names, what in ((wanted - stored, "lacks"), (stored - wanted, "does not fit this base model and its own "
+                                                     f"{CONFIG}, it also holds")):
+        if names:
+            raise UserError(f"{file} {what} {len(names)} tensors of the adapter, the first is {min(names)}: copy the "
+                            "folder again, or use another checkpoint")
+
+
 def whole_modules(model: nn.Module, names: Collection[str], path: str = "") -> list[str]:
     """Names of the largest modules all of whose parameters are in `names` (plain names of parameters)."""
     inside = {plain_name(f"{path}{name}") for name, _ in model.named_parameters()}

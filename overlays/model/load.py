@@ -17,9 +17,12 @@ from overlays.errors import UserError
 from overlays.families import family_of
 from overlays.model import adapters, extensions, forward, heads, unloaded
 from overlays.model.adapters import adapter_base
-from overlays.model.parts import plain_name
+from overlays.model.parts import part_of, plain_name
 
 TRAINED_PARTS = adapters.BESIDE
+CHECKED_TYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)  # torch compares no fp8
+PROCESSOR_FILES = (("tokenizer_config.json",), ("tokenizer.json", "vocab.json"),
+                   ("preprocessor_config.json", "processor_config.json"))
 OFFLINE_HINT = "give a local folder (MODEL_PATH or --model_name_or_path) or download it on a machine with network"
 
 
@@ -46,16 +49,17 @@ def locate(name: str | Path) -> str:
     Relative folders are also looked for below the repository.
 
     Raises:
-        UserError: the name looks like a folder and there is none, or the folder holds no model.
+        UserError: the name looks like a folder and there is none, or the folder holds no model or a damaged one.
     """
     name = str(name)
     folder = adapters.local_folder(name)
     if folder is not None:
         if runs.has_model(Path(folder)):
+            runs.check_model(Path(folder))
             return folder
-        whole = runs.checkpoints(Path(folder))
-        if whole:
-            raise UserError(f"{name} is a run without a final model: give its newest checkpoint, {whole[-1]}")
+        complete = runs.checkpoints(Path(folder))
+        if complete:
+            raise UserError(f"{name} is a run without a final model: give its newest checkpoint, {complete[-1]}")
         raise UserError(f"{name} holds no model: there is neither config.json nor adapter_config.json")
     if name.startswith((".", "/", "~")) or name.count("/") != 1 or name.split("/")[0] in ("data", "outputs"):
         raise UserError(f"there is no model folder {name}; {OFFLINE_HINT}")
@@ -114,11 +118,14 @@ def load_processor(name: str | Path, cache_dir: str | None = None):
     from transformers import AutoProcessor
 
     name = locate(name)
-    if Path(name).is_dir() and not (Path(name) / "tokenizer_config.json").is_file():
+    if Path(name).is_dir():
+        there = [any((Path(name) / file).is_file() for file in files) for files in PROCESSOR_FILES]
         base = adapter_base(name)
-        if base is None:
-            raise UserError(f"{name} holds no processor: copy the base model's tokenizer and processor files there")
-        return load_processor(base, cache_dir)
+        if not any(there) and base is not None:
+            return load_processor(base, cache_dir)
+        if not all(there):
+            raise UserError(f"{name} lacks {' or '.join(PROCESSOR_FILES[there.index(False)])}: copy the tokenizer and "
+                            f"processor files again{'' if base else ', or those of the base model'}")
     processor = _from_hub(name, lambda **options: AutoProcessor.from_pretrained(name, cache_dir=cache_dir, **options))
     if getattr(processor, "image_processor", None) is None:
         raise UserError(f"{name} holds a tokenizer but no image processor: preprocessor_config.json is missing")
@@ -149,7 +156,18 @@ def load_base(name: str | Path, dtype: torch.dtype, attn: str = "auto", cache_di
     forward.install(model)
     extensions.attach(model, extensions.read(name))
     load_trained_parts(model, name)
+    check_finite(model, name)
     return model
+
+
+def check_finite(model: torch.nn.Module, name: str | Path) -> None:
+    """Refuse a model whose weights hold NaN or infinity. Raises UserError that names the first of them."""
+    for key, value in model.named_parameters():
+        if value.numel() and value.dtype in CHECKED_TYPES and not value.is_meta:
+            low, high = torch.aminmax(value.detach())
+            if not (torch.isfinite(low) and torch.isfinite(high)):
+                raise UserError(f"{name} holds weights that are not finite numbers, the first is {plain_name(key)}: "
+                                "copy the model again, or use another checkpoint")
 
 
 @contextmanager
@@ -172,7 +190,7 @@ def _check_weights(name: str, model_class: str, report: dict) -> None:
     missing, unknown = sorted(report["missing_keys"]), sorted(report["unexpected_keys"])
     if missing:
         raise UserError(f"model {name} lacks {len(missing)} weights of {model_class}, the first is {missing[0]}: copy "
-                        "the whole model, or give the one that belongs to this config.json")
+                        "the complete model, or give the one that belongs to this config.json")
     if report["mismatched_keys"]:
         key, stored, wanted = sorted(report["mismatched_keys"])[0]
         raise UserError(f"model {name} holds {key} with shape {tuple(stored)}, but its config.json makes it "
@@ -227,6 +245,7 @@ def load_model(checkpoint: str | Path, base_model: str | None = None, attn: str 
         return load_base(checkpoint, dtype, attn, cache_dir)
     from peft import PeftConfig, PeftModel
 
+    adapters.lora_names(checkpoint)  # damage is told before the base is loaded
     base = base_model or adapter_base(checkpoint)
     if base_model is None and os.path.isabs(base) and not os.path.isdir(base):
         raise UserError(f"{checkpoint} names {base} as its base model, and there is no such folder: give --base_model, "
@@ -244,7 +263,23 @@ def load_model(checkpoint: str | Path, base_model: str | None = None, attn: str 
         config.modules_to_save, config.ensure_weight_tying = None, False
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*")  # peft asks by the old name
-        return _from_hub(checkpoint, lambda **_: PeftModel.from_pretrained(model, checkpoint, config=config))
+        model = _from_hub(checkpoint, lambda **_: PeftModel.from_pretrained(model, checkpoint, config=config))
+    adapters.check_tensors(checkpoint, model)
+    _check_parameter_groups(model, checkpoint)
+    check_finite(model, checkpoint)
+    return model
+
+
+def _check_parameter_groups(model: torch.nn.Module, checkpoint: str) -> None:
+    """Refuse an adapter's folder without what run.json says was trained beside the adapter."""
+    rows = (runs.read_run(Path(checkpoint)) or {}).get("parts", []) if runs.is_run(Path(checkpoint)) else []
+    trained = {row["part"]: row["trainable"] > 0 and row["part"] != "adapter" for row in rows}
+    stored, family = full_parameter_names(checkpoint), family_of(model.config)
+    for name, _ in model.named_parameters():
+        part = part_of(name, family, trained)
+        if trained.get(part) and plain_name(name) not in stored:
+            raise UserError(f"{checkpoint} lacks the {part} that its run trained, the first tensor is "
+                            f"{plain_name(name)}: copy the folder again, or use another checkpoint")
 
 
 def load_for_inference(checkpoint: str | Path, base_model: str | None = None, attn_implementation: str = "auto",

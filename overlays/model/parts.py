@@ -53,7 +53,8 @@ class PartRow:
     learning_rate: float
 
 
-def _numel(parameter: nn.Parameter) -> int:
+def numel(parameter: nn.Parameter) -> int:
+    """Elements of a parameter."""
     return getattr(parameter, "ds_numel", parameter.numel())  # ZeRO-3 leaves an empty tensor and the count
 
 
@@ -96,8 +97,8 @@ def table(model: nn.Module, config, rates: dict[str, float]) -> list[PartRow]:
     total, trainable = dict.fromkeys(PARTS, 0), dict.fromkeys(PARTS, 0)
     for name, parameter in model.named_parameters():
         part = part_of(name, family, rates)
-        total[part] += _numel(parameter)
-        trainable[part] += _numel(parameter) if parameter.requires_grad else 0
+        total[part] += numel(parameter)
+        trainable[part] += numel(parameter) if parameter.requires_grad else 0
     order = ("patch_embed", "vision", "merger", "embeddings", "language_model", "adapter", "additions")
     return [
         PartRow(part, total[part], trainable[part], rates[part] if trainable[part] else 0.0)

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from transformers.vision_utils import get_vision_position_ids
 
-from overlays.files import atomic_path
+from overlays import plotting
 from overlays.model.mae import MaskedAutoencoder, patch_errors, patch_moments
 
 ROWS = 6  # tiles in the picture
@@ -157,17 +157,12 @@ def _colours(images: list[np.ndarray]):
 
 
 def _draw_rows(columns: list[list[np.ndarray]], file: str | Path) -> None:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     rows = len(columns[0])
-    figure = Figure(figsize=(6.6, 2.2 * rows + 0.3), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = plotting.figure(6.6, 2.2 * rows + 0.3)
     axes = figure.subplots(rows, len(columns), squeeze=False)
     for column, (title, images) in enumerate(zip(("input", "visible", "reconstruction"), columns, strict=True)):
         axes[0][column].set_title(title)
         for row, image in enumerate(images):
             axes[row][column].imshow(image, interpolation="nearest")
             axes[row][column].set_axis_off()
-    with atomic_path(file) as temporary:
-        figure.savefig(temporary, dpi=110)
+    plotting.save(figure, file)

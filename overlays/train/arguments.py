@@ -175,7 +175,7 @@ class PretrainingFlags(BaseFlags):
     lr_scheduler_type: library.enum_of("SchedulerType") = option("cosine", "learning rate schedule")
     warmup_steps: float = option(0.05, "steps; below 1: the share of all steps")
     num_train_epochs: float = option(100, "passes over the tiles")
-    save_strategy: library.enum_of("SaveStrategy") = option("epoch", "when a checkpoint is saved")
+    save_steps: float = option(0.1, "steps between two checkpoints; below 1: the share of all steps")
     save_total_limit: int | None = option(2, "checkpoints that are kept")
 
 
@@ -380,6 +380,8 @@ def _start_cpu_processes() -> None:
         os.environ.setdefault(name, value)
     import deepspeed
 
+    # Not its kernels for shared memory: they need a compiler, and before 0.19 give NaN on a CPU without AVX-512.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.init_distributed(dist_backend="gloo")
 
 

@@ -60,6 +60,15 @@ class PreferenceTrainer(Trainer, DPOTrainer):
         carried = {name for name, _ in self.model.named_parameters() if parts.plain_name(name) in self.kept}
         return super()._trained_beside_adapter() | carried
 
+    def _init_training_state(self, *args, **kwargs):
+        result = super()._init_training_state(*args, **kwargs)
+        self._total_train_tokens = self.state.num_input_tokens_seen  # TRL counts from 0 again
+        return result
+
+    def _save_checkpoint(self, model, trial):
+        self.state.num_input_tokens_seen = int(self._total_train_tokens)
+        super()._save_checkpoint(model, trial)
+
     def _save(self, output_dir=None, state_dict=None):
         super()._save(output_dir, state_dict)
         if self.args.should_save:  # the reference is the model that training starts from; a resumed run has it
@@ -109,12 +118,12 @@ class Run(sft.Run):
             eval_dataset=tables.get("eval"),
         )
 
-    def finish(self, trainer: PreferenceTrainer) -> None:
+    def write_final(self, trainer: PreferenceTrainer, folder: Path) -> None:
         """As for any run; the preference accuracy on the validation pairs goes into preferences.json."""
         metrics = trainer.judge() if self.eval_set else None
-        super().finish(trainer)
+        super().write_final(trainer, folder)
         if metrics and self.training.process_index == 0:
-            write_json(self.output / "preferences.json", metrics)
+            write_json(folder / "preferences.json", metrics)
         if metrics:
             print_once(f"preference accuracy {metrics['accuracy']:.3f} on {metrics['n']} validation pairs, mean margin "
                        f"{metrics['margin']:.3f} (beta {metrics['beta']:g})")
@@ -187,4 +196,5 @@ def prepare(model_args, data, training) -> Run:
 def train(model_args, data, training) -> None:
     """One run from flags to run folder."""
     transformers.set_seed(training.seed)
-    shared.native(prepare(model_args, data, training))
+    with shared.exclusive(training):
+        shared.native(prepare(model_args, data, training))

@@ -1,12 +1,10 @@
 """Masked-autoencoder pretraining of the vision tower on rasters.
 
-The language model is not loaded while the tower trains. The run folder gets the whole model with N input channels,
+The language model is not loaded while the tower trains. The run folder gets the complete model with N input channels,
 which `overlays.train` starts from and plain transformers loads, and beside it the decoder, which a later run continues.
 """
 
 import hashlib
-import os
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,10 +22,10 @@ from overlays.model import channels, extensions, load, parts, reconstruction, un
 from overlays.model.mae import MaskedAutoencoder
 from overlays.train import run as shared
 from overlays.train.arguments import PretrainingDataArguments, PretrainingModelArguments
-from overlays.train.trainer import Trainer, count_steps, print_once
+from overlays.train.trainer import Trainer, count_steps, draw_losses, print_once
 from overlays.upstream import engine as engines
 
-DECODER = "decoder.safetensors"  # beside the whole model; plain transformers does not look at it
+DECODER = "decoder.safetensors"  # beside the complete model; plain transformers does not look at it
 SHOWN = 200  # entries of a list of dropped files that are printed
 
 
@@ -156,29 +154,22 @@ def part_rows(model: MaskedAutoencoder, learning_rate: float) -> list[parts.Part
     return rows
 
 
-def save_whole(mae: PretrainingModelArguments, model: MaskedAutoencoder, data: Data, folder: Path,
-               cache_dir: str | None = None) -> None:
-    """The base model with the trained tower in it, its processor, and the decoder, into `folder`.
+def write_model(mae: PretrainingModelArguments, model: MaskedAutoencoder, data: Data, folder: Path,
+                cache_dir: str | None = None) -> None:
+    """The base model with the trained tower in it, its processor, and the decoder, into the empty `folder`.
 
-    What was not trained keeps its values and its type. The file that makes the folder a model comes last.
+    What was not trained keeps its values and its type.
     """
     dtype = _stored_type(load.load_config(mae.model_name_or_path, cache_dir))
     base = load.load_base(mae.model_name_or_path, dtype, "sdpa", cache_dir)
     # Zeros take the place of the embedding until the trained one is there.
     channels.adapt_input_channels(base, data.channels, "zero")
     base.model.visual.load_state_dict(model.visual.state_dict())
-    unfinished = folder / ".final"
-    shutil.rmtree(unfinished, ignore_errors=True)
-    base.save_pretrained(unfinished)
-    unloaded.carry_over(base, unfinished)
-    data.processor.save_pretrained(unfinished)
+    base.save_pretrained(folder)
+    unloaded.carry_over(base, folder)
+    data.processor.save_pretrained(folder)
     save_file({name: value.detach().cpu().contiguous() for name, value in model.decoder.state_dict().items()},
-              unfinished / DECODER, metadata={"format": "pt"})
-    new = {file.name for file in unfinished.iterdir()}
-    for file in sorted(unfinished.iterdir(), key=lambda file: (file.name == "config.json", file.name)):
-        os.replace(file, folder / file.name)
-    runs.remove_model(folder, but=new)
-    unfinished.rmdir()
+              folder / DECODER, metadata={"format": "pt"})
 
 
 def measure(model: MaskedAutoencoder, data: Data, training: Any, folder: Path) -> dict:
@@ -229,16 +220,17 @@ class Run(shared.Run):
         """Counts and checksums of the rasters. No "train": the run answers no questions, so none is looked for here."""
         return {"pretraining": self.tiles.report}
 
-    def save_model(self, trainer: MaeTrainer) -> None:
-        """The whole model from the first process."""
+    def write_final(self, trainer: MaeTrainer, folder: Path) -> None:
+        """The complete model and the reconstruction of the held-out tiles, from the first process."""
         if self.training.process_index == 0:
-            save_whole(self.model_args, trainer.model, self.tiles, self.output, self.training.cache_dir)
+            write_model(self.model_args, trainer.model, self.tiles, folder, self.training.cache_dir)
+            draw_losses(trainer.state.log_history, folder / "training_loss.png", trainer.loss_name)
+            self.metrics = measure(trainer.model, self.tiles, self.training, folder)
 
     def finish(self, trainer: MaeTrainer) -> None:
-        """As for any run; then the held-out tiles are reconstructed."""
+        """As for any run; says how well the held-out tiles are reconstructed."""
         super().finish(trainer)
-        if self.training.process_index == 0:
-            self.metrics = measure(trainer.model, self.tiles, self.training, self.output)
+        if self.metrics:
             error, by_mean = self.metrics["normalised"]["model"], self.metrics["normalised"]["patch_mean"]
             print(f"held-out reconstruction of {self.metrics['tiles']} tiles: error {error:.3f}, predicting the patch "
                   f"mean {by_mean:.3f}, lower by {self.metrics['lower_by']['normalised']:.1%}", flush=True)
@@ -280,6 +272,7 @@ def train(mae: PretrainingModelArguments, data: PretrainingDataArguments, traini
         The held-out metrics; None on other ranks than the first, and where all steps are taken already.
     """
     transformers.set_seed(training.seed)
-    run = prepare(mae, data, training)
-    shared.native(run)
+    with shared.exclusive(training):
+        run = prepare(mae, data, training)
+        shared.native(run)
     return run.metrics

@@ -1,8 +1,10 @@
 """What all stages share: the Run object, what a resumed run must have in common, the run folder, the two engines."""
 
 import json
+import math
 import sys
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,7 @@ import torch
 import transformers
 
 from overlays import registry, runs
-from overlays.files import sha256
+from overlays.files import free_bytes, sha256
 from overlays.model import parts
 from overlays.train.trainer import FiniteLoss, Trainer, check_finite, count_steps, draw_losses, print_once
 from overlays.upstream import engine as engines
@@ -44,7 +46,7 @@ class Run:
     def has_ended(self) -> bool:
         """Whether all steps are taken and saved already; says so."""
         steps = count_steps(self.training, len(self.train_set))
-        ended = runs.has_taken(self.output, self.resume, steps)
+        ended = runs.has_taken(self.output, self.resume, steps, self.training.resume)
         if ended:
             print_once(f"{self.output} has taken its {steps} steps: nothing is left to do")
         return ended
@@ -86,7 +88,22 @@ class Run:
         if self.training.process_index == 0:
             self._open_folder(rows)
         print_once(f"resuming from {self.resume}" if self.resume else f"training from the start into {self.output}")
-        return self.make_trainer(model, [FiniteLoss()])
+        trainer = self.make_trainer(model, [FiniteLoss()])
+        self._tell_checkpoints(trainer)
+        return trainer
+
+    def _tell_checkpoints(self, trainer: Trainer) -> None:
+        """Print when checkpoints are saved and how large they are. Raises UserError where there is room for none."""
+        args, steps = self.training, count_steps(self.training, len(self.train_set))
+        weights, size = trainer.checkpoint_bytes()
+        every = math.ceil(args.save_steps * steps) if args.save_steps < 1 else int(args.save_steps)
+        when = {"no": "none", "steps": f"every {every} of {steps} steps", "epoch": "after every epoch",
+                "best": "at every better evaluation"}[args.save_strategy]
+        kept = f", the newest {args.save_total_limit} are kept" if args.save_total_limit else ""
+        print_once(f"checkpoints: {when}" + ("" if args.save_strategy == "no" else f", about {size / 1e9:.3g} GB each"
+                                             f"{kept}; {free_bytes(self.output) / 1e9:.3g} GB are free"))
+        if args.process_index == 0:
+            trainer.check_room(self.output, weights)
 
     def _open_folder(self, rows: list[parts.PartRow]) -> None:
         self.output.mkdir(parents=True, exist_ok=True)
@@ -111,16 +128,15 @@ class Run:
         check_finite(Trainer.train(trainer, resume_from_checkpoint=str(self.resume) if self.resume else None))
 
     def finish(self, trainer: Trainer) -> None:
-        """State, model and processor into the run folder, and the picture of the losses."""
-        trainer.save_state()
-        self.save_model(trainer)
-        if self.training.process_index == 0:
-            draw_losses(trainer.state.log_history, self.output / "training_loss.png", trainer.loss_name)
+        """The final model, with all that describes it, into the run folder in one swap."""
+        trainer.save_final(lambda folder: self.write_final(trainer, folder))
         print_once(f"saved {self.output}")
 
-    def save_model(self, trainer: Trainer) -> None:
-        """The trained model into the run folder itself."""
-        trainer.save_final()
+    def write_final(self, trainer: Trainer, folder: Path) -> None:
+        """Model, processor and the plot of the losses into the empty `folder`; called on every process."""
+        trainer.write_model(folder)
+        if self.training.process_index == 0:
+            draw_losses(trainer.state.log_history, folder / "training_loss.png", trainer.loss_name)
 
 
 def data_rows(names: str) -> list[dict]:
@@ -129,6 +145,11 @@ def data_rows(names: str) -> list[dict]:
         {"name": source.name, "rate": source.rate, "sha256": sha256(source.annotation)}
         for source in registry.resolve(names)
     ] if names else []
+
+
+def exclusive(training: Any) -> AbstractContextManager:
+    """Be the only run that writes the run folder. Raises `files.InUse` where there is another."""
+    return runs.lock(Path(training.output_dir)) if training.process_index == 0 else nullcontext()
 
 
 def choose_engine(wanted: str, flags: dict[str, type]) -> engines.Engine:

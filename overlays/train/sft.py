@@ -80,15 +80,18 @@ def load_model(model_args, training, added: dict[str, dict]):
     if heads.detach(model, added.get("regression")):
         print_once(f"the regression head of {model_args.model_name_or_path} is left out: another or none is asked for")
     extensions.attach(model, added)
-    if training.lora_enable:
-        from peft import LoraConfig, get_peft_model
+    return add_adapter(model, training) if training.lora_enable else model
 
-        pattern = parts.lora_target_pattern(model.config, lora_modules(training))
-        model = get_peft_model(model, LoraConfig(
-            r=training.lora_r, lora_alpha=training.lora_alpha, lora_dropout=training.lora_dropout,
-            target_modules=pattern, bias="none", task_type="CAUSAL_LM",
-        ))
-    return model
+
+def add_adapter(model, training):
+    """The model with a fresh adapter, as the flags want it."""
+    from peft import LoraConfig, get_peft_model
+
+    pattern = parts.lora_target_pattern(model.config, lora_modules(training))
+    return get_peft_model(model, LoraConfig(
+        r=training.lora_r, lora_alpha=training.lora_alpha, lora_dropout=training.lora_dropout,
+        target_modules=pattern, bias="none", task_type="CAUSAL_LM",
+    ))
 
 
 def lora_modules(training) -> list[str]:
@@ -251,13 +254,16 @@ class Run(shared.Run):
                 "train_report": self.train_set.report, "eval_report": self.eval_set.report if self.eval_set else None}
 
 
-def prepare(model_args, data, training, engine: engines.Engine) -> Run:
+def prepare(model_args, data, training, engine: engines.Engine, config=None) -> Run:
     """Everything that can be wrong is looked at here, before weights are loaded and a folder is made.
+
+    Args:
+        config: of a model that is loaded already; None reads that of --model_name_or_path.
 
     Raises:
         UserError: model, data sets or processor cannot be had, or the run folder belongs to another run.
     """
-    config = load.load_config(model_args.model_name_or_path, training.cache_dir)
+    config = config or load.load_config(model_args.model_name_or_path, training.cache_dir)
     rates = parts.learning_rates(view(model_args, training))
     adds = model_args.head != "none" or spatial_settings(model_args) is not None
     if not any(rate for part, rate in rates.items() if part != "additions" or adds):
@@ -298,7 +304,8 @@ def train(model_args, data, training) -> None:
     """One run from flags to run folder, by the engine that the flags ask for."""
     engine = shared.choose_engine(training.engine, arguments.upstream_flags())
     transformers.set_seed(training.seed)
-    shared.drive(prepare(model_args, data, training, engine))
+    with shared.exclusive(training):
+        shared.drive(prepare(model_args, data, training, engine))
 
 
 def view(*groups) -> SimpleNamespace:

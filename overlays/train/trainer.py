@@ -2,21 +2,19 @@
 
 import contextlib
 import math
-import os
-import shutil
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
 import transformers
+from peft import PeftModel
 from safetensors.torch import save_file
 from transformers.trainer_pt_utils import LengthGroupedSampler
-from transformers.trainer_utils import rotate_checkpoints
 
-from overlays import families, runs
+from overlays import families, manifest, plotting, runs
 from overlays.errors import UserError
-from overlays.files import atomic_path
+from overlays.files import atomic_path, free_bytes, named_errors
 from overlays.model import adapters, card, extensions, parts, unloaded
 from overlays.model.load import TRAINED_PARTS, load_trained_parts
 
@@ -37,7 +35,7 @@ def _changed(args, **values):
 
 
 def _is_lora(model) -> bool:
-    return hasattr(model, "peft_config")
+    return isinstance(model, PeftModel)  # a plain model that was loaded through an adapter has a peft_config too
 
 
 class SeededLengthSampler(LengthGroupedSampler):
@@ -95,8 +93,8 @@ class Trainer(transformers.Trainer):
             return super()._get_dataloader(*args, is_training=is_training, **kwargs)
 
     def _run_epoch(self, *args, epoch, **kwargs):
-        if self.state.global_step >= self.state.max_steps:  # the library would take one more step
-            self.control.should_training_stop = True
+        if self.state.global_step >= self.state.max_steps or self._has_stopped_early():
+            self.control.should_training_stop = True  # the library would take one more step
             return
         self._epoch = epoch
         super()._run_epoch(*args, epoch=epoch, **kwargs)
@@ -111,6 +109,12 @@ class Trainer(transformers.Trainer):
                 for name, value in stored["attributes"].items():
                     setattr(callback, name, value)
         return result
+
+    def _has_stopped_early(self) -> bool:
+        """Whether the run ended at the checkpoint that it is resumed from."""
+        return any(callback.early_stopping_patience_counter >= callback.early_stopping_patience
+                   for callback in self.callback_handler.callbacks
+                   if isinstance(callback, transformers.EarlyStoppingCallback))
 
     def _load_optimizer_and_scheduler(self, checkpoint):
         super()._load_optimizer_and_scheduler(checkpoint)
@@ -191,43 +195,89 @@ class Trainer(transformers.Trainer):
         owners = {name: parts.part_of(name, family, self.rates) for name, _ in self.model.named_parameters()}
         return {name for name, part in owners.items() if part != "adapter" and self.rates[part] > 0}
 
+    def checkpoint_bytes(self) -> tuple[int, int]:
+        """(bytes of the model in a checkpoint, bytes of all of it), about."""
+        named = [(name, value) for name, value in self.model.named_parameters()
+                 if value.requires_grad or not _is_lora(self.model)]
+        weights = sum(parts.numel(value) * value.element_size() for _, value in named)
+        trained = sum(parts.numel(value) * value.element_size() for _, value in named if value.requires_grad)
+        states = [value for row in getattr(self.optimizer, "state", {}).values() for value in row.values()
+                  if torch.is_tensor(value)]
+        optimizer = sum(value.nbytes for value in states) or 2 * trained  # two moments before the first step
+        return weights, weights + (0 if self.args.save_only_model else optimizer)
+
+    def check_room(self, folder: Path, size: int) -> None:
+        """Raise UserError where the file system of `folder` has no room for `size` bytes."""
+        free = free_bytes(folder)
+        if free < size:
+            raise UserError(f"{folder} needs about {size / 1e9:.3g} GB and its file system has {free / 1e9:.3g} GB "
+                            "left: make room and run the same command again")
+
     def _save_checkpoint(self, model, trial):
-        limit, self.args.save_total_limit = self.args.save_total_limit, None
-        try:
-            super()._save_checkpoint(model, trial)
-        finally:
-            self.args.save_total_limit = limit
-        if dist.is_initialized():
-            dist.barrier()
+        run = Path(self._get_output_dir(trial))
+        folder = run / f"checkpoint-{self.state.global_step}"
         if self.args.should_save:
-            run = Path(self._get_output_dir(trial))
-            runs.mark_complete(run / f"checkpoint-{self.state.global_step}")
-            # Old checkpoints go only after the new one is known to be whole.
-            rotate_checkpoints(output_dir=str(run), save_total_limit=limit,
-                               best_model_checkpoint=self.state.best_model_checkpoint)
+            self.check_room(folder, self.checkpoint_bytes()[1])
+            runs.unmark(folder)
+        with named_errors(folder), _changed(self.args, save_total_limit=None):
+            super()._save_checkpoint(model, trial)
+            if dist.is_initialized():
+                dist.barrier()
+            if self.args.should_save:
+                manifest.write(folder)
+        if self.args.should_save:
+            # Old checkpoints go only after the new one is known to be complete.
+            runs.rotate(run, self.args.save_total_limit, self.state.best_model_checkpoint)
             draw_losses(self.state.log_history, run / "training_loss.png", self.loss_name)
 
-    def save_final(self) -> None:
-        """Model and processor into the run folder itself; a kill in the middle leaves what was there before."""
+    def _finalize_training(self, *args, **kwargs):
+        with _changed(self.args, save_total_limit=None):  # the newest checkpoint stays until the final model is there
+            return super()._finalize_training(*args, **kwargs)
+
+    def save_state(self):
+        """Nothing: `save_final` writes the state with the model that it belongs to."""
+
+    def save_final(self, write: Callable[[Path], None] | None = None) -> None:
+        """The final model and the trainer's state into the run folder itself; a kill leaves the old ones or the new.
+
+        Args:
+            write: writes the files of the final model into an empty folder; None: `write_model`.
+        """
         run = Path(self.args.output_dir)
-        unfinished = run / ".final"
-        self.save_model(str(unfinished))
-        if dist.is_initialized():
-            dist.barrier()
         if self.args.should_save:
-            if not _is_lora(self.model):
-                unloaded.carry_over(self.model, unfinished)
-            # What makes the folder a checkpoint comes last, when everything it speaks of is there.
-            new = {file.name for file in unfinished.iterdir()}
-            for file in sorted(unfinished.iterdir(), key=lambda file: (file.name in runs.MODEL_MARKS, file.name)):
-                if file.is_file():
-                    os.replace(file, run / file.name)
-            runs.remove_model(run, but=new)
-            shutil.rmtree(unfinished)
+            self.check_room(run, self.checkpoint_bytes()[0])
+            runs.start_final(run)
+        with named_errors(run):
+            (write or self.write_model)(run / runs.FINAL)
+            if dist.is_initialized():
+                dist.barrier()
+            if self.args.should_save:
+                self.state.save_to_json(str(run / runs.FINAL / runs.STATE))
+                runs.finish_final(run)
+
+    def write_model(self, folder: Path) -> None:
+        """Model and processor, with the base model's tensors that transformers does not load."""
+        self.save_model(str(folder))
+        if self.args.should_save and not _is_lora(self.model):
+            unloaded.carry_over(self.model, folder)
 
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
+        model = self.model if model is None else model
+        if _is_lora(model):
+            adapters.check_tensors(resume_from_checkpoint, model)
         super()._load_from_checkpoint(resume_from_checkpoint, model)
-        load_trained_parts(self.model if model is None else model, resume_from_checkpoint)
+        load_trained_parts(model, resume_from_checkpoint)
+
+    def _issue_warnings_after_load(self, load_result):
+        """Refuse a checkpoint that lacks tensors of the model; the library says so in its log alone."""
+        held = {value.data_ptr() for name, value in self.model.named_parameters()
+                if name not in load_result.missing_keys}
+        for name, value in self.model.named_parameters():
+            if name in load_result.missing_keys and value.data_ptr() not in held and not extensions.owns(
+                    parts.plain_name(name)):
+                raise UserError(f"the checkpoint lacks {len(load_result.missing_keys)} tensors of the model, the first "
+                                f"is {name}: remove it to go on from an earlier one")
+        super()._issue_warnings_after_load(load_result)
 
     def _load_best_model(self):
         super()._load_best_model()
@@ -289,16 +339,12 @@ class FreezeEncoder(transformers.TrainerCallback):
 
 
 def draw_losses(history: list[dict], file: Path, name: str = WORDS_LOSS) -> None:
-    """Picture of training and validation loss over the steps of `history` (the trainer's log); `name` says which."""
+    """Plot of training and validation loss over the steps of `history` (the trainer's log); `name` says which."""
     train = [(row["step"], float(row["loss"])) for row in history if "loss" in row]
     valid = [(row["step"], float(row["eval_loss"])) for row in history if "eval_loss" in row]
     if not train and not valid:
         return
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7, 4), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = plotting.figure(7, 4)
     axes = figure.add_subplot()
     for rows, label, style in ((train, "training", "-"), (valid, "validation", "o-")):
         if rows:
@@ -309,8 +355,7 @@ def draw_losses(history: list[dict], file: Path, name: str = WORDS_LOSS) -> None
     axes.set(xlabel="optimisation step", ylabel=name)
     axes.grid(alpha=0.3)
     axes.legend()
-    with atomic_path(file) as temporary:
-        figure.savefig(temporary, dpi=120)
+    plotting.save(figure, file, dpi=120)
 
 
 def print_once(*words) -> None:

@@ -7,7 +7,7 @@ from argparse import Namespace
 import numpy as np
 import pytest
 
-from overlays import domains, evaluate, flags, paths, prepare, samples
+from overlays import domains, evaluate, flags, manifest, paths, prepare, samples
 from overlays.domains import base
 from overlays.errors import UserError
 from overlays.files import sha256, write_json, write_jsonl
@@ -205,6 +205,7 @@ def guess(tmp_path):
         write_jsonl(data / f"{split}.jsonl", [{"id": f"{letter}{i}", "group": f"{i}", "conversations": turns}
                                               for letter in "ab" for i in range(3)])
     write_json(tmp_path / "run" / "config.json", {})
+    write_json(tmp_path / "run" / "run.json", {})
     return tmp_path / "run", data
 
 
@@ -263,3 +264,15 @@ def test_a_base_model_that_nobody_names_is_one_sentence(tmp_path):
                                  Namespace(base_model=None))
     with pytest.raises(UserError, match="--compare-base: .* give --base-model"):
         evaluation.base_answers()
+
+
+def test_results_of_a_model_that_is_not_a_run_do_not_go_into_its_folder(tmp_path, monkeypatch):
+    monkeypatch.setattr(paths, "OUTPUTS", tmp_path / "outputs")
+    model, run = tmp_path / "models" / "mine", tmp_path / "outputs" / "run"
+    for folder in (model, run, run / "checkpoint-5"):
+        write_json(folder / "config.json", {})
+    write_json(run / "run.json", {})
+    manifest.write(run / "checkpoint-5")
+    for checkpoint, results in ((model, tmp_path / "outputs" / "models--mine"), (run, run),
+                                (run / "checkpoint-5", run / "checkpoint-5")):
+        assert domains.get("cuprite").locate(Namespace(checkpoint=str(checkpoint))) == (checkpoint, results)

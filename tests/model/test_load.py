@@ -11,9 +11,9 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from overlays import families, runs
+from overlays import families, manifest
 from overlays.errors import UserError
-from overlays.files import write_jsonl
+from overlays.files import write_json, write_jsonl
 from overlays.merge import merge
 from overlays.model import adapters, load, parts
 from overlays.train import arguments, sft
@@ -224,7 +224,7 @@ def test_an_adapter_as_base_names_the_merge_command(tiny_model_dir, tmp_path):
 def test_a_run_without_a_final_model_names_its_checkpoint(tmp_path):
     checkpoint = tmp_path / "run" / "checkpoint-4"
     checkpoint.mkdir(parents=True)
-    (checkpoint / runs.COMPLETE).touch()
+    manifest.write(checkpoint)
     with pytest.raises(UserError, match=f"run without a final model: give its newest checkpoint, {checkpoint}"):
         prepare(tmp_path / "run", tmp_path)
 
@@ -295,3 +295,104 @@ def test_missing_or_misshapen_weights_are_refused(tiny_model_dir, tmp_path, valu
     base = with_tensors(tiny_model_dir("qwen3_vl"), tmp_path / "base", model__language_model__norm__weight=value)
     with pytest.raises(UserError, match=message):
         load.load_base(base, torch.float32)
+
+
+# ---- incomplete and damaged folders
+
+
+def stored_without(file, drops=lambda name: False, renames=lambda name: name, changes=lambda value: value):
+    """Write a safetensors file again without some tensors, under other names, or with other values."""
+    values = {renames(name): changes(value) for name, value in load_file(file).items() if not drops(name)}
+    save_file(values, file, metadata={"format": "pt"})
+
+
+def cut(file):
+    file.write_bytes(file.read_bytes()[:-100])
+
+
+def to_nan(value):
+    value.view(-1)[0] = float("nan")
+    return value
+
+
+DAMAGES = {
+    "merger gone": (lambda run: stored_without(run / adapters.WEIGHTS, lambda name: "merger" in name),
+                    "lacks the merger that its run trained"),
+    "half the adapter": (lambda run: stored_without(run / adapters.WEIGHTS, lambda name: ".layers.0." in name),
+                         "lacks 8 tensors of the adapter"),
+    "renamed tensors": (lambda run: stored_without(run / adapters.WEIGHTS, renames=lambda name: name.replace(
+        ".layers.0.self_attn", ".layers.9.self_attn")), "tensors of the adapter"),
+    "one NaN": (lambda run: stored_without(run / adapters.WEIGHTS, changes=to_nan), "not finite numbers"),
+    "cut file": (lambda run: cut(run / adapters.WEIGHTS), "damaged or cut short"),
+    "no adapter": (lambda run: (run / adapters.WEIGHTS).unlink(), "lacks adapter_model.safetensors"),
+    "no tokenizer": (lambda run: (run / "tokenizer.json").unlink(), "lacks tokenizer.json or vocab.json"),
+    "no tokenizer_config": (lambda run: (run / "tokenizer_config.json").unlink(), "lacks tokenizer_config.json"),
+    "no image processor": (lambda run: (run / "processor_config.json").unlink(), "processor_config.json"),
+}
+
+
+@pytest.fixture(scope="module")
+def saved_run(tiny_model_dir, tmp_path_factory):
+    """A finished run with an adapter and a trained merger."""
+    base, run = tiny_model_dir("qwen3_vl"), tmp_path_factory.mktemp("saved") / "run"
+    trainer = adapter_run(base, run / "other", ("merger",))
+    trainer.args.output_dir = str(run)
+    trainer.save_final()
+    shutil.rmtree(run / "other")
+    write_json(run / "run.json", {"parts": parts.rows_as_dicts(parts.table(trainer.model, trainer.model.config,
+                                                                           trainer.rates))})
+    load.load_for_inference(run)
+    return run
+
+
+@pytest.mark.parametrize("has_manifest", [True, False])
+@pytest.mark.parametrize("name", DAMAGES)
+def test_a_damaged_run_is_one_sentence_with_and_without_a_manifest(saved_run, tmp_path, name, has_manifest):
+    run, (damage, message) = shutil.copytree(saved_run, tmp_path / "run"), DAMAGES[name]
+    if not has_manifest:  # as in runs of earlier versions
+        (run / manifest.NAME).unlink()
+        load.locate(run)
+    damage(run)
+    with pytest.raises(UserError, match="is damaged: it has|is incomplete" if has_manifest else message):
+        load.load_for_inference(run)
+
+
+def test_a_resumed_run_refuses_half_an_adapter(tiny_model_dir, saved_run, tmp_path):
+    run = shutil.copytree(saved_run, tmp_path / "run")
+    DAMAGES["half the adapter"][0](run)
+    trainer = adapter_run(tiny_model_dir("qwen3_vl"), tmp_path / "other", ("merger",))
+    with pytest.raises(UserError, match="lacks 8 tensors of the adapter"):
+        trainer._load_from_checkpoint(str(run))
+
+
+def test_a_resumed_full_run_refuses_a_checkpoint_without_a_tensor(tiny_model_dir, tmp_path):
+    base = tiny_model_dir("qwen3_vl")
+    trainer = trainer_of(load.load_base(base, torch.float32), base, tmp_path, dict.fromkeys(parts.PARTS, 1e-3))
+    trainer._load_from_checkpoint(str(base))  # tied weights are in the file once
+    broken = with_tensors(base, tmp_path / "broken", model__language_model__norm__weight=None)
+    with pytest.raises(UserError, match="lacks .* tensors of the model, the first is model.language_model.norm.weight"):
+        trainer._load_from_checkpoint(str(broken))
+
+
+def test_a_base_with_nan_a_cut_shard_or_no_tokenizer_is_one_sentence(tiny_model_dir, tmp_path):
+    base = tiny_model_dir("qwen3_vl")
+    norm = load_file(base / "model.safetensors")["model.language_model.norm.weight"]
+    with pytest.raises(UserError, match="not finite numbers, the first is model.language_model.norm.weight"):
+        load.load_base(with_tensors(base, tmp_path / "nan", model__language_model__norm__weight=to_nan(norm)),
+                       torch.float32)
+    model = load.load_base(base, torch.float32)
+    model.save_pretrained(tmp_path / "shards", max_shard_size="4MB")
+    load.load_base(tmp_path / "shards", torch.float32)
+    shards = sorted((tmp_path / "shards").glob("model-*.safetensors"))
+    content = shards[0].read_bytes()
+    cut(shards[0])
+    with pytest.raises(UserError, match="cannot be loaded"):
+        load.load_base(tmp_path / "shards", torch.float32)
+    shards[0].write_bytes(content)
+    shards[1].unlink()
+    with pytest.raises(UserError, match="cannot be loaded|lacks"):
+        load.load_base(tmp_path / "shards", torch.float32)
+    folder = shutil.copytree(base, tmp_path / "base")
+    (folder / "tokenizer.json").unlink()
+    with pytest.raises(UserError, match="lacks tokenizer.json or vocab.json"):
+        load.load_processor(folder)

@@ -238,7 +238,7 @@ def test_a_run_resumed_after_a_kill_ends_as_one_that_was_not_and_plain_transform
         patch.setattr(Trainer, "training_step", killed)
         with pytest.raises(Killed):
             pretrain("killed")
-    assert not (tmp_path / "killed/config.json").exists() and (tmp_path / "killed/checkpoint-2/complete").is_file()
+    assert not (tmp_path / "killed/config.json").exists() and (tmp_path / "killed/checkpoint-2/manifest.json").is_file()
     pretrain("killed")
     from safetensors.torch import load_file
 

@@ -10,7 +10,7 @@ from overlays.domains.cuprite.cube import REFLECTANCE, Cube, probe
 from overlays.errors import UserError
 
 WATER_NM = ((1340.0, 1430.0), (1780.0, 2000.0))
-FILL_SHARE = 0.1  # of the pixels with data in most bands: where a band lacks more of them, the band is left out
+FILL_SHARE = 0.05  # of the pixels with data in most bands: where a band lacks more of them, the band is left out
 REASONS = ("header", "water", "wavelength", "constant", "fill", "overlap")
 
 

@@ -11,7 +11,6 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Literal
 
 import numpy as np
@@ -26,7 +25,7 @@ from overlays.domains.driving.clips import CAMERA, SPLIT_NAMES, Clip
 from overlays.domains.driving.skips import ClipSkip, no_room
 from overlays.domains.driving.windows import Drop, Pairs, Window, cut, frame_rate
 from overlays.errors import UserError
-from overlays.files import write_jsonl
+from overlays.files import temporary_folder, write_jsonl
 from overlays.flags import check_choices, option
 
 
@@ -204,8 +203,8 @@ def _fill(outcome: Outcome, clip: Clip, settings: Settings) -> None:
     name = f"{clip.name}.{clip.video.digest()}"
     length = windows[0].end - windows[0].start
     if settings.cut:
-        with TemporaryDirectory(dir=settings.output, prefix=".video.") as temporary:
-            video = Path(temporary) / f"{clip.name}.mp4"
+        with temporary_folder(settings.output, f"video.{clip.name}") as temporary:
+            video = temporary / f"{clip.name}.mp4"
             clip.video.place(video)
             stamps, _ = _stamps(video, times)
             names = {window.start: f"segments/{name}-{window.start:05d}.mp4" for window in windows}

@@ -1,8 +1,9 @@
 """Reads JSONL with `messages`: a screenshot, a question and the grounded answer of one user in each line.
 
 A line is {"user_id" or "user", "session" or "episode", "image", "messages": [{"role", "content": text or parts}]},
-with optional "instruction", "action" and "click_px" (a point, or the four numbers of a box). Without "click_px" the
-point is that of the answer's grounding block, on the 0-1000 grid.
+with optional "instruction", "action", "click_px" (a point, or the four numbers of a box), "click_1000" and "image_size"
+(of the screen that click_px is measured on). Without the two the point is that of the answer's grounding block, on the
+0-1000 grid. Where several are there, they must say the same.
 
 A system turn of text stays a system turn. Where the screenshot itself stands in a system turn, as some collections
 have it, that turn is the question: the chat templates of all families would drop its image.
@@ -18,7 +19,7 @@ from urllib.parse import unquote
 from overlays.data import records
 from overlays.domains.gui import answers
 from overlays.domains.gui.coordinates import GRID
-from overlays.domains.gui.taps import CLICKS, Tap, action_name, point_of, shortened
+from overlays.domains.gui.taps import CLICKS, Point, Tap, action_name, point_of, shortened, size_of
 
 _INSTRUCTION = re.compile(r"following instruction:\s*(.*?)\s*(?:\n\s*\n|\Z)", re.DOTALL)
 _REFERRING = re.compile(r"```[ \t]*referring[ \t]*\n(.*?)\n?```", re.DOTALL)
@@ -79,15 +80,19 @@ def _tap(file: Path, line: dict, where: str, counts: Counts) -> Tap | str:
     screenshot = _located(file, picture)
     if isinstance(screenshot, str):
         return screenshot
-    scale = None if line.get("click_px") else (GRID, GRID)
-    click = point_of(line["click_px"]) if scale is None else answers.parse_point(answer)
-    if click is None:
-        return "neither click_px nor an answer with a point" if scale else "click_px is neither two nor four numbers"
+    for name in ("click_px", "click_1000"):
+        if line.get(name) and point_of(name, line[name]) is None:
+            return f"{name} is neither two nor four numbers"
+    points = [point_of("click_px", line.get("click_px")), point_of("click_1000", line.get("click_1000"), (GRID, GRID))]
+    if named := answers.parse_point(answer):
+        points.append(Point("answer", named, True, None if "absolute pixel" in asked else (GRID, GRID)))
+    if not any(points):
+        return "neither click_px nor an answer with a point"
     step = counts.steps[int(user), episode]
     counts.steps[int(user), episode] += 1
     block = _REFERRING.search(answer)
-    return Tap(int(user), episode, step, screenshot, click, wish, None, where, block[1].strip() if block else None,
-               system or None, scale)
+    return Tap(int(user), episode, step, screenshot, tuple(filter(None, points)), wish, None, where,
+               block[1].strip() if block else None, system or None, size_of(line.get("image_size")))
 
 
 def _turns(messages: object) -> list[tuple[str, str, str | None]] | str:
@@ -144,6 +149,8 @@ def _located(file: Path, picture: str) -> Path | str:
         screenshot = (folder / picture).resolve()
     except (OSError, ValueError, RuntimeError):  # a zero byte, half a surrogate pair, links in a circle
         return f"screenshot has a name that no file can have: {shortened(ascii(picture)[1:-1])}"
-    if not screenshot.is_relative_to(folder):
+    # A media folder beside the file may be a link to another disk; nothing in it may lead further.
+    roots = [folder, *(folder / link for link in Path(picture).parts[:1] if (folder / link).is_symlink())]
+    if not any(screenshot.is_relative_to(root.resolve()) for root in roots):
         return f"screenshot lies outside the folder of the file: {shortened(picture)}"
     return screenshot

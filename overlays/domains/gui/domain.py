@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from argparse import ArgumentParser, Namespace
-from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from overlays import paths, report
 from overlays.data import records
 from overlays.domains.base import Domain, Evaluation, Metric
-from overlays.domains.gui import answered, plots, prepare, score
+from overlays.domains.gui import conventions, personal, plots, prepare, score
 from overlays.domains.gui.users import of_users
 from overlays.errors import UserError
 from overlays.files import write_jsonl
 from overlays.report import Cards, Paragraph, Picture, Section, Table
 
 SHOWN = 8  # screens in the report
+USERS_SHOWN = 10  # on the screen of prepare, those who agree least
 
 
 class Gui(Domain):
@@ -45,15 +45,23 @@ class Gui(Domain):
         other = ", ".join(f"{count} {name}" for name, count in metadata["other_actions"].items())
         if other:
             yield f"actions other than taps: {other}"
-        for source in metadata["shares_of_the_screen"]:
-            yield f"note: the points of {source} lie between 0 and 1: taken as shares of the screen, not as pixels"
+        yield from (f"note: {sentence}" for sentence in metadata["notes"])
+        by_user = metadata["consistency"]
+        yield f"consistency: {conventions.in_words(conventions.together(list(by_user.values())))}"
+        worst = sorted(by_user, key=lambda user: conventions.disagreement(by_user[user]), reverse=True)
+        for user in worst[:USERS_SHOWN]:
+            yield f"  user {user}: {conventions.in_words(by_user[user])}"
+        if len(by_user) > USERS_SHOWN:
+            yield f"  {len(by_user) - USERS_SHOWN} more users, who agree at least as well, are in metadata.json"
+        if broken := metadata["broken_view_hierarchies"]:
+            yield (f"view hierarchies left out: {prepare.reasons(broken)} (each listed in metadata.json; the answer "
+                   "names the part of the screen)")
         for what, name in (("taps of users in no split", "users_in_no_split"), ("turns of other roles", "other_roles")):
             if metadata[name]:
                 named = ", ".join(f"{count} of {key}" for key, count in list(metadata[name].items())[:20])
                 yield f"note: {what} are left out: {named}"
-        reasons = Counter(drop["reason"].split(":")[0].split("(")[0] for drop in metadata["drops"])
-        for reason, count in reasons.items():
-            yield f"dropped: {count} x {reason.strip()} (each listed in metadata.json)"
+        if metadata["drops"]:
+            yield f"dropped: {prepare.reasons(metadata['drops'])} (each listed in metadata.json)"
         yield "points on the " + ("0-1000 grid" if metadata["convention"] == "relative" else "pixels of the seen image")
 
     def score(self, predictions: Sequence[dict], train: Sequence[dict], data: Path) -> dict:
@@ -75,8 +83,6 @@ class Gui(Domain):
         parser.add_argument("--max-pixels", type=int, help="as --min-pixels")
 
     def locate(self, flags: Namespace) -> tuple[str | Path, Path]:
-        from overlays.domains.gui import personal
-
         if not flags.personal:
             return super().locate(flags)
         if flags.checkpoint:
@@ -91,15 +97,23 @@ class Gui(Domain):
         evaluation.records = of_users(evaluation.records, evaluation.flags.users, file)
 
     def predict(self, evaluation: Evaluation) -> tuple[list[dict], dict]:
-        if not evaluation.flags.personal:
-            return answered.answer_missing(evaluation), {}
-        return self._personal_rows(evaluation)
+        flags = evaluation.flags
+        if flags.personal:
+            return self._personal_rows(evaluation)
+        from overlays.data.media import MediaOptions, apply_resolution
+        from overlays.domains.gui.coordinates import check_seen
+
+        processor = evaluation.loaded[1]
+        if flags.min_pixels or flags.max_pixels:
+            apply_resolution(processor, MediaOptions(min_pixels=flags.min_pixels, max_pixels=flags.max_pixels))
+        check_seen(evaluation.records, evaluation.media_root, processor)
+        return evaluation.answers(keep=True), {}  # kept, so that an evaluation of more users goes on
 
     def _personal_rows(self, evaluation: Evaluation) -> tuple[list[dict], dict]:
         """(rows of the held-out folds by episode or sample, metrics of all stages on their taps)."""
-        kinds = answered.current_folds(evaluation.flags.personal, evaluation.records)
+        kinds = personal.current_folds(evaluation.flags.personal, evaluation.records)
         first = "episode" if kinds.get("episode") else next(iter(kinds))
-        before = answered.global_rows(evaluation.checkpoint / evaluation.split, kinds[first])
+        before = personal.global_rows(evaluation.checkpoint / evaluation.split, kinds[first])
         stages = ({"global": before} if before else {}) | {
             f"personal, folds by {kind}": rows for kind, rows in sorted(kinds.items()) if rows}
         keys = ("n", *(metric.key for metric in self.metrics), "interval", "users")
@@ -120,7 +134,8 @@ class Gui(Domain):
         return stages | ({"best constant point": constant} if constant else {})
 
     def notes(self, metrics: dict) -> list[str]:
-        sentences = [f"The baseline is the point within {score.RADIUS} of which most taps of the training users lie."]
+        sentences = [f"The baseline is the point within {score.RADIUS} of which most taps of the training users lie."
+                     if metrics["baseline"] else "Without training users there is no baseline."]
         if "gain" in metrics:
             value, (low, high) = metrics["gain"]["click_accuracy"], metrics["gain"]["interval"]
             sentences.insert(0, f"Personal above global: {value:+.3f} click accuracy (95 % interval {low:+.3f} to "

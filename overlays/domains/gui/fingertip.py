@@ -9,9 +9,9 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from xml.etree import ElementTree
 
-from overlays.domains.gui.taps import action_name, call, point_of
+from overlays.domains.gui.coordinates import GRID
+from overlays.domains.gui.taps import Point, action_name, call, point_of, size_of
 from overlays.files import is_file
 
 EPISODE = re.compile(r"[0-9]{8}_[0-9]{6}")
@@ -19,30 +19,26 @@ _ACTION = ("action", "action_type", "type", "act")
 _POINT = ("coordinate", "coordinates", "point", "position", "click_px", "xy", "touch")
 _IMAGE = ("screenshot", "image", "img", "screenshot_path", "pic")
 _WISH = ("instruction", "low_level_instruction", "step_instruction", "intent", "task", "query", "goal")
-_BOUNDS = re.compile(r"\[(-?\d{1,9}),(-?\d{1,9})\]\[(-?\d{1,9}),(-?\d{1,9})\]")
+_SIZE = ("image_size", "screen_size", "resolution", "screen")
 _USER = re.compile(r"(?:user[_-]?)?([0-9]{1,9})", re.IGNORECASE)
-_DECLARATION = re.compile(r"\s*<\?xml[^>]*?\?>")
-_ENCODING = re.compile(rb"\s*<\?xml[^>]*?encoding=[\"']([\w.-]+)")
 
 
 @dataclass(frozen=True)
 class Step:
-    """One action of an episode. click_px: (x, y) pixels of the screenshot, None where the action has no point."""
+    """One action of an episode.
+
+    Attributes:
+        points: where it was, once for each field of the line that says so; none where the action has no point.
+        space: (width, height) of the screen, where the line says it.
+    """
 
     number: int
     action: str
-    click_px: tuple[float, float] | None
+    points: tuple[Point, ...]
+    space: tuple[float, float] | None
     screenshot: Path
     instruction: str
     hierarchy: Path
-
-
-@dataclass(frozen=True)
-class Element:
-    """A node of the view hierarchy. box: left, top, right, bottom in pixels."""
-
-    label: str
-    box: tuple[int, int, int, int]
 
 
 def users(raw: Path) -> tuple[dict[int, Path], list[str]]:
@@ -95,7 +91,8 @@ def read_episode(folder: Path) -> Iterator[Step | str]:
         picture = (folder / "screenshots" / Path(str(named)).name if named else
                    pictures[number] if number < len(pictures) else folder / "screenshots" / f"{number}.jpg")
         wish = _first(row, _WISH) or intent
-        yield Step(number, action, _point(row), picture, str(wish or "").strip(), _hierarchy(folder, picture))
+        yield Step(number, action, _points(row), size_of(_first(row, _SIZE)), picture, str(wish or "").strip(),
+                   _hierarchy(folder, picture))
 
 
 def _row(line: str) -> dict | str:
@@ -120,14 +117,17 @@ def _first(row: dict, names: tuple[str, ...]):
     return next((row[name] for name in names if row.get(name) not in (None, "", [])), None)
 
 
-def _point(row: dict) -> tuple[float, float] | None:
-    value = _first(row, _POINT)
-    if value is None and "x" in row and "y" in row:
-        value = [row["x"], row["y"]]
-    if value is None:
-        called = call(str(_first(row, _ACTION)))
-        value = called[1] if called else None
-    return point_of(value)
+def _points(row: dict) -> tuple[Point, ...]:
+    """Every point that a line names, the first of the usual names first."""
+    values = {name: row[name] for name in _POINT if row.get(name) not in (None, "", [])}
+    if "x" in row and "y" in row:
+        values["x and y"] = row
+    called = call(str(_first(row, _ACTION)))
+    if called and called[1]:
+        values["the call"] = called[1]
+    points = [point_of(name, value) for name, value in values.items()]
+    grid = point_of("click_1000", row.get("click_1000"), (GRID, GRID))
+    return tuple(filter(None, [*points, grid]))
 
 
 def _intent(folder: Path) -> str:
@@ -146,28 +146,3 @@ def _hierarchy(folder: Path, picture: Path) -> Path:
 
 def _natural(path: Path) -> list:
     return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", path.name)]
-
-
-def element_at(hierarchy: Path, point: tuple[float, float]) -> Element | None:
-    """The smallest node with a label under a point, clickable ones first; None where the dump is missing or broken."""
-    try:
-        data = hierarchy.read_bytes()
-        declared = _ENCODING.match(data)
-        wide = data[:2] in (b"\xff\xfe", b"\xfe\xff")
-        text = data.decode("utf-16" if wide else declared[1].decode() if declared else "utf-8-sig").lstrip("\ufeff")
-        if "<!DOCTYPE" in text or "<!ENTITY" in text:  # a dump has none; entities can blow up
-            return None
-        root = ElementTree.fromstring(_DECLARATION.sub("", text, count=1))  # expat itself knows few encodings
-    except (OSError, ValueError, LookupError, ElementTree.ParseError):
-        return None
-    found = []
-    for node in root.iter("node"):
-        bounds = _BOUNDS.match(node.get("bounds", ""))
-        label = (node.get("text") or node.get("content-desc") or "").strip()
-        if not bounds or not label:
-            continue
-        left, top, right, bottom = map(int, bounds.groups())
-        if left <= point[0] <= right and top <= point[1] <= bottom:
-            area = (right - left) * (bottom - top)
-            found.append((node.get("clickable") != "true", area, label, (left, top, right, bottom)))
-    return Element(*min(found)[2:]) if found else None

@@ -1,6 +1,5 @@
 """Screenshots of prepared data: their names below the media root, and files that training will open."""
 
-import hashlib
 import os
 import re
 import sys
@@ -15,9 +14,7 @@ from tqdm import tqdm
 
 from overlays.data import media
 from overlays.domains.gui.taps import Tap
-from overlays.files import is_file, link
-
-_NAME = 40  # characters of a file's own name that are kept
+from overlays.files import is_file, link, sha256
 
 
 @dataclass(frozen=True)
@@ -28,31 +25,25 @@ class Stored:
         name: path below the media root.
         size: before any change, which a click in pixels is measured on.
         stored: as the file is now, which a model sees.
+        digest: SHA-256 of the source file.
     """
 
     name: str
     size: tuple[int, int]
     stored: tuple[int, int]
+    digest: str
 
 
-def name_of(tap: Tap, base: Path) -> str:
-    """Path of a tap's screenshot below the media root: one for each source file, whatever its name.
-
-    Args:
-        base: folder of the source; the name says nothing about where that lies.
-    """
-    source = os.path.relpath(tap.screenshot.resolve(), base.resolve())
-    digest = hashlib.sha1(source.encode("utf-8", "surrogateescape"), usedforsecurity=False).hexdigest()[:10]
-    stem = re.sub(r"[^\w-]+", "_", tap.screenshot.stem)[:_NAME]
-    return f"images/{tap.user}/{digest}_{stem}{re.sub(r'[^.a-zA-Z0-9]', '', tap.screenshot.suffix)[:8]}"
+def name_of(tap: Tap, digest: str) -> str:
+    """Path of a tap's screenshot below the media root: one for each content, so that copies are one file."""
+    return f"images/{tap.user}/{digest[:20]}{re.sub(r'[^.a-zA-Z0-9]', '', tap.screenshot.suffix)[:8].lower()}"
 
 
-def store_all(taps: Sequence[Tap], base: Path, folder: Path,
-              pixels: int | None) -> dict[tuple[int, Path], Stored | str]:
+def store_all(taps: Sequence[Tap], folder: Path, pixels: int | None) -> dict[tuple[int, Path], Stored | str]:
     """`store` of every user's screenshots, each once; keys are `key_of` a tap."""
     wanted = {key_of(tap): tap for tap in taps}
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        results = pool.map(lambda tap: store(tap.screenshot, name_of(tap, base), folder, pixels), wanted.values())
+        results = pool.map(lambda tap: store(tap, folder, pixels), wanted.values())
         bar = tqdm(results, total=len(wanted), desc="reading screenshots", unit="screen", file=sys.stderr,
                    disable=len(wanted) < 200)
         return dict(zip(wanted, bar, strict=True))
@@ -63,17 +54,20 @@ def key_of(tap: Tap) -> tuple[int, Path]:
     return tap.user, tap.screenshot
 
 
-def store(screenshot: Path, name: str, folder: Path, pixels: int | None) -> Stored | str:
-    """Put a screenshot at folder/name, made smaller where it has more than `pixels`; a clause where it cannot be used.
+def store(tap: Tap, folder: Path, pixels: int | None) -> Stored | str:
+    """Put a tap's screenshot below a folder, made smaller above `pixels`; a clause where it cannot be used.
 
     What is refused here would stop a training later: bytes that are not an image, one cut short, 16 bits a channel.
     """
+    screenshot = tap.screenshot
     if not is_file(screenshot):
         return "screenshot is missing"
     if media.opener_of(screenshot) is not media.RGB:
         return "screenshot cannot be read: its suffix is that of a raster"
     try:
-        found = _store(screenshot, name, folder / name, pixels)
+        digest = sha256(screenshot)
+        name = name_of(tap, digest)
+        found = _store(screenshot, name, folder / name, pixels, digest)
     except Exception as error:  # decoders raise what they like on bad bytes
         return f"screenshot cannot be read: {' '.join(str(error).replace(f'{screenshot} ', '').split())[:120]}"
     if max(found.stored) > media.MAX_ASPECT * min(found.stored):
@@ -81,18 +75,18 @@ def store(screenshot: Path, name: str, folder: Path, pixels: int | None) -> Stor
     return found
 
 
-def _store(screenshot: Path, name: str, target: Path, pixels: int | None) -> Stored:
+def _store(screenshot: Path, name: str, target: Path, pixels: int | None, digest: str) -> Stored:
     height, width = media.rgb_size(screenshot)
     target.parent.mkdir(parents=True, exist_ok=True)
     if pixels and width * height > pixels:
-        return _store_smaller(screenshot, name, target, pixels)
+        return _store_smaller(screenshot, name, target, pixels, digest)
     size = media.open_rgb(screenshot).size  # a file cut short is noticed here and not in the middle of training
-    with suppress(FileExistsError):  # the same file by another path
+    with suppress(FileExistsError):  # the same content by another path
         link(screenshot, target)  # no second copy of a large data set
-    return Stored(name, size, size)
+    return Stored(name, size, size, digest)
 
 
-def _store_smaller(screenshot: Path, name: str, target: Path, pixels: int) -> Stored:
+def _store_smaller(screenshot: Path, name: str, target: Path, pixels: int, digest: str) -> Stored:
     with Image.open(screenshot) as image:
         size = image.size
         shrink = (pixels / (size[0] * size[1])) ** 0.5
@@ -101,4 +95,4 @@ def _store_smaller(screenshot: Path, name: str, target: Path, pixels: int) -> St
         upright = ImageOps.exif_transpose(image)
         turned = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
         media.to_rgb(upright).save(target, quality=95)
-    return Stored(name, size[::-1] if turned else size, upright.size)
+    return Stored(name, size[::-1] if turned else size, upright.size, digest)

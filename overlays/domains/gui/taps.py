@@ -8,6 +8,28 @@ CLICKS = {"click", "tap", "press", "touch", "long_press", "longpress", "long_cli
           "doubleclick", "double_tap", "left_click", "left_single", "left_double", "right_click", "right_single",
           "点击", "单击", "双击", "长按", "轻触"}
 _CALL = re.compile(r"\s*([^\W\d][\w ]*?)\s*[\[(](.*)[\])]\s*;?\s*", re.DOTALL)
+_NAMES = {"left": "x1", "top": "y1", "right": "x2", "bottom": "y2", "xmin": "x1", "ymin": "y1", "xmax": "x2",
+          "ymax": "y2", "x_min": "x1", "y_min": "y1", "x_max": "x2", "y_max": "y2", "w": "width", "h": "height"}
+
+
+@dataclass(frozen=True)
+class Point:
+    """A point or box as a source writes it.
+
+    Attributes:
+        name: of the field.
+        numbers: two of a point, four of a box.
+        named: whether the source says which number is x and which is y.
+        scale: (width, height) that the numbers are measured on; None where the source does not say it.
+    """
+
+    name: str
+    numbers: tuple[float, ...]
+    named: bool = False
+    scale: tuple[float, float] | None = None
+
+    def __str__(self) -> str:
+        return "[" + ", ".join(f"{number:g}" for number in self.numbers) + "]"
 
 
 @dataclass(frozen=True)
@@ -15,45 +37,83 @@ class Tap:
     """A tap.
 
     Attributes:
-        click: (x, y), measured on `scale`.
+        points: where it was; the first counts, the others must say the same.
         hierarchy: dump of the screen's elements, None where the source has none.
         where: its place in the source, for messages.
         referring: description of the element, where the source has its own.
         system: text of the source's system turn.
-        scale: (width, height) that `click` is measured on; None for the pixels of the upright screenshot.
+        space: (width, height) of the screen that the source names, which need not be that of the screenshot.
     """
 
     user: int
     episode: str
     step: int
     screenshot: Path
-    click: tuple[float, float]
+    points: tuple[Point, ...]
     instruction: str
     hierarchy: Path | None
     where: str
     referring: str | None = None
     system: str | None = None
-    scale: tuple[float, float] | None = None
+    space: tuple[float, float] | None = None
 
 
-def point_of(value: object) -> tuple[float, float] | None:
-    """(x, y) of two numbers, the centre of four; None where the value is neither.
+def point_of(name: str, value: object, scale: tuple[float, float] | None = None) -> Point | None:
+    """A point or box of a field; None where its value is neither.
 
-    Numbers may be text; they stand in a list, a list of two corners, {"x", "y"} or one text.
+    Numbers may be text; they stand in a list, a list of two corners, one text, or under names: {"x", "y"}, with
+    {"width", "height"}, or two corners.
     """
     if isinstance(value, str):
-        value = re.findall(r"(?<![\w.])-?(?:\d+(?:\.\d+)?|\.\d+)", value)
+        value = _numbers(value)
     if isinstance(value, dict):
-        value = [value.get("x"), value.get("y")]
-    if isinstance(value, list | tuple) and value and all(isinstance(corner, list | tuple) for corner in value):
+        return _named_point(name, {_NAMES.get(str(key).lower(), str(key).lower()): number
+                                   for key, number in value.items()}, scale)
+    corners = isinstance(value, list | tuple) and value and all(isinstance(item, list | tuple) for item in value)
+    if corners:
         value = [number for corner in value for number in corner]
+    numbers = _floats(value)
+    if numbers is None or len(numbers) not in (2, 4):
+        return None
+    if corners and len(numbers) == 4:  # the centre is the same whichever corners they are
+        numbers = (numbers[0] + numbers[2]) / 2, (numbers[1] + numbers[3]) / 2
+    return Point(name, numbers, False, scale)
+
+
+def _named_point(name: str, row: dict, scale: tuple[float, float] | None) -> Point | None:
+    for keys in (("x1", "y1", "x2", "y2"), ("x1", "y1", "width", "height"), ("x", "y", "width", "height"), ("x", "y")):
+        numbers = _floats([row.get(key) for key in keys])
+        if numbers is None:
+            continue
+        x, y, *rest = numbers
+        if rest and keys[2] == "width":
+            if min(rest) < 0:
+                return None
+            x, y = x + rest[0] / 2, y + rest[1] / 2
+        elif rest:
+            x, y = (x + rest[0]) / 2, (y + rest[1]) / 2
+        return Point(name, (x, y), True, scale)
+    return None
+
+
+def size_of(value: object) -> tuple[float, float] | None:
+    """(width, height) of "1080x2400", two numbers or {"width", "height"}; None where it is neither."""
+    value = _numbers(value) if isinstance(value, str) else value
+    if isinstance(value, dict):
+        value = [value.get("width", value.get("w")), value.get("height", value.get("h"))]
+    numbers = _floats(value)
+    return numbers if numbers and len(numbers) == 2 and min(numbers) > 0 else None
+
+
+def _numbers(text: str) -> list[str]:
+    return re.findall(r"(?<![\w.])-?(?:\d+(?:\.\d+)?|\.\d+)|(?<=\dx)\d+", text)
+
+
+def _floats(value: object) -> tuple[float, ...] | None:
     try:
-        numbers = [float(number) for number in value]
+        return tuple(float(number) for number in value)
     except (TypeError, ValueError, OverflowError):
         return None
-    if len(numbers) == 4:
-        return (numbers[0] + numbers[2]) / 2, (numbers[1] + numbers[3]) / 2
-    return (numbers[0], numbers[1]) if len(numbers) == 2 else None
 
 
 def call(text: str) -> tuple[str, str] | None:

@@ -10,8 +10,10 @@ _PLAIN = re.compile(r"[\w.@ -]{1,64}")  # users name folders
 
 
 def parse_users(text: str | Iterable[str]) -> list[int]:
-    """User numbers of ranges and lists: "1-10 15", "1,3,5-7". Raises UserError where a word is neither."""
+    """User numbers of ranges and lists: "1-10 15", "1,3,5-7"; of "none", none. Raises UserError for other words."""
     words = (text if isinstance(text, str) else " ".join(text)).replace(",", " ").split()
+    if words == ["none"]:
+        return []
     users: set[int] = set()
     for word in words:
         first, dash, last = word.partition("-")

@@ -22,7 +22,7 @@ from overlays.domains.satellite.embeddings import Raster, is_scales, off_length,
 from overlays.domains.satellite.labels import Labels, key, match_tiles, read_labels
 from overlays.domains.satellite.score import r2
 from overlays.errors import UserError
-from overlays.files import atomic_path, sha256, write_jsonl
+from overlays.files import atomic_path, reserve, sha256, write_jsonl
 from overlays.flags import check_choices, option
 from overlays.paths import relative
 
@@ -218,6 +218,7 @@ def convert_tile(raster: Raster, path: Path) -> Tile:
     total, count, found, off = np.zeros(shape[0]), 0, [], 0
     with atomic_path(path) as temporary:
         stored = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.float16, shape=shape)
+        reserve(temporary)
         for start, values in windows(raster):
             if raster.unit:
                 fill = off_length(values)

@@ -10,14 +10,13 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import numpy as np
 from scipy.interpolate import PchipInterpolator
 from tqdm import tqdm
 
 from overlays.errors import UserError
-from overlays.files import atomic_path, write_json
+from overlays.files import atomic_path, temporary_folder, write_json
 from overlays.samples.driving import road
 
 VERSION = 3  # raised with every change of the clips; an older sample is made anew
@@ -227,9 +226,7 @@ def write(folder: str | Path, seed: int = 0, *, clips: int = CLIPS, seconds: flo
     output, camera = Path(folder), camera or road.Camera()
     workers = min(clips, workers)
     output.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(dir=output, prefix=".clips.") as place, tqdm(total=clips, desc="sample clips",
-                                                                         unit="clip") as bar:
-        folder = Path(place)
+    with temporary_folder(output, "clips") as folder, tqdm(total=clips, desc="sample clips", unit="clip") as bar:
         make = partial(_make_clip, folder=folder, seed=seed, seconds=seconds, camera=camera)
         if workers > 1:
             with ProcessPoolExecutor(workers) as pool:

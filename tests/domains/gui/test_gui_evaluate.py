@@ -8,34 +8,32 @@ from PIL import Image
 
 from overlays import evaluate, predict, report
 from overlays.domains.base import Evaluation
-from overlays.domains.gui import answered, personal
+from overlays.domains.gui import personal
 from overlays.domains.gui.domain import DOMAIN
 from overlays.domains.gui.score import score
 from overlays.errors import UserError
 from overlays.files import write_json, write_jsonl
-from overlays.predict import prediction_row
+from overlays.predict import last_turns, prediction_row
 
 
 @pytest.fixture
 def asked(monkeypatch):
-    """Ids that a model was asked, in order; asking for the id "kill" ends the run."""
-    from overlays.model import load
-
+    """Questions that a model was asked, in order; "kill" ends the run."""
     found = []
-    image_processor = argparse.Namespace(size={"shortest_edge": 1, "longest_edge": 1}, patch_size=16, merge_size=2)
 
-    def answer(model, processor, chosen, media_root, batch_size, tokens, out_path, identity, note):
-        if any(record["id"] == "kill" for record in chosen):
+    def answer_batch(model, processor, questions, tokens):
+        if "kill" in questions:
             raise KeyboardInterrupt
-        found.extend(record["id"] for record in chosen)
-        rows = [prediction_row(record, "[5, 5]") for record in chosen]
-        write_jsonl(out_path, rows)
-        return rows
+        found.extend(questions)
+        return ["[5, 5]"] * len(questions)
 
-    monkeypatch.setattr(predict, "predict", answer)
-    processor = argparse.Namespace(image_processor=image_processor)
-    model = argparse.Namespace(parameters=lambda: iter([torch.zeros(1)]))
-    monkeypatch.setattr(load, "load_for_inference", lambda *_: (model, processor))
+    def prompt_loader(chosen, batches, *_):
+        return ([last_turns(chosen[row])[0] for row in rows] for rows in batches)
+
+    monkeypatch.setattr(predict, "answer_batch", answer_batch)
+    monkeypatch.setattr(predict, "prompt_loader", prompt_loader)
+    monkeypatch.setattr(predict.chat, "thinking_of", lambda processor: None)
+    monkeypatch.setattr(predict, "max_depth_m", lambda model: None)
     return found
 
 
@@ -50,30 +48,32 @@ def record(name, user=1, text="open it"):
         {"from": "human", "value": f"<image>\n{text}"}, {"from": "gpt", "value": "[5, 5]"}]}
 
 
-def test_only_what_is_new_or_changed_is_asked(asked, tmp_path, capsys, monkeypatch):
+def test_only_what_is_new_or_changed_is_asked(asked, tmp_path, monkeypatch):
+    """An evaluation that is interrupted, repeated or asked for more users goes on where it was."""
     Image.new("RGB", (60, 60)).save(tmp_path / "a.png")
 
-    def answers(chosen, identity="model"):
+    def answers(*chosen, identity="model", longest=1):
         asked.clear()
         monkeypatch.setattr(predict, "checkpoint_identity", lambda *_: identity)
-        rows = answered.answer_missing(evaluation_of(chosen, tmp_path, tmp_path / "out"))
+        evaluation = evaluation_of(chosen, tmp_path, tmp_path / "out")
+        image_processor = argparse.Namespace(size={"shortest_edge": 1, "longest_edge": longest}, patch_size=16,
+                                             merge_size=2)
+        evaluation.loaded = (argparse.Namespace(parameters=lambda: iter([torch.zeros(1)])),
+                             argparse.Namespace(image_processor=image_processor))
+        rows, _ = DOMAIN.predict(evaluation)
         assert [row["id"] for row in rows] == [row["id"] for row in chosen]
         return list(asked)
 
-    first = [record("a", text="打开\u2028设置"), record("b", 2)]
-    assert answers(first) == ["a", "b"] and answers(first) == []
-    with pytest.raises(KeyboardInterrupt):  # what is whole by then is kept, whoever is asked for next
-        answers([record("c", 3), record("kill", 4)])
-    assert answers([*first, record("c", 3), record("d", "anna")]) == ["d"]
-    assert answers([record("a", text="close it"), record("b", 2)]) == ["a"]
-    file = tmp_path / "out" / "predictions.jsonl"
-    file.rename(tmp_path / "out" / "user_2.new.jsonl")  # as a kill leaves it before the answers are put together
-    assert answers([record("b", 2)]) == [] and file.is_file()
-    file.write_text(file.read_text()[:-30])  # cuts the last row, that of "a"
-    assert answers([record("b", 2), record("c", 3)]) == [] and "1 damaged line of" in capsys.readouterr().out
+    a, b = record("a", text="打开\u2028设置"), record("b", 2, text="b")
+    assert answers(a, b) == ["b", "打开\u2028设置"] and answers(a, b) == []
+    c, d = record("c", 3, text="c"), record("d", "anna", text="d d d")
+    with pytest.raises(KeyboardInterrupt):  # what is answered by then is kept, whoever is asked for next
+        answers(c, record("x", 4, text="c"), record("k", 5, text="kill"))
+    assert answers(a, b, c, d) == ["d d d"]
+    assert answers(record("a", text="close it"), b) == ["close it"]
+    assert answers(b, identity="another model") == ["b"] and answers(b, longest=2) == ["b"]
     Image.new("RGB", (60, 60), "red").save(tmp_path / "a.png")
-    assert answers([record("b", 2)]) == ["b"]
-    assert answers([record("b", 2)], "another model") == ["b"]
+    assert answers(b, longest=2) == ["b"]
 
 
 def test_personal_folds_of_changed_records_are_left_out_and_what_is_missing_is_told(tmp_path, capsys):
@@ -85,16 +85,16 @@ def test_personal_folds_of_changed_records_are_left_out_and_what_is_missing_is_t
     write_json(tmp_path / personal.JOB, {"checkpoint": str(tmp_path / "global"), "folds": {
         f"user_1/episode_fold_{fold}": {"fold": fold} for fold in range(3)}})
     now = [record("a"), record("b", text="close it"), record("c"), record("z", 7)]
-    kinds = answered.current_folds(tmp_path, now)
+    kinds = personal.current_folds(tmp_path, now)
     assert [row["id"] for row in kinds["episode"]] == ["a", "c"]
     said = capsys.readouterr().out
     assert "1 folds are not finished: user_1/episode_fold_2" in said
     assert "2 of 4 taps are in no finished fold by episode: user 1, 7" in said
 
-    assert answered.global_rows(tmp_path / "global" / "test", kinds["episode"]) == []
+    assert personal.global_rows(tmp_path / "global" / "test", kinds["episode"]) == []
     write_jsonl(tmp_path / "global/test/predictions.jsonl",
                 [prediction_row(row, "[9, 9]") | {"answered_by": "m", "asked": "x"} for row in rows])
-    assert [row["prediction"] for row in answered.global_rows(tmp_path / "global" / "test", kinds["episode"])] == [
+    assert [row["prediction"] for row in personal.global_rows(tmp_path / "global" / "test", kinds["episode"])] == [
         "[9, 9]"] * 2
     evaluation = evaluation_of(now, tmp_path, tmp_path / "val", tmp_path)
     evaluation.checkpoint = tmp_path / "global"

@@ -8,8 +8,9 @@ import pytest
 from PIL import Image, ImageOps
 
 from overlays.data import records
-from overlays.domains.gui import coordinates, fingertip
+from overlays.domains.gui import coordinates, fingertip, trees
 from overlays.domains.gui.answers import parse_point
+from overlays.domains.gui.conventions import Convention
 from overlays.domains.gui.prepare import Settings, parse_users, prepare, referring
 from overlays.domains.gui.taps import CLICKS
 from overlays.errors import UserError
@@ -50,16 +51,16 @@ def test_a_tap_lies_in_the_element_its_user_prefers(raw):
             for step in fingertip.read_episode(episode):
                 if step.action != "click":
                     continue
-                found = fingertip.element_at(step.hierarchy, step.click_px)
-                assert found and found.label in step.instruction
-                same = [node for node in fingertip.ElementTree.parse(step.hierarchy).iter("node")
-                        if node.get("text") == found.label]
+                tree = trees.read(step.hierarchy)
+                label, box = tree.labelled_at(Convention().centre(step.points[0]))
+                assert label in step.instruction
+                same = [tuple(found) for found, name in zip(tree.boxes.tolist(), tree.labels, strict=True)
+                        if name == label]
                 if len(same) == 2:
                     twins += 1
-                    boxes = [tuple(map(int, fingertip._BOUNDS.match(node.get("bounds")).groups())) for node in same]
                     key = {"upper": lambda b: b[1], "lower": lambda b: -b[1], "left": lambda b: b[0],
                            "right": lambda b: -b[0]}[habit(user).reach]
-                    assert found.box == min(boxes, key=key)
+                    assert box == min(same, key=key)
     assert twins
 
 
@@ -122,7 +123,8 @@ def test_the_usual_ways_to_write_a_click_are_read(tmp_path, line):
     (tmp_path / "action.jsonl").write_text(json.dumps(line) + "\n")
     (tmp_path / "survey_result.json").write_text(json.dumps({"intent": "order tea"}))
     step, = fingertip.read_episode(tmp_path)
-    assert step.action in CLICKS and step.click_px == (540, 1200) and step.instruction == "order tea"
+    assert step.action in CLICKS and step.instruction == "order tea"
+    assert [Convention().centre(point) for point in step.points] == [(540, 1200)]
 
 
 def test_lines_and_folders_that_are_not_read_are_listed(own, tmp_path):
@@ -153,24 +155,33 @@ def test_lines_and_folders_that_are_not_read_are_listed(own, tmp_path):
 def test_a_hierarchy_in_another_encoding_is_read(tmp_path):
     text = "<?xml version='1.0' encoding='GBK'?><hierarchy><node text='设置' bounds='[0,0][9,9]'/></hierarchy>"
     (tmp_path / "0.xml").write_bytes(text.encode("gbk"))
-    assert fingertip.element_at(tmp_path / "0.xml", (1, 1)).label == "设置"
+    assert trees.read(tmp_path / "0.xml").labelled_at((1, 1)) == ("设置", (0, 0, 9, 9))
 
 
 def test_a_hostile_or_broken_hierarchy_is_left_alone(tmp_path):
     for text in ("<hierarchy", '<!DOCTYPE a [<!ENTITY b "c">]><hierarchy/>'):
         (tmp_path / "0.xml").write_text(text)
-        assert fingertip.element_at(tmp_path / "0.xml", (1, 1)) is None
+        assert isinstance(trees.read(tmp_path / "0.xml"), str)
+    assert trees.read(tmp_path / "1.xml") is None
     assert referring(None, (10, 990)) == "element at the lower left"
     assert referring("设置", (500, 500)) == "设置，中中"
 
 
+def picture(folder, name, size=(100, 50)):
+    """A picture that no other name has; its name."""
+    Image.new("RGB", size, tuple(name.encode()[-7:-4].rjust(3))).save(folder / name)
+    return name
+
+
 def message_file(folder, roles, **extra):
-    Image.new("RGB", (100, 50)).save(folder / "a.png")
-    parts = [{"type": "image", "image": "a.png"}, {"type": "text", "text": "following instruction: open it\n\nThink"}]
-    content = {"system": parts if "user" not in roles else "Answer shortly.", "user": parts,
-               "assistant": "```referring\nthe door\n```\n```grounding\n[500, 200]\n```"}
-    rows = [{"user_id": user, "messages": [{"role": role, "content": content[role]} for role in roles], **extra}
-            for user in (1, 2, 3)]
+    rows = []
+    for user in (1, 2, 3):
+        parts = [{"type": "image", "image": picture(folder, f"{user}.png")},
+                 {"type": "text", "text": "following instruction: open it\n\nThink"}]
+        content = {"system": parts if "user" not in roles else "Answer shortly.", "user": parts,
+                   "assistant": "```referring\nthe door\n```\n```grounding\n[500, 200]\n```"}
+        messages = [{"role": role, "content": content[role]} for role in roles]
+        rows.append({"user_id": user, "messages": messages, **extra})
     (folder / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
     return Settings(jsonl=[folder / "rows.jsonl"], output=folder / "out",
                     train_users=("1",), val_users=("2",), test_users=("3",))
@@ -192,16 +203,21 @@ def test_a_system_turn_of_text_stays_one_and_one_with_the_screenshot_is_the_ques
 ANSWER = "```referring\nthe door\n```\n```grounding\n[500, 200]\n```"
 
 
+QUESTION = [{"role": "user", "content": "open it"}]
+
+
 def tap(user=1, image="a.png", text="open it", **extra):
     messages = [{"role": "user", "content": text}, {"role": "assistant", "content": ANSWER}]
     return {"user_id": user, "image": image, "messages": messages, **extra}
 
 
 def prepared(folder, lines, **settings):
-    """(metadata, train records) of lines of user 1, with a tap each of users 2 and 3, on a screenshot of 100 x 50."""
-    if not (folder / "a.png").exists():
-        Image.new("RGB", (100, 50)).save(folder / "a.png")
-    (folder / "rows.jsonl").write_text("\n".join(map(json.dumps, [*lines, tap(2), tap(3)])))
+    """(metadata, train records) of lines of user 1, with a tap each of users 2 and 3, on screenshots of 100 x 50."""
+    for name in ("a.png", "b.png", "c.png", "d.png", "e.png", "user2.png", "user3.png"):
+        if not (folder / name).exists():
+            picture(folder, name)
+    (folder / "rows.jsonl").write_text("\n".join(map(json.dumps, [
+        *lines, tap(2, "user2.png"), tap(3, "user3.png")])))
     metadata = prepare(Settings(**{"jsonl": [folder / "rows.jsonl"], "output": folder / "out",
                                    "train_users": ("1",), "val_users": ("2",), "test_users": ("3",)} | settings))
     return metadata, list(records.read(folder / "out" / "train.jsonl"))
@@ -230,13 +246,14 @@ def test_a_line_that_cannot_be_used_is_listed_in_few_words(tmp_path, extra, reas
 
 
 def test_the_usual_ways_to_write_a_line_are_read(tmp_path):
-    parts = [{"type": "image_url", "image_url": {"url": "a.png"}}, {"type": "text", "text": "open it"}]
+    parts = [{"type": "image_url", "image_url": {"url": "b.png"}}, {"type": "text", "text": "open it"}]
     turns = [{"role": "user", "content": "open it"}, {"role": "assistant", "content": "let me look"},
              {"role": "tool", "content": "{}"}, {"role": "assistant", "content": ANSWER},
              {"role": "user", "content": "thanks"}]
     metadata, rows = prepared(tmp_path, [
-        tap(image=f"file://{tmp_path}/a.png"), tap(text=parts, image=None), tap(messages=turns),
-        tap(click_px=[40, 8, 60, 12], image_size="100x50"), tap(instruction=" ", text="look at <image> open it"),
+        tap(image=f"file://{tmp_path}/a.png"), tap(text=parts, image=None), tap(image="c.png", messages=turns),
+        tap(image="d.png", click_px=[40, 8, 60, 12], image_size="100x50"),
+        tap(image="e.png", instruction=" ", text="look at <image> open it"),
         tap(action="scroll", click_px=[1, 1]), tap(action={"type": "type"}), tap(user=9, action="Tap")])
     assert metadata["drops"] == [] and metadata["other_actions"] == {"scroll": 1, "type": 1}
     assert metadata["other_roles"] == {"tool": 1} and metadata["users_in_no_split"] == {9: 1}
@@ -257,7 +274,7 @@ def test_screenshots_of_one_name_stay_apart_and_nothing_leaves_the_output(tmp_pa
     for place, colour in (("one", "red"), ("two", "blue")):
         (tmp_path / place).mkdir()
         Image.new("RGB", (100, 50), colour).save(tmp_path / place / "s.png")
-        (tmp_path / place / "s.jsonl").write_text(json.dumps(tap(image="s.png", session="../../../evil")))
+        (tmp_path / place / "s.jsonl").write_text(json.dumps(tap(image="s.png", session="../../../evil", text="go")))
     _, rows = prepared(tmp_path, [tap(session="x" * 300), tap(user="01", image="one/s.png"), tap(image="two/s.png")],
                        jsonl=[tmp_path / "rows.jsonl", tmp_path / "one" / "s.jsonl", tmp_path / "two" / "s.jsonl"])
     assert len({row["id"] for row in rows}) == len(rows) == 5
@@ -277,8 +294,8 @@ def test_points_are_of_the_upright_screenshot_and_of_the_image_as_it_is_stored(t
     Image.new("RGB", (2400, 1080)).save(tmp_path / "a.png")
     Image.new("RGB", (2400, 1080)).save(tmp_path / "turned.jpg", exif=turned)
     for pixels, stored in ((None, (1080, 2400)), (20_000, (95, 211))):
-        _, rows = prepared(tmp_path, [tap(image="turned.jpg", click_px=[540, 2340])], family="qwen2_5_vl",
-                           screenshot_pixels=pixels)
+        _, rows = prepared(tmp_path, [tap(image="turned.jpg", click_px=[540, 2340], messages=QUESTION)],
+                           family="qwen2_5_vl", screenshot_pixels=pixels)
         with Image.open(tmp_path / "out" / rows[0]["image"]) as image:
             assert ImageOps.exif_transpose(image).size == stored
         seen = coordinates.resized(stored, "qwen2_5_vl", 28 * 28 * 16, 28 * 28 * 1280)
@@ -288,9 +305,10 @@ def test_points_are_of_the_upright_screenshot_and_of_the_image_as_it_is_stored(t
 
 
 def test_shares_of_the_screen_are_taken_as_such_and_told(tmp_path):
-    metadata, rows = prepared(tmp_path, [tap(click_px=[0.5, 0.25]), tap(click_px=[1, 0])])
-    assert metadata["shares_of_the_screen"] == [str(tmp_path / "rows.jsonl")]
-    assert [row["grid"] for row in rows] == [[500, 250], [1000, 0]]
+    metadata, rows = prepared(tmp_path, [tap(click_px=[0.5, 0.2]), tap(click_px=[1, 0], messages=QUESTION)])
+    assert metadata["notes"] == [f"the points of {tmp_path / 'rows.jsonl'} lie between 0 and 1: taken as shares of the "
+                                 "screen, not as pixels"]
+    assert [row["grid"] for row in rows] == [[500, 200], [1000, 0]]
 
 
 def test_limits_that_cannot_be_are_one_sentence(tmp_path):
