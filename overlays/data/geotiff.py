@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache, partial
+from html import unescape
 from pathlib import Path
 
 import numpy as np
@@ -124,8 +125,17 @@ def open_geotiff(path: Path) -> RasterFile:
         return RasterFile(
             path, "geotiff", (path,), (image.height, image.width, len(bands)), dtype, partial(_stored, layout),
             coefficients(np.array(image.scales)[pick], 1.0), coefficients(np.array(image.offsets)[pick], 0.0),
-            image.nodata, centres, widths, good, names if any(names) else (), (), tags,
+            image.nodata, centres, widths, good, names if any(names) else (), _categories(path), tags,
             (note,) if note else (), problem, locate=partial(_locate, path))
+
+
+def _categories(path: Path) -> tuple[str, ...]:
+    """Names of a classification's values, which GDAL keeps in a file beside the raster."""
+    try:
+        text = path.with_name(f"{path.name}.aux.xml").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ()
+    return tuple(unescape(name).strip() for name in re.findall(r"<Category(?:>([^<]*)</Category|/)>", text))
 
 
 def _locate(path: Path) -> Georeference | None:

@@ -52,9 +52,26 @@ def on_grid(values: np.ndarray, place: Georeference, nodata: float) -> np.ndarra
     return grid
 
 
+def pixel_transform(place: Georeference) -> tuple[float, ...]:
+    """From (column, row) of the raster to the map; of a swath the affine map that fits its lookup table best."""
+    if place.table is None:
+        return place.transform
+    from overlays.data.netcdf import lookup_table
+
+    row, col = lookup_table(place.table)
+    y, x = np.nonzero((row > 0) & (col > 0))
+    a, b, c, d, e, f = place.transform
+    points = np.stack([a * (x + 0.5) + b * (y + 0.5) + c, d * (x + 0.5) + e * (y + 0.5) + f], 1)
+    pixels = np.stack([col[y, x] - 0.5, row[y, x] - 0.5, np.ones(len(x))], 1)
+    origin = points.mean(0)
+    fitted = np.linalg.lstsq(pixels, points - origin, rcond=None)[0]
+    fitted[2] += origin
+    return tuple(float(value) for value in fitted.T.ravel())
+
+
 def write_geopackage(path: Path, layer: str, place: Georeference, boxes: Sequence[tuple[int, int, int, int]],
                      columns: Mapping[str, Sequence]) -> None:
-    """Write rectangles (row, column, height, width) of a raster as polygons with attributes.
+    """Write rectangles (row, column, height, width) of a raster as polygons with attributes; see `pixel_transform`.
 
     Args:
         columns: name -> a text or number for each box; None where there is none.
@@ -63,7 +80,8 @@ def write_geopackage(path: Path, layer: str, place: Georeference, boxes: Sequenc
 
     crs = CRS.from_wkt(place.crs)
     code = crs.to_epsg() or OWN_SRS
-    polygons = [_corners(box, place.transform) for box in boxes]
+    transform = pixel_transform(place)
+    polygons = [_corners(box, transform) for box in boxes]
     points = np.array(polygons).reshape(-1, 2) if polygons else np.zeros((1, 2))
     kinds = {name: "TEXT" if any(isinstance(value, str) for value in values) else "REAL"
              for name, values in columns.items()}

@@ -75,3 +75,12 @@ def test_a_swath_is_put_on_the_map_by_its_lookup_table(tmp_path):
     assert place.table == tmp_path / "emit.nc" and place.transform == (0.001, 0, -117.5, 0, -0.001, 37.5)
     found = maps.on_grid(np.arange(6, dtype=np.uint8).reshape(3, 2), place, 255)
     assert found.tolist() == [[255, 4, 255, 255], [255] * 4, [255, 255, 255, 1]]
+
+
+def test_tiles_of_a_swath_are_fitted_to_its_lookup_table(tmp_path, monkeypatch):
+    from overlays.data import netcdf
+
+    row, col = np.mgrid[1:31, 1:41]  # a swath that is turned by a quarter: its rows run along the map's columns
+    monkeypatch.setattr(netcdf, "lookup_table", lambda path: (col, row))
+    place = Georeference(UTM, PLACE.transform, tmp_path / "emit.nc")
+    assert maps.pixel_transform(place) == pytest.approx((0.0, 15.5, 494000.0, -15.5, 0.0, 4156000.0))

@@ -152,11 +152,10 @@ def save_prediction_map(predictions: Sequence[dict], data: Path, out: Path) -> N
         return
     place = Georeference(where["crs"], tuple(where["transform"]),
                          ROOT / where["lookup_table"] if where["lookup_table"] else None)
-    if place.table is None:
-        columns = {key: [str(row.get(key) or "") for row, _ in rows] for key in ("id", "task", "answer", "prediction")}
-        columns["right"] = [int(score.right(row)) for row, _ in rows]
-        write_geopackage(out / "predictions.gpkg", "predictions", place,
-                         [(at["row"], at["col"], tile, tile) for _, at in rows], columns)
+    columns = {key: [str(row.get(key) or "") for row, _ in rows] for key in ("id", "task", "answer", "prediction")}
+    columns["right"] = [int(score.right(row)) for row, _ in rows]
+    write_geopackage(out / "predictions.gpkg", "predictions", place,
+                     [(at["row"], at["col"], tile, tile) for _, at in rows], columns)
     shares = [(at, parse_alteration(row["prediction"] or "")[1], parse_alteration(row["answer"])[1])
               for row, at in rows if row["task"] == "alteration"]
     for number, name in ((1, "predicted"), (2, "target")):

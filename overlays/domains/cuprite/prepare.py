@@ -333,11 +333,10 @@ def _write_maps(folder: Path, place: Georeference, codes: np.ndarray, maps: Scan
     if maps.rules:
         confidence = np.where(maps.valid, maps.confidence, np.nan).astype(np.float32)
         write_geotiff(folder / "confidence.tif", confidence, place, np.nan)
-    if place.table is None:  # tiles of a swath are no rectangles on the map
-        columns = {key: [row[key] for row in table] for key in ("id", "split", "valid", "iron_share", "al_oh_nm")}
-        columns |= {name: [row["shares"][name] for row in table] for name in table[0]["shares"]} if table else {}
-        write_geopackage(folder / "tiles.gpkg", "tiles", place, [(row["row"], row["col"], tile, tile) for row in table],
-                         columns)
+    columns = {key: [row[key] for row in table] for key in ("id", "split", "valid", "iron_share", "al_oh_nm")}
+    columns |= {mineral.name: [row["shares"][mineral.name] for row in table] for mineral in CLASSES[1:]}
+    boxes = [(row["row"], row["col"], tile, tile) for row in table]
+    write_geopackage(folder / "tiles.gpkg", "tiles", place, boxes, columns)
 
 
 def _shares(codes: np.ndarray, maps: Scan, window: tuple) -> tuple[dict[str, float], dict[str, float]]:

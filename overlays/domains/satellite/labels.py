@@ -151,7 +151,7 @@ def match_tiles(tiles: list[Path], cities: list[str], inexact: bool = False) -> 
         words = [word for word in re.split(r"[\s_.\-]+", tile.stem) if word]
         counts = (count for count in range(len(words), 0, -1) if key("".join(words[:count])) in known)
         count = next(counts, 0)
-        exact = all(re.fullmatch(r"(?:year|tile|part|patch|sample|v|r|c|x|y|p|t)?\d+|embedding|alphaearth",
+        exact = all(re.fullmatch(r"(?:year|tile|part|patch|sample|v|r|c|x|y|p|t)?\d+|embeddings?|alphaearth",
                                  word.lower()) for word in words[count:])
         found[tile] = known[key("".join(words[:count]))] if count and (exact or inexact) else None
     return found

@@ -224,6 +224,11 @@ def test_a_label_raster_without_classes_or_with_other_names_is_refused(tmp_path,
     envi.save_classification(str(tmp_path / "b.hdr"), raster, class_names=["Unclassified", "Zoning A", "Opal"])
     with pytest.raises(UserError, match=r"values without a class: 1 \(Zoning A\), 2 \(Opal\)"):
         read_label_raster(tmp_path / "b.hdr", raster.shape)
+    (save_map(tmp_path / "d.tif", raster).with_name("d.tif.aux.xml")).write_text(
+        "<PAMDataset><PAMRasterBand band='1'><CategoryNames><Category>Unclassified</Category><Category>Rock &amp; sand"
+        "</Category><Category>Calcite</Category></CategoryNames></PAMRasterBand></PAMDataset>")
+    with pytest.raises(UserError, match=r"values without a class: 1 \(Rock & sand\);"):
+        read_label_raster(tmp_path / "d.tif", raster.shape)
     envi.save_classification(str(tmp_path / "c.hdr"), raster, class_names=["Unclassified", "Smectite", "Illite"])
     np.testing.assert_array_equal(read_label_raster(tmp_path / "c.hdr", raster.shape),
                                   np.array([0, 4, 9], np.uint8)[raster])
