@@ -1,6 +1,7 @@
 """Entry: check data sets without a model: every record, placeholder and media file. Exit status 0 or, with defects, 2.
 
     python -m overlays.check --dataset-use cuprite_train,path/to/own.jsonl
+    python -m overlays.check --prepared data/prepared/cuprite
 """
 
 import sys
@@ -9,6 +10,7 @@ from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from tqdm import tqdm
 
@@ -107,7 +109,9 @@ def check_source(source: registry.Dataset, args, processor) -> Counts:
 def main(words: Sequence[str] | None = None) -> None:
     """Command line of the module."""
     parser = Parser(description=__doc__.split("\n")[0].removeprefix("Entry: "))
-    parser.add_argument("--dataset-use", required=True, help="names or annotation files, by comma")
+    parser.add_argument("--dataset-use", help="names or annotation files, by comma")
+    parser.add_argument("--prepared", type=Path, help="a prepared folder, in seven steps: metadata, splits, records, "
+                        "media, separation of the splits, answers, balance")
     parser.add_argument("--model-name-or-path", help="also count tokens with this model's processor")
     parser.add_argument("--model-max-length", type=at_least(1), default=8192, help="report samples of more tokens")
     parser.add_argument("--min-pixels", type=at_least(1), help="pixels of one image at least, for the token count")
@@ -115,6 +119,12 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--video-backend", choices=sorted(media.BACKENDS), default="pyav")
     parser.add_argument("--workers", type=at_least(1), default=4, help="threads that open media")
     args = parser.parse_args(words)
+    if (args.dataset_use is None) == (args.prepared is None):
+        raise UserError("give --dataset-use or --prepared")
+    if args.prepared is not None:
+        from overlays.verify import annotations
+
+        args.dataset_use = ",".join(map(str, annotations(args.prepared)))
     processor = None
     if args.model_name_or_path:
         from overlays.model.load import load_processor
@@ -139,6 +149,23 @@ def main(words: Sequence[str] | None = None) -> None:
     sys.stdout.flush()
     if bad:
         raise UserError(f"{bad} of {seen} records are bad; the rows are listed above")
+    if args.prepared is not None:
+        verify_prepared(args.prepared)
+
+
+def verify_prepared(folder: Path) -> None:
+    """Print what the other steps find. Raises UserError where one finds a problem."""
+    from overlays.verify import verify
+
+    failed = []
+    for step, problems, found in verify(folder):
+        print(f"{step}: {'ok' if not problems else f'{len(problems)} problems'} ({found})")
+        for problem in problems[:10]:
+            print(f"  {problem}")
+        failed += [step] if problems else []
+    sys.stdout.flush()
+    if failed:
+        raise UserError(f"{folder} fails at {', '.join(failed)}; the problems are listed above")
 
 
 if __name__ == "__main__":

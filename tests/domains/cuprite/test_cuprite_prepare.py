@@ -254,3 +254,23 @@ def test_predictions_are_laid_on_the_map(prepared, tmp_path):
     assert np.isfinite(values[tile["row"], tile["col"]]) and np.isnan(values[0, 0])
     with sqlite3.connect(tmp_path / "predictions.gpkg") as data:
         assert data.execute("SELECT count(*), min(right) FROM predictions").fetchone() == (len(rows), 1)
+
+
+def test_prepared_data_are_verified_in_seven_steps(prepared, tmp_path, capsys):
+    from overlays import check
+
+    folder = tmp_path / "data"
+    shutil.copytree(prepared[0], folder)
+    check.main(["--prepared", str(folder)])
+    out = capsys.readouterr().out
+    assert all(f"{step}: ok" in out for step in ("metadata", "splits", "separation", "answers", "balance"))
+    assert "0 bad" in out
+    rows = records(folder, "test")
+    rows[0]["group"] = records(folder, "train")[0]["group"]
+    rows[1]["conversations"][-1]["value"] = "who knows"
+    (folder / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(UserError, match="fails at separation, answers"):
+        check.main(["--prepared", str(folder)])
+    assert "is in test and train" in capsys.readouterr().out
+    with pytest.raises(UserError, match="holds no prepared data"):
+        check.main(["--prepared", str(tmp_path)])
