@@ -67,7 +67,7 @@ def _read(file: Path, job: str) -> dict:
     for line in lines:
         try:
             rows.append(json.loads(line))
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
     if not rows or rows[0] != {"job": job}:
         return {}

@@ -17,6 +17,7 @@ CHUNK = 1 << 20
 # What zipfile and tarfile raise for damaged bytes, whichever way the members are packed.
 DAMAGE = (OSError, zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, EOFError, NotImplementedError,
           ValueError, RuntimeError)
+MEMBER_LIMIT = 256 << 20  # bytes of a member that is read into memory
 UNPACKED_LIMIT = 50 << 30  # bytes; a chunk of the real set holds a few GB
 
 
@@ -75,8 +76,11 @@ def unpack_beside(archive: Path, limit: int = UNPACKED_LIMIT) -> Path | None:
         UserError: as `members` does, or a tar archive that holds links or devices.
     """
     is_zip = zipfile.is_zipfile(archive)
-    if not is_zip and not tarfile.is_tarfile(archive):
-        return None
+    try:
+        if not is_zip and not tarfile.is_tarfile(archive):
+            return None
+    except DAMAGE as error:  # a compressed one that is cut short
+        raise UserError(f"archive {archive} cannot be read: {error}; fetch it again") from None
     folder = archive.with_name(archive.name.split(".zip")[0].split(".tar")[0].split(".tgz")[0] + "_unpacked")
     with atomic_path(folder) as temporary:
         temporary.mkdir()
@@ -86,9 +90,10 @@ def unpack_beside(archive: Path, limit: int = UNPACKED_LIMIT) -> Path | None:
             return folder
         try:
             with tarfile.open(archive) as source:
-                infos = source.getmembers()
-                _check_size(archive, sum(info.size for info in infos), limit)
-                for info in infos:
+                total = 0
+                for info in source:  # one by one: what lies behind a member too large is not unpacked to be listed
+                    total += info.size
+                    _check_size(archive, total, limit)
                     _inside(archive, info.name)
                     if not (info.isfile() or info.isdir()):
                         raise UserError(f"archive {archive} holds {info.name!r}, which is not a plain file: it was not "
@@ -100,7 +105,8 @@ def unpack_beside(archive: Path, limit: int = UNPACKED_LIMIT) -> Path | None:
 
 
 def read_member(archive: Path, info: zipfile.ZipInfo) -> bytes:
-    """Content of a small member. Raises UserError where it is damaged."""
+    """Content of a small member. Raises UserError where it is damaged, or has more than MEMBER_LIMIT bytes."""
+    _check_size(archive, info.file_size, MEMBER_LIMIT)
     return b"".join(_blocks(archive, info))
 
 

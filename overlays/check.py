@@ -2,6 +2,7 @@
 
     python -m overlays.check --dataset-use cuprite_train,path/to/own.jsonl
     python -m overlays.check --prepared data/prepared/cuprite
+    python -m overlays.check --config scripts/configs/driving_lora.yaml    # tokens as that recipe trains
 """
 
 import sys
@@ -9,17 +10,27 @@ import threading
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 from tqdm import tqdm
 
-from overlays import errors, registry
+from overlays import errors, paths, registry, runs
 from overlays.data import media, records
 from overlays.errors import UserError
+from overlays.files import misfit
 from overlays.flags import Parser, at_least
+from overlays.train import arguments
 
 AHEAD = 256  # records whose media are being opened at a time
+RESOLUTION = {
+    "min_pixels": "pixels of one image at least", "max_pixels": "pixels of one image at most",
+    "video_fps": "frames taken a second of clip", "video_min_frames": "frames of one clip at least",
+    "video_max_frames": "frames of one clip at most", "video_min_pixels": "pixels of one frame at least",
+    "video_max_pixels": "pixels of one frame at most",
+}
+DEFAULTS = {item.name: item.default for group in (arguments.DataArguments, arguments.TrainingFlags)
+            for item in fields(group) if item.name in (*RESOLUTION, "video_backend", "model_max_length")}
 COUNTING = threading.Lock()  # a tokenizer changes its settings while it writes control tokens as text
 
 
@@ -106,31 +117,65 @@ def check_source(source: registry.Dataset, args, processor) -> Counts:
     return counts
 
 
+def _settings(args) -> dict:
+    """Every setting of training that counts here: the flag, else that of --config or --run, else training's default."""
+    given = {}
+    if args.config:
+        given = arguments.read_yaml(args.config)
+    if args.run:
+        described = runs.read_run(args.run)
+        if described is None:
+            raise UserError(f"--run {args.run}: there is no run.json")
+        given = described.get("arguments", {}) | given
+    problem = misfit(given, {**{f"{name}?": type(default) for name, default in DEFAULTS.items()},
+                             "dataset_use?": (str, [str]), "model_name_or_path?": str})
+    if problem:
+        raise UserError(f"{args.config or args.run}: {problem}")
+    if isinstance(given.get("dataset_use"), list):
+        given["dataset_use"] = ",".join(given["dataset_use"])
+    wanted = {"dataset_use": None, "model_name_or_path": None, **DEFAULTS}
+    for name, default in wanted.items():
+        own = getattr(args, name)
+        wanted[name] = own if own is not None else default if given.get(name) is None else given[name]
+    if not wanted["dataset_use"]:
+        raise UserError("no data set is given: use --dataset-use, or --config or --run that names one")
+    return wanted
+
+
 def main(words: Sequence[str] | None = None) -> None:
     """Command line of the module."""
     parser = Parser(description=__doc__.split("\n")[0].removeprefix("Entry: "))
-    parser.add_argument("--dataset-use", help="names or annotation files, by comma")
     parser.add_argument("--prepared", type=Path, help="a prepared folder, in seven steps: metadata, splits, records, "
                         "media, separation of the splits, answers, balance")
+    parser.add_argument("--config", type=Path, metavar="FILE", help="YAML of a training stage, whose data sets, model, "
+                        "lengths and resolutions are taken; flags win over it")
+    parser.add_argument("--run", type=Path, metavar="FOLDER", help="the same from the run.json of a run")
+    parser.add_argument("--dataset-use", help="names or annotation files, by comma")
     parser.add_argument("--model-name-or-path", help="also count tokens with this model's processor")
-    parser.add_argument("--model-max-length", type=at_least(1), default=8192, help="report samples of more tokens")
-    parser.add_argument("--min-pixels", type=at_least(1), help="pixels of one image at least, for the token count")
-    parser.add_argument("--max-pixels", type=at_least(1), help="pixels of one image at most, for the token count")
-    parser.add_argument("--video-backend", choices=sorted(media.BACKENDS), default="pyav")
+    parser.add_argument("--model-max-length", type=at_least(1), help="report samples of more tokens (default: "
+                        f"{DEFAULTS['model_max_length']})")
+    for name, meaning in RESOLUTION.items():
+        parser.add_argument(f"--{name}", type=float if name == "video_fps" else at_least(1),
+                            help=f"{meaning}, for the token count (default: {DEFAULTS[name]:g})")
+    parser.add_argument("--video-backend", choices=sorted(media.BACKENDS), help="what decodes clips (default: pyav)")
+    parser.add_argument("--allow-symlinks", action="store_true", help=paths.SYMLINKS_HELP)
     parser.add_argument("--workers", type=at_least(1), default=4, help="threads that open media")
     args = parser.parse_args(words)
-    if (args.dataset_use is None) == (args.prepared is None):
-        raise UserError("give --dataset-use or --prepared")
     if args.prepared is not None:
         from overlays.verify import annotations
 
+        if args.dataset_use or args.config or args.run:
+            raise UserError("--prepared takes no other data: leave out --dataset-use, --config and --run")
         args.dataset_use = ",".join(map(str, annotations(args.prepared)))
+    for name, value in _settings(args).items():
+        setattr(args, name, value)
+    paths.allow_symlinks(args.allow_symlinks)
     processor = None
     if args.model_name_or_path:
         from overlays.model.load import load_processor
 
         processor = load_processor(args.model_name_or_path)
-        media.apply_resolution(processor, media.MediaOptions(min_pixels=args.min_pixels, max_pixels=args.max_pixels))
+        media.apply_resolution(processor, media.MediaOptions(**{name: getattr(args, name) for name in RESOLUTION}))
 
     bad = seen = 0
     for source in registry.resolve(args.dataset_use):

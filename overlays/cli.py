@@ -26,6 +26,8 @@ def main(words: Sequence[str] | None = None) -> None:
     if not words or words[0] in ("-h", "--help"):
         print("usage: qwen-vl-overlays COMMAND [flags]; COMMAND --help lists its flags\n")
         print("\n".join(f"  {word:<14}{text}" for word, (_, text) in COMMANDS.items()))
+    elif words[0] == "--version" and len(words) > 1:
+        raise UserError(f"--version takes nothing behind it, not {words[1]!r}")
     elif words[0] == "--version":
         print(f"qwen-vl-overlays {__version__}")
     elif words[0] not in COMMANDS:

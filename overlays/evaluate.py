@@ -3,6 +3,7 @@
     python -m overlays.evaluate --domain gui --checkpoint outputs/gui-global --split val
 """
 
+import logging
 import os
 import sys
 from argparse import Namespace
@@ -22,6 +23,8 @@ from overlays.domains.base import (
 from overlays.errors import UserError, run
 from overlays.files import sha256, write_json
 from overlays.flags import Parser, at_least
+
+log = logging.getLogger(__name__)
 
 
 def evaluate(checkpoint: str | Path | None = None, domain: str | Domain | None = None, split: str = "test",
@@ -89,6 +92,7 @@ def _parser(domain: Domain | None, is_script: bool = False) -> Parser:
     parser.add_argument("--max-new-tokens", type=at_least(1), default=domain.max_new_tokens if domain else None,
                         help="of an answer (default: " + (str(domain.max_new_tokens) if domain and domain.max_new_tokens
                                                           else "the longest true answer and a quarter more") + ")")
+    parser.add_argument("--allow-symlinks", action="store_true", help=paths.SYMLINKS_HELP)
     if domain:
         domain.add_arguments(parser)
     return parser
@@ -133,6 +137,7 @@ def _collect(domain: Domain, flags: Namespace) -> Evaluation:
     from overlays.data import records
     from overlays.predict import load_records
 
+    paths.allow_symlinks(flags.allow_symlinks)
     checkpoint, folder = domain.locate(flags)
     data = flags.data or data_of(_run_folder(checkpoint, folder), domain.name)
     if Path(flags.split).name != flags.split:
@@ -165,11 +170,11 @@ def _evaluate(domain: Domain, flags: Namespace) -> dict:
     _write_report(domain, metrics, rows, evaluation)
     _print_table(domain, metrics)
     for note in domain.notes(metrics)[:1]:
-        print(note)
-    print(f"report: {evaluation.out / 'report.html'}")
+        log.info("%s", note)
+    log.info("report: %s", evaluation.out / "report.html")
     domain.finish(evaluation, rows, metrics)
     if warning:
-        print(f"warning: {warning}")
+        log.warning("%s", warning)
     return metrics
 
 
@@ -220,8 +225,8 @@ def _print_table(domain: Domain, metrics: dict) -> None:
     lines += [[cell.text for cell in row[:len(lines[0])]] for row in rows]
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
     for line in lines:
-        print("  ".join(text.ljust(width) if i == 0 else text.rjust(width)
-                        for i, (text, width) in enumerate(zip(line, widths, strict=True))).rstrip())
+        log.info("%s", "  ".join(text.ljust(width) if i == 0 else text.rjust(width)
+                                 for i, (text, width) in enumerate(zip(line, widths, strict=True))).rstrip())
 
 
 def _write_report(domain: Domain, metrics: dict, rows: list[dict], evaluation: Evaluation) -> None:

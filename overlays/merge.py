@@ -3,6 +3,7 @@
     python -m overlays.merge --checkpoint outputs/cuprite --output merged
 """
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,6 +16,8 @@ from overlays.files import complete_folder
 from overlays.flags import Parser
 from overlays.model import card, extensions, load, unloaded
 from overlays.paths import OUTPUTS
+
+log = logging.getLogger(__name__)
 
 
 def check_output(output: Path) -> None:
@@ -53,7 +56,7 @@ def merge(checkpoint: Path, output: Path, base_model: str | None, dtype: str) ->
         unloaded.carry_over(model, folder)
         card.write(folder, model, None)
         manifest.write(folder)
-    print(f"merged {checkpoint} into {output} ({str(stored or torch.float32).removeprefix('torch.')})")
+    log.info("merged %s into %s (%s)", checkpoint, output, str(stored or torch.float32).removeprefix("torch."))
 
 
 def main(words: Sequence[str] | None = None) -> None:

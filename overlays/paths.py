@@ -25,12 +25,25 @@ PREPARED = DATA / "prepared"
 MODELS = DATA / "models"
 CACHE = DATA / "cache"
 OUTPUTS = ROOT / "outputs"
+SYMLINKS_HELP = "follow links in a media root that lead out of it"
+_SYMLINKS = "OVERLAYS_ALLOW_SYMLINKS"  # environment variable: worker processes inherit it
 
 
 def relative(path: str | Path) -> str:
     """A path as files and messages name it: from the project's folder where it lies inside, else absolute."""
     path = Path(path).resolve()
     return str(path.relative_to(ROOT) if path.is_relative_to(ROOT) else path)
+
+
+def allow_symlinks(allowed: bool) -> None:
+    """Whether links may lead out of a media root, in this process and those that it starts."""
+    if allowed:
+        os.environ[_SYMLINKS] = "1"
+
+
+def follows_symlinks() -> bool:
+    """Whether links may lead out of a media root."""
+    return os.environ.get(_SYMLINKS) == "1"
 
 
 def cache_folder() -> Path:

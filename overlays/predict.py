@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from overlays import callable_module, registry
+from overlays import callable_module, paths, registry
 from overlays.answers import Answers
 from overlays.data import chat, geometry, records
 from overlays.data.collate import PromptCollator
@@ -23,7 +23,6 @@ from overlays.errors import UserError, run
 from overlays.files import write_jsonl
 from overlays.flags import Parser
 from overlays.model import extensions
-from overlays.paths import OUTPUTS
 
 _PLACEHOLDER = re.compile("|".join(map(re.escape, records.PLACEHOLDERS.values())))
 
@@ -315,7 +314,9 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--attn-implementation", default="auto")
     parser.add_argument("--thinking", default="auto", choices=["auto", "on", "off"],
                         help="ask with room for reasoning before the answer, or without; auto: the checkpoint's form")
+    parser.add_argument("--allow-symlinks", action="store_true", help=paths.SYMLINKS_HELP)
     flags = parser.parse_args(words)
+    paths.allow_symlinks(flags.allow_symlinks)
 
     from overlays.model.load import load_for_inference
     from overlays.runs import find_checkpoint
@@ -325,7 +326,7 @@ def main(words: Sequence[str] | None = None) -> None:
     chosen, media_root = load_records(flags.dataset_use, flags.limit)
     checkpoint = flags.checkpoint
     if checkpoint is None or Path(checkpoint).is_dir():
-        checkpoint = find_checkpoint(checkpoint, OUTPUTS)
+        checkpoint = find_checkpoint(checkpoint, paths.OUTPUTS)
     check_answers_in_words(extensions.read(checkpoint), checkpoint)
     print(f"checkpoint {checkpoint}, {len(chosen)} records of {flags.dataset_use}")
     model, processor = load_for_inference(checkpoint, flags.base_model, flags.attn_implementation, flags.thinking)

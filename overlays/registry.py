@@ -1,13 +1,13 @@
 """Dataset names -> annotation file, media root and sampling rate."""
 
 import difflib
-import json
 import pkgutil
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from overlays.errors import UserError
+from overlays.files import read_json
 from overlays.paths import PACKAGE, ROOT
 from overlays.upstream import tree as upstream
 
@@ -114,12 +114,7 @@ def _user_sets(root: Path) -> dict[str, tuple[Path, Path]]:
     file = root / USER_FILE
     if not file.is_file():
         return {}
-    try:
-        rows = json.loads(file.read_text(encoding="utf-8-sig"))
-        sets = {}
-        for name, row in rows.items():
-            annotation = root / row["annotation_path"]
-            sets[name] = (annotation, root / row["data_path"] if row.get("data_path") else annotation.parent)
-        return sets
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f'{file} must be {{"name": {{"annotation_path": ..., "data_path": ...}}}}: {error}') from None
+    rows = read_json(file, {str: {"annotation_path": str, "data_path?": str}},
+                     'write {"name": {"annotation_path": ..., "data_path": ...}}')
+    return {name: (root / row["annotation_path"],
+                   root / (row.get("data_path") or Path(row["annotation_path"]).parent)) for name, row in rows.items()}

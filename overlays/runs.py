@@ -1,6 +1,5 @@
 """The run folder: run.json, complete checkpoints, the final model and its swap, what a resumed run must share."""
 
-import json
 import os
 import platform
 import re
@@ -12,12 +11,16 @@ from pathlib import Path
 
 from overlays import files, manifest
 from overlays.errors import UserError
-from overlays.files import atomic_path, write_json
+from overlays.files import atomic_path, read_json, write_json
 from overlays.paths import ROOT
 
 MODEL_MARKS = ("config.json", "adapter_config.json")
 MODEL_FILES = ("model*.safetensors*", "adapter_model.*", "trained_parts.safetensors", "additions.json",
                manifest.NAME)
+RUN = {  # what others read of run.json
+    "base_model?": str, "identity?": dict, "arguments?": dict,
+    "data?": {"train?": [{"name": str, "sha256?": str}]}, "parts?": [{"part": str, "trainable": int}],
+}
 COMPLETE = (manifest.NAME, "complete", "whole")  # a checkpoint's last file; the others are those of earlier versions
 FINAL = ".final"  # the final model, until all of it is there
 LOCK = ".lock"
@@ -57,14 +60,8 @@ def read_run(folder: Path) -> dict | None:
     """run.json of a run folder or of the run folder that a checkpoint lies in; None where there is none."""
     for place in (folder, folder.parent):
         file = place / "run.json"
-        if file.is_file():
-            try:
-                described = json.loads(file.read_text(encoding="utf-8"))
-                for row in described.get("parts", []):
-                    row["part"], row["trainable"]
-                return described
-            except (ValueError, AttributeError, KeyError, TypeError, RecursionError) as error:
-                raise UserError(f"{file} is damaged ({error}): restore it, or train again") from None
+        if file.exists():
+            return read_json(file, RUN, "restore it, or train again")
     return None
 
 
@@ -231,12 +228,8 @@ def checkpoint_to_resume(run: Path, resume: str, identity: dict) -> Path | None:
 
 def _steps_of(folder: Path) -> int:
     """Optimisation steps that a checkpoint or final model has taken. Raises UserError where its state is damaged."""
-    file = folder / STATE
-    try:
-        return int(json.loads(file.read_text(encoding="utf-8"))["global_step"])
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        raise UserError(f"{file} is missing or damaged: use --resume with an earlier checkpoint, or --resume never to "
-                        "start over") from None
+    return read_json(folder / STATE, {"global_step": int}, "use --resume with an earlier checkpoint, or --resume never "
+                     "to start over")["global_step"]
 
 
 def has_taken(run: Path, resume: Path | None, steps: int, wanted: str = "auto") -> bool:

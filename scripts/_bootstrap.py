@@ -55,6 +55,6 @@ if __name__ == "__main__":
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # with it every start would compile all packages anew
 sys.dont_write_bytecode = False
 _enter_environment()
-if shutil.which("nvidia-smi") is None:
+if sys.platform == "linux" and not any(map(shutil.which, ("nvidia-smi", "rocm-smi", "amd-smi", "npu-smi", "xpu-smi"))):
     os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else DeepSpeed warns at every import that it found none
 sys.path.insert(0, str(ROOT))

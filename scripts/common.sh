@@ -1,4 +1,5 @@
-# Sourced by the launchers, which name DOMAIN and CONFIG before: set-up, model, data, and the one command.
+# Sourced by the launchers. `start "$@"` sets up Python, model and data; `launch "$@"` is the one command. Between the two
+# and before them a launcher says what is its own: DOMAIN, CONFIG, TINY_* values, more `variables`.
 # CONFIG is the stage's recipe, a YAML file. A variable of `variables` that is set overrides one of its settings; flags
 # after a launcher go through to the trainer and win over both.
 set -euo pipefail
@@ -6,23 +7,62 @@ export TOKENIZERS_PARALLELISM=false
 unset PYTHONDONTWRITEBYTECODE  # with it every start would compile all packages anew: 15 seconds
 export OMP_WAIT_POLICY=PASSIVE  # threads that wait do not spin: data workers need the cores too
 ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
+: "${LAUNCHER_FILE:=$(readlink -f "$0")}"
 cd "$ROOT"
 : "${DRY_RUN:=0}"
+export DRY_RUN
 
-if [[ "$DRY_RUN" = 1 ]]; then
-    PYTHON="${PYTHON:-python}"
-elif [[ -z "${PYTHON:-}" ]]; then
-    PYTHON="$(scripts/setup.sh)" || exit 2
-fi
+fail() { echo "error: $*" >&2; exit 2; }
 
-: "${ENGINE:=}"  # auto | upstream | native: whose train() drives the run
-if [[ "$ENGINE" = upstream && "$DRY_RUN" != 1 ]]; then scripts/setup.sh --upstream > /dev/null || exit 2; fi
+number() {  # number NAME LEAST: checked by its text, because bash would run what stands in the brackets of a[$(...)]
+    [[ "${!1}" =~ ^(0|[1-9][0-9]{0,8})$ ]] && (( ${!1} >= $2 )) || fail "$1 must be a whole number from $2 on, not '${!1}'"
+}
 
-gpu_count() {  # GPUs that this process may use
+find_python() {
+    if [[ "$DRY_RUN" = 1 ]]; then
+        PYTHON="${PYTHON:-python}"
+    elif [[ -z "${PYTHON:-}" ]]; then
+        PYTHON="$(scripts/setup.sh)" || exit 2
+    fi
+    export PYTHON
+}
+
+explain() {  # explain "$@": --help prints what the launcher is, and its variables; nothing is set up
+    local word name pair
+    for word in "$@"; do
+        [[ "$word" = --help || "$word" = -h ]] || continue
+        echo "usage: [VARIABLE=value ...] $0 [flags]"
+        echo
+        sed -n '2,$ { /^#SBATCH/d; /^#/!q; s/^# \{0,1\}//p; }' "$LAUNCHER_FILE"
+        echo
+        echo "variables of this launcher, with their defaults:"
+        { grep -oE '\$\{[A-Z][A-Z_]+:?[=-][^}]*' "$LAUNCHER_FILE" || true; } \
+            | sed -E '/\{(BASH_SOURCE|GIVEN_|SLURM_|DRY_RUN|PYTHON)/d; s/^..([A-Z_]+):?[=-]/\1 /' | sort -u -k 1,1 | while read -r name word; do
+                if [[ "$word" == *\$* ]]; then word=; fi  # made of other variables
+                printf '    %-24s%s\n' "$name" "$word"
+            done
+        if [[ -n "${CONFIG:-}" ]]; then
+            [[ "${ENTRY:-}" = overlays.pretrain_mae ]] || variables+=("${tuning_variables[@]}")
+            echo "variables for flags of ${ENTRY:-overlays.train} (--help of it lists all); in brackets the value of $CONFIG:"
+            for pair in "${variables[@]}"; do
+                printf '    %-24s--%s%s\n' "${pair%%:*}" "${pair#*:}" "$(setting "${pair#*:}" | sed 's/.*/ [&]/')"
+            done | sort -u
+            echo "processes: NPROC_PER_NODE NNODES NODE_RANK MASTER_ADDR MASTER_PORT; validation data: EVAL_DATASETS"
+        fi
+        echo "DRY_RUN=1 prints the commands and touches nothing; PYTHON is the interpreter"
+        exit 0
+    done
+}
+
+device_count() {  # accelerators that torch may use; a dry run takes the word of CUDA_VISIBLE_DEVICES
     case "${CUDA_VISIBLE_DEVICES-all}" in
         "" | -*) echo 0 ;;
-        all) { nvidia-smi -L 2> /dev/null || true; } | grep -c '^GPU' || true ;;
-        *) tr ',' '\n' <<< "$CUDA_VISIBLE_DEVICES" | wc -l ;;
+        all) "$PYTHON" scripts/_devices.py ;;
+        *) if [[ "$DRY_RUN" = 1 ]]; then
+               tr ',' '\n' <<< "$CUDA_VISIBLE_DEVICES" | wc -l
+           else
+               "$PYTHON" scripts/_devices.py
+           fi ;;
     esac
 }
 
@@ -40,44 +80,6 @@ is_tiny() {  # whether a model, or the base of an adapter, is one with random we
     [[ "${base:-$1}" == data/models/tiny-* ]] || grep -qs '"tiny_random": true' "${base:-$1}/config.json"
 }
 
-GPUS="$(gpu_count)"
-if [[ "$GPUS" = 0 ]]; then
-    export DS_ACCELERATOR="${DS_ACCELERATOR:-cpu}"
-    : "${BF16:=False}" "${GRADIENT_CHECKPOINTING:=False}"
-    if [[ -z "${MODEL_PATH:-}" ]]; then
-        MODEL_PATH="data/models/tiny-qwen3_vl"
-        echo "no GPU and no MODEL_PATH: training a tiny Qwen3-VL with random weights ($MODEL_PATH)"
-        step "$PYTHON" scripts/make_tiny_model.py --family qwen3_vl --output "$MODEL_PATH"
-    fi
-fi
-: "${MODEL_PATH:=}"  # empty: that of CONFIG
-
-# Random weights have nothing to adapt, so such a model also trains vision, merger and embeddings, at learning rates that
-# suit it. TINY_NAME of a launcher is its own value of NAME for such a model; the others are below.
-TINY=  # not empty for such a model
-if [[ -n "$MODEL_PATH" ]] && is_tiny "$MODEL_PATH"; then
-    TINY=1
-    for tiny in "${!TINY_@}"; do
-        name="${tiny#TINY_}"
-        if [[ -z "${!name:-}" ]]; then printf -v "$name" %s "${!tiny}"; fi
-    done
-    : "${LR:=3e-3}" "${MM_PROJECTOR_LR:=1e-3}" "${TUNE_VISION:=True}" "${VISION_LR:=1e-3}" "${TRAIN_EMBEDDINGS:=True}"
-    : "${LORA_R:=64}" "${LORA_ALPHA:=128}" "${LORA_DROPOUT:=0.0}" "${GRAD_ACCUM:=1}" "${WARMUP_STEPS:=20}"
-    : "${BATCH_SIZE:=16}" "${MIN_PIXELS:=4096}"
-fi
-
-if [[ -n "${DEEPSPEED_CONFIG:-}" ]]; then : "${NPROC_PER_NODE:=$((GPUS > 0 ? GPUS : 2))}"; fi
-: "${NPROC_PER_NODE:=1}" "${NNODES:=1}" "${NODE_RANK:=0}" "${MASTER_ADDR:=127.0.0.1}" "${MASTER_PORT:=29500}"
-
-# Data that are not the recipe's are not validated on the domain: they name their own. EVAL_DATASETS= (empty): none.
-: "${DATASETS:=}"
-if [[ -n "$DATASETS" && "$DATASETS" != *"$(setting dataset_use)"* ]]; then : "${EVAL_DATASETS=}"; fi
-
-if [[ "${DATASETS:-$(setting dataset_use)}" == *"${DOMAIN}_train"* && ! -f "data/prepared/$DOMAIN/metadata.json" ]]; then
-    echo "no data in data/prepared/$DOMAIN: preparing the sample"
-    step "$PYTHON" "${PREPARE:-scripts/prepare_$DOMAIN.py}"
-fi
-
 # VARIABLE:flag; a launcher adds its own.
 variables=(
     MODEL_PATH:model_name_or_path DATASETS:dataset_use OUTPUT_DIR:output_dir ATTN:attn_implementation
@@ -94,6 +96,55 @@ tuning_variables=(  # those that pretraining does not have
     VIDEO_MIN_PIXELS:video_min_pixels VIDEO_MAX_PIXELS:video_max_pixels VIDEO_CACHE:video_cache
     MAX_LENGTH:model_max_length ENGINE:engine
 )
+
+start() {  # start "$@": Python, model, data and the number of processes
+    local name tiny
+    explain "$@"
+    for name in NPROC_PER_NODE NNODES NODE_RANK MASTER_PORT; do  # before anything is set up
+        [[ -z "${!name:-}" ]] || number "$name" $([[ $name = NODE_RANK ]] && echo 0 || echo 1)
+    done
+    find_python
+    : "${ENGINE:=}"  # auto | upstream | native: whose train() drives the run
+    if [[ "$ENGINE" = upstream && "$DRY_RUN" != 1 ]]; then scripts/setup.sh --upstream > /dev/null || exit 2; fi
+    GPUS="$(device_count)" || exit 2
+    number GPUS 0
+    if [[ -n "${DEEPSPEED_CONFIG:-}" && "$GPUS" = 0 ]]; then : "${NPROC_PER_NODE:=2}"; fi
+    : "${NPROC_PER_NODE:=$((GPUS > 1 ? GPUS : 1))}" "${NNODES:=1}" "${NODE_RANK:=0}" "${MASTER_ADDR:=127.0.0.1}"
+    : "${MASTER_PORT:=29500}"
+    if [[ "$GPUS" = 0 ]]; then
+        export DS_ACCELERATOR="${DS_ACCELERATOR:-cpu}"
+        : "${BF16:=False}" "${GRADIENT_CHECKPOINTING:=False}"
+        if [[ -z "${MODEL_PATH:-}" ]]; then
+            MODEL_PATH="data/models/tiny-qwen3_vl"
+            echo "no GPU and no MODEL_PATH: training a tiny Qwen3-VL with random weights ($MODEL_PATH)"
+            step "$PYTHON" scripts/make_tiny_model.py --family qwen3_vl --output "$MODEL_PATH"
+        fi
+    fi
+    : "${MODEL_PATH:=}"  # empty: that of CONFIG
+
+    # Random weights have nothing to adapt, so such a model also trains vision, merger and embeddings, at learning rates
+    # that suit it. TINY_NAME of a launcher is its own value of NAME for such a model; the others are below.
+    TINY=  # not empty for such a model
+    if [[ -n "$MODEL_PATH" ]] && is_tiny "$MODEL_PATH"; then
+        TINY=1
+        for tiny in "${!TINY_@}"; do
+            name="${tiny#TINY_}"
+            if [[ -z "${!name:-}" ]]; then printf -v "$name" %s "${!tiny}"; fi
+        done
+        : "${LR:=3e-3}" "${MM_PROJECTOR_LR:=1e-3}" "${TUNE_VISION:=True}" "${VISION_LR:=1e-3}" "${TRAIN_EMBEDDINGS:=True}"
+        : "${LORA_R:=64}" "${LORA_ALPHA:=128}" "${LORA_DROPOUT:=0.0}" "${GRAD_ACCUM:=1}" "${WARMUP_STEPS:=20}"
+        : "${BATCH_SIZE:=16}" "${MIN_PIXELS:=4096}"
+    fi
+
+    # Data that are not the recipe's are not validated on the domain: they name their own. EVAL_DATASETS= (empty): none.
+    : "${DATASETS:=}"
+    if [[ -n "$DATASETS" && "$DATASETS" != *"$(setting dataset_use)"* ]]; then : "${EVAL_DATASETS=}"; fi
+
+    if [[ "${DATASETS:-$(setting dataset_use)}" == *"${DOMAIN}_train"* && ! -f "data/prepared/$DOMAIN/metadata.json" ]]; then
+        echo "no data in data/prepared/$DOMAIN: preparing the sample"
+        step "$PYTHON" "${PREPARE:-scripts/prepare_$DOMAIN.py}"
+    fi
+}
 
 arguments=()
 override() {  # override VARIABLE:flag ...: adds to `arguments` a flag for each variable that is set

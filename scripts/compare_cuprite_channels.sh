@@ -1,19 +1,19 @@
 #!/usr/bin/env bash
 # All good bands against the three-band clay composite: the same tiles, questions and steps; both scores are printed.
 # Flags go through to both trainings.
-set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
-PYTHON="${PYTHON:-$(scripts/setup.sh)}"
-export PYTHON
+source "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/common.sh"
+explain "$@"
+find_python
 : "${OUTPUT_DIR:=outputs/cuprite_compare}" "${EPOCHS:=4}"
 export EPOCHS
 if [[ ! -f data/prepared/cuprite_clay/metadata.json ]]; then
-    "$PYTHON" scripts/prepare_cuprite.py --composites clay --output data/prepared/cuprite_clay
+    step "$PYTHON" scripts/prepare_cuprite.py --composites clay --output data/prepared/cuprite_clay
 fi
 DATASETS=cuprite_clay_train EVAL_DATASETS=cuprite_clay_val OUTPUT_DIR="$OUTPUT_DIR/clay" \
     scripts/train_cuprite_single_gpu.sh "$@"
 CHANNELS=all OUTPUT_DIR="$OUTPUT_DIR/all" scripts/train_cuprite_single_gpu.sh "$@"
-for name in clay all; do "$PYTHON" scripts/inference_cuprite.py --test --checkpoint "$OUTPUT_DIR/$name"; done
+for name in clay all; do step "$PYTHON" scripts/inference_cuprite.py --test --checkpoint "$OUTPUT_DIR/$name"; done
+if [[ "$DRY_RUN" = 1 ]]; then exit 0; fi
 "$PYTHON" - "$OUTPUT_DIR" <<'END'
 import json, sys
 from pathlib import Path

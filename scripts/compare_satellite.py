@@ -1,24 +1,24 @@
 """Metrics of several satellite runs on held-out cities, one below the other, with baselines and noise ceiling."""
 
-import json
 from pathlib import Path
 
 import _bootstrap  # noqa: F401  (re-runs in .venv, puts the repository on the path)
 
 from overlays import errors, report
 from overlays.errors import UserError
+from overlays.files import read_json
 from overlays.flags import Parser
 
 MEASURED = {"r2": "R2", "rmse": "RMSE", "mae": "MAE", "pearson": "Pearson"}
 
 
-def read(file: Path) -> dict | None:
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-    except ValueError as error:
-        raise UserError(f"{file} is damaged: {error}") from None
+ROW = dict.fromkeys((f"{key}?" for key in MEASURED), float)
+METRICS = {**ROW, "n": int, "ceiling?": float, "baseline?": {str: (ROW, None)}}
+PREFERENCES = {"n": int, **dict.fromkeys(("accuracy", "margin", "beta"), float)}
+
+
+def read(file: Path, form: dict) -> dict | None:
+    return read_json(file, form, "score the run again") if file.exists() else None
 
 
 def line(label: str, metrics: dict | None, extra: str = "") -> str:
@@ -33,13 +33,13 @@ def main() -> None:
     rows = []
     for word in flags.runs:
         label, _, folder = word.rpartition("=")
-        metrics = read(Path(folder) / flags.split / "metrics.json")
+        metrics = read(Path(folder) / flags.split / "metrics.json", METRICS)
         if metrics is None:
             raise UserError(f"{folder} is not scored: run scripts/evaluate_satellite.py --checkpoint {folder} first")
         rows.append((label or folder, Path(folder), metrics))
     print(f"{'':<34}" + "".join(f"{name:>9}" for name in MEASURED.values()))
     for label, folder, metrics in rows:
-        steps = (read(folder / "trainer_state.json") or {}).get("global_step")
+        steps = (read(folder / "trainer_state.json", {"global_step": int}) or {}).get("global_step")
         print(line(label, metrics, f"   {steps} steps" if steps else ""))
     last = rows[-1][2]
     for name, label in (("mean", "training mean"), ("ridge", "ridge on mean embeddings")):
@@ -48,7 +48,7 @@ def main() -> None:
         print(f"{'noise ceiling of the sample':<34}{last['ceiling']:>9.3f}")
     print(f"{last['n']} cities of the {flags.split} split")
     for label, folder, _ in rows:
-        pairs = read(folder / "preferences.json")
+        pairs = read(folder / "preferences.json", PREFERENCES)
         if pairs:
             print(f"{label}: preference accuracy {pairs['accuracy']:.3f} on {pairs['n']} held-out pairs, mean margin "
                   f"{pairs['margin']:.3f} (beta {pairs['beta']:g})")

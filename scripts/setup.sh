@@ -6,7 +6,7 @@
 #   --floor      .venv-floor instead, with the oldest versions that requirements.txt allows
 #   --upstream   the submodule Qwen3-VL too (or look at the checkout that QWEN3VL_UPSTREAM names)
 set -euo pipefail
-root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
+root="$(cd "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/.." && pwd)"
 say() { echo "$@" >&2; }
 fail() { say "error: $*"; exit 2; }
 wanted() { cat "$root/requirements.txt" "$root/requirements-dev.txt" | cksum; }

@@ -10,7 +10,11 @@
 #SBATCH --time=24:00:00
 #SBATCH --output=outputs/slurm-%j.log
 set -euo pipefail
-cd "${SLURM_SUBMIT_DIR:?submit this file with sbatch}"
+LAUNCHER_FILE="$(readlink -f "$0")"
+cd "${SLURM_SUBMIT_DIR:-$(dirname "$(readlink -f "$0")")/..}"
+source scripts/common.sh
+explain "$@"
+[[ -n "${SLURM_JOB_ID:-}" ]] || fail "submit this file with sbatch"
 export NNODES="$SLURM_NNODES" NPROC_PER_NODE="${SLURM_GPUS_ON_NODE:-8}" MASTER_PORT="${MASTER_PORT:-29500}"
 MASTER_ADDR="$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)"
 export MASTER_ADDR OUTPUT_DIR="${OUTPUT_DIR:-outputs/driving_full}" VIDEO_CACHE="${VIDEO_CACHE:-data/cache/frames}"

@@ -2,7 +2,7 @@
 # Set-up and all tests, in two processes of one thread each; words after it go to pytest (-n 0: in one process).
 #   --floor   the tests of data, model and training with the oldest versions that requirements.txt allows, in .venv-floor
 set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
+cd "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/.."
 setup=(scripts/setup.sh) tests=()
 if [[ "${1:-}" = --floor ]]; then
     shift

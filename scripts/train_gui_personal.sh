@@ -3,7 +3,8 @@
 # GLOBAL=outputs/gui-global FOLDS=3 FOLDS_BY="episode sample" USERS="1-10"; further flags are those of the trainer.
 DOMAIN=gui CONFIG=scripts/configs/gui_global.yaml
 TINY_EPOCHS=6 TINY_LR=1e-3 TINY_BATCH_SIZE=8 TINY_WARMUP_STEPS=2 TINY_LORA_R=8 TINY_LORA_ALPHA=32 TINY_MAX_PIXELS=36864
-source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+source "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/common.sh"
+start "$@"
 : "${GLOBAL:=outputs/gui-global}"
 if [[ ! -f "$GLOBAL/adapter_config.json" && ! -f "$GLOBAL/config.json" ]]; then  # none, or one that was interrupted
     echo "no finished global model in $GLOBAL: training it first"
@@ -13,5 +14,6 @@ fi
 override OUTPUT_DIR:output_dir FOLDS:folds LORA_R:lora_r LORA_ALPHA:lora_alpha LORA_DROPOUT:lora_dropout \
     LR:learning_rate EPOCHS:num_train_epochs BATCH_SIZE:per_device_train_batch_size WARMUP_STEPS:warmup_steps \
     GRAD_ACCUM:gradient_accumulation_steps WEIGHT_DECAY:weight_decay MIN_PIXELS:min_pixels MAX_PIXELS:max_pixels SEED:seed
-step "$PYTHON" scripts/train_gui_personal.py --checkpoint "$GLOBAL" ${FOLDS_BY:+--folds_by $FOLDS_BY} \
-    ${USERS:+--users $USERS} "${arguments[@]}" "$@"
+read -ra users <<< "${USERS:+--users $USERS}"
+read -ra kinds <<< "${FOLDS_BY:+--folds_by $FOLDS_BY}"
+step "$PYTHON" scripts/train_gui_personal.py --checkpoint "$GLOBAL" "${kinds[@]}" "${users[@]}" "${arguments[@]}" "$@"

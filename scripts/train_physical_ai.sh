@@ -5,7 +5,8 @@ DOMAIN=driving PREPARE=scripts/prepare_physical_ai.py CONFIG=scripts/configs/dri
 TINY_EPOCHS=12 TINY_LORA_R=0 TINY_VIDEO_FPS=10
 : "${DEEPSPEED_CONFIG=scripts/zero3.json}"
 GIVEN_BATCH="${BATCH_SIZE:-}"
-source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+source "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/common.sh"
+start "$@"
 if [[ -n "$TINY" && -z "$GIVEN_BATCH" ]]; then  # 16 samples a step however many processes
     BATCH_SIZE=$((NPROC_PER_NODE < 16 ? 16 / NPROC_PER_NODE : 1))
 fi

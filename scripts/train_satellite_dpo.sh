@@ -5,7 +5,9 @@
 DOMAIN=satellite CONFIG=scripts/configs/satellite_dpo.yaml ENTRY=overlays.train_dpo
 TINY_LR=3e-4 TINY_EPOCHS=3 TINY_WARMUP_STEPS=10 TINY_LORA_R=16 TINY_LORA_ALPHA=32 TINY_MAX_PIXELS=4096
 TINY_TUNE_VISION=False TINY_TRAIN_EMBEDDINGS=False TINY_EVAL_STRATEGY=no TINY_PAIRS=2
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
+source "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/common.sh"
+variables+=(BETA:beta)
+explain "$@"
 whole() { [[ -f "$1/adapter_config.json" || -f "$1/config.json" ]]; }
 if [[ -z "${MODEL_PATH:-}" ]]; then
     MODEL_PATH=outputs/satellite-text
@@ -16,9 +18,8 @@ if [[ -z "${MODEL_PATH:-}" ]]; then
         first MODEL_PATH="${BASE_MODEL:-}" HEAD=none OUTPUT_DIR="$MODEL_PATH" || exit
     fi
 fi
-source scripts/common.sh
+start "$@"
 : "${OUTPUT_DIR:=$(setting output_dir)}" "${SAMPLES:=16}" "${PAIRS:=4}" "${TEMPERATURE:=1.0}" "${MIN_GAP:=0}"
-variables+=(BETA:beta)
 losses=()
 if [[ -n "${LOSS:-}" ]]; then
     read -ra losses <<< "$LOSS"

@@ -3,7 +3,9 @@
 # Starts from outputs/satellite-mae where that is there (HEAD=none: from outputs/satellite-sft), else from the base model,
 # whose patch embedding is adapted to 64 channels. CHANNELS=pca: the untouched RGB model on three principal components.
 DOMAIN=satellite
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
+source "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/common.sh"
+variables+=(HEAD:head IN_CHANNELS:in_channels CHANNEL_INIT:channel_init SAMPLES_PER_FILE:samples_per_file
+    FREEZE_ENCODER_EPOCHS:freeze_encoder_epochs)
 : "${HEAD:=vision}"
 starts=(outputs/satellite-mae)
 TINY_EPOCHS=6 TINY_MAX_PIXELS=4096 TINY_SAMPLES_PER_FILE=4 TINY_FREEZE_ENCODER_EPOCHS=0 TINY_PATIENCE=6
@@ -16,10 +18,8 @@ else
     TINY_LR=1e-3 TINY_MM_PROJECTOR_LR=3e-4 TINY_VISION_LR=3e-4  # the rates of a head instead of words
     if [[ "$HEAD" = vision ]]; then TINY_LORA_R=0 TINY_TRAIN_EMBEDDINGS=False; fi  # the language model does not run
 fi
-if [[ "${CHANNELS:=all}" != all && "$CHANNELS" != pca ]]; then
-    echo "error: CHANNELS is all or pca, not '$CHANNELS'" >&2
-    exit 2
-fi
+explain "$@"
+if [[ "${CHANNELS:=all}" != all && "$CHANNELS" != pca ]]; then fail "CHANNELS is all or pca, not '$CHANNELS'"; fi
 if [[ "$CHANNELS" = pca ]]; then
     starts=() IN_CHANNELS=0
     : "${DATASETS:=satellite_rgb_train}" "${EVAL_DATASETS=satellite_rgb_val}" "${OUTPUT_DIR:=outputs/satellite-rgb}"
@@ -30,14 +30,12 @@ done
 # A tower that has learned the number already is only read.
 if [[ "$HEAD" = none && -f "${MODEL_PATH:-}/additions.json" ]]; then : "${TUNE_VISION:=False}"; fi
 if [[ "${TUNE_VISION:-}" = False ]]; then : "${FREEZE_ENCODER_EPOCHS:=0}"; fi
-source scripts/common.sh
+start "$@"
 if [[ "$DATASETS" == *satellite_rgb_train* && ! -f data/prepared/satellite_rgb/metadata.json ]]; then
     [[ -f data/prepared/satellite/metadata.json ]] || step "$PYTHON" scripts/prepare_satellite.py
     step "$PYTHON" scripts/compute_pca.py
     step "$PYTHON" scripts/prepare_satellite.py --rgb-pca
 fi
 if [[ "$HEAD" = text ]]; then : "${LORA_R:=$(setting lora_r)}"; fi
-variables+=(HEAD:head IN_CHANNELS:in_channels CHANNEL_INIT:channel_init SAMPLES_PER_FILE:samples_per_file
-    FREEZE_ENCODER_EPOCHS:freeze_encoder_epochs)
 if [[ "${EVAL_DATASETS-set}" ]]; then variables+=(PATIENCE:early_stopping_patience); fi
 launch "$@"

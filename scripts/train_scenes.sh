@@ -9,7 +9,8 @@ esac
 DOMAIN=scenes TINY_EPOCHS=4 TINY_MAX_PIXELS=12288 TINY_ADDITIONS_LR=3e-3
 if [[ "$METHOD" = sin3d_pe ]]; then TINY_ADDITIONS_LR=5e-2; fi  # one scale a channel, from 0, needs larger steps
 : "${OUTPUT_DIR:=outputs/scenes-$METHOD}"
-source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+source "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/common.sh"
 variables+=(METHOD:feature_processing_method POSITION_ENCODING_DIM:position_encoding_dim VOXEL_SIZE_M:voxel_size_m
     MAX_DEPTH_M:max_depth_m ADDITIONS_LR:additions_lr)
+start "$@"
 launch "$@"

@@ -12,6 +12,15 @@ if WORKER:  # one core each
     torch.set_num_threads(1)
 
 
+@pytest.fixture(autouse=True)
+def messages():
+    """What the package logs goes to stdout and stderr, as in a command."""
+    from overlays import errors
+
+    with errors.messages():
+        yield
+
+
 @pytest.fixture(scope="session")
 def tiny_model_dir(tmp_path_factory):
     """Function: family -> folder of its tiny model."""

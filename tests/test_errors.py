@@ -25,6 +25,7 @@ def test_what_a_user_can_mend_is_one_line_and_status_2(capsys, tmp_path):
         (tmp_path / "file" / "below").mkdir()
     assert ending(capsys, refused.value) == (2, f"error: {tmp_path / 'file' / 'below'}: Not a directory\n")
     assert ending(capsys, OSError(errno.ENOSPC, "No space left on device")) == (2, "error: No space left on device\n")
+    assert ending(capsys, RuntimeError("Symlink loop from 'a'")) == (2, "error: Symlink loop from 'a'\n")
     assert ending(capsys, KeyboardInterrupt())[0] == 130
 
 

@@ -59,5 +59,5 @@ def test_a_wrong_name_says_what_is_meant(root, names, said):
 
 def test_a_damaged_list_of_own_sets_is_named(root):
     (root / "data" / "datasets.json").write_text('{"mine": {"data_path": ""}}')
-    with pytest.raises(UserError, match="datasets.json must be"):
+    with pytest.raises(UserError, match="datasets.json is damaged: .* write"):
         registry.resolve("mine", root)

@@ -130,7 +130,7 @@ def test_a_checkpoint_that_was_not_written_to_its_end_is_no_model(tmp_path):
     write_json(tmp_path / "run.json", {})
     with pytest.raises(UserError, match="checkpoint-7 is not complete"):
         runs.check_model(checkpoint(tmp_path, 7, complete=False))
-    with pytest.raises(UserError, match="trainer_state.json is missing or damaged"):
+    with pytest.raises(UserError, match="no file .*trainer_state.json"):
         runs.check_steps(checkpoint(tmp_path, 8), 9)
 
 

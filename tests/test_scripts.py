@@ -2,7 +2,9 @@
 
 import json
 import os
+import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -129,20 +131,93 @@ def test_other_training_data_are_not_validated_on_the_domain():
         assert (settings.eval_dataset, settings.eval_strategy) == ("", "no") and not settings.load_best_model_at_end
 
 
-@pytest.mark.parametrize(("visible", "listed", "real"), [
-    (None, 2, True), (None, 0, False), ("", 2, False), ("-1", 2, False), ("1", 2, True),
+LAUNCHERS = sorted(path.name for path in (ROOT / "scripts").glob("*.sh") if path.name not in (
+    "common.sh", "setup.sh", "test.sh"))
+
+
+@pytest.fixture
+def machine(tmp_path):
+    """Function: launcher, accelerators of torch, GPUs of nvidia-smi, variables -> dry run in a copy of scripts."""
+    folder = tmp_path / "scripts"
+    shutil.copytree(ROOT / "scripts", folder, ignore=shutil.ignore_patterns("__pycache__", "*.py", "benches"))
+    shutil.copy(ROOT / "scripts" / "_devices.py", folder)
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "python").symlink_to(sys.executable)
+
+    def files():
+        return sorted(path for path in tmp_path.rglob("*") if "__pycache__" not in path.parts)
+
+    def run(launcher, *flags, torch=0, driver=0, script=None, **variables):
+        stub = tmp_path / "stub"
+        stub.mkdir(exist_ok=True)
+        (stub / "torch.py").write_text(
+            "from types import SimpleNamespace\n__version__ = 'stub'\naccelerator = SimpleNamespace("
+            f"is_available=lambda: {torch > 0}, device_count=lambda: {torch})\n")
+        smi = tmp_path / "bin" / "nvidia-smi"
+        smi.write_text("#!/bin/sh\n" + "echo 'GPU 0: NVIDIA (UUID: GPU-1)'\n" * driver + ("" if driver else "exit 9\n"))
+        smi.chmod(0o755)
+        environment = {"PATH": f"{tmp_path}/bin:/usr/bin:/bin", "PYTHONPATH": str(stub),
+                       "DRY_RUN": "1", **variables}
+        before = files()
+        done = subprocess.run(["bash", script or f"scripts/{launcher}", *flags], cwd=tmp_path, env=environment,
+                              capture_output=True, text=True, check=False)
+        assert files() == before
+        return done
+
+    run.folder = tmp_path
+    return run
+
+
+@pytest.mark.parametrize(("visible", "torch", "driver", "processes", "warned"), [
+    (None, 2, 0, 2, False),  # ROCm, MPS, Ascend: no nvidia-smi
+    (None, 1, 1, 1, False), (None, 0, 2, None, True), (None, 0, 0, None, False), ("", 0, 2, None, False),
+    ("-1", 0, 2, None, False), ("1", 0, 0, 1, False), ("0,3", 0, 0, 2, False),
 ])
-def test_gpus_are_found_by_the_driver_and_can_be_hidden(tmp_path, visible, listed, real):
-    driver = tmp_path / "nvidia-smi"
-    driver.write_text("#!/bin/sh\n" + "echo 'GPU 0: NVIDIA (UUID: GPU-1)'\n" * listed + ("" if listed else "exit 9\n"))
-    driver.chmod(0o755)
-    environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "DRY_RUN": "1"}
-    if visible is not None:
-        environment["CUDA_VISIBLE_DEVICES"] = visible
-    done = subprocess.run(["bash", "scripts/train_cuprite.sh"], cwd=ROOT, env=environment, capture_output=True,
-                          text=True, check=True)
-    assert ("no GPU and no MODEL_PATH" not in done.stdout) == real
-    assert f"--nproc_per_node {1 if visible == '1' else 2} " in done.stdout
+def test_the_devices_are_those_of_torch(machine, visible, torch, driver, processes, warned):
+    variables = {} if visible is None else {"CUDA_VISIBLE_DEVICES": visible}
+    done = machine("train_gui_global.sh", torch=torch, driver=driver, **variables)
+    assert ("no GPU and no MODEL_PATH" in done.stdout) == (processes is None), done.stderr
+    assert (f"--nproc_per_node {processes} " in done.stdout) == ((processes or 0) > 1)
+    assert ("cannot use CUDA" in done.stderr) == warned
+
+
+def test_the_launcher_for_one_gpu_takes_one(machine):
+    assert "torch.distributed" not in machine("train_cuprite_single_gpu.sh", torch=4).stdout
+
+
+@pytest.mark.parametrize(("name", "value"), [
+    *(("NPROC_PER_NODE", value) for value in ("2x", "08", "0", "abc", "-1", "1 + 1", "a[$(touch pwned)]", "9" * 30)),
+    ("NNODES", "a[$(touch pwned)]"), ("MASTER_PORT", "0x10"),
+])
+def test_numbers_of_processes_are_checked_by_their_text(machine, name, value):
+    done = machine("train_physical_ai_lora.sh", torch=2, **{name: value})
+    assert done.returncode == 2 and not done.stdout
+    assert done.stderr == f"error: {name} must be a whole number from 1 on, not '{value}'\n"
+
+
+def test_a_link_to_a_launcher_works(machine):
+    link = machine.folder / "go"
+    link.symlink_to(machine.folder / "scripts" / "train_gui_global.sh")
+    assert "overlays.train" in machine("", torch=1, script=str(link)).stdout
+
+
+@pytest.mark.parametrize("launcher", [name for name in LAUNCHERS if not name.startswith("slurm")])
+def test_a_dry_run_touches_nothing(machine, launcher):
+    done = machine(launcher)  # `machine` compares the folder
+    assert done.returncode == 0 and done.stdout.startswith(("no ", "python ")), done.stderr
+
+
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_help_names_the_variables_and_sets_nothing_up(machine, launcher):
+    for variables in ({}, {"DRY_RUN": "0", "PYTHON": "/missing"}):
+        done = machine(launcher, "--help", **variables)
+        assert done.returncode == 0 and done.stdout.startswith("usage: [VARIABLE=value ...] "), done.stderr
+    text = (ROOT / "scripts" / launcher).read_text()
+    own = set(re.findall(r"\$\{([A-Z][A-Z_]+):[=-]", text)) - {"DRY_RUN", "PYTHON", "SLURM_SUBMIT_DIR", "SLURM_JOB_ID",
+                                                            "SLURM_GPUS_ON_NODE", "BASH_SOURCE"}
+    assert own <= set(re.findall(r"^    ([A-Z_]+)", done.stdout, re.MULTILINE))
+    if "CONFIG=" in text:
+        assert re.search("^    MODEL_PATH +--model_name_or_path", done.stdout, re.MULTILINE)
 
 
 def test_lora_off_by_rank_zero():

@@ -8,6 +8,7 @@ Labels come from the template's structure: the conversation is rendered once as 
 every answer, and what differs is the answer. Whatever the words are, they cannot be mistaken for structure.
 """
 
+import os
 import re
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Mapping, Sequence
@@ -24,6 +25,8 @@ from overlays.data.media import Media, Reader, open_media
 from overlays.errors import UserError
 
 IGNORE = -100
+TEMPLATE_SECONDS, TEMPLATE_BYTES = 10, 1 << 30
+_CHECKED: set[str] = set()  # templates that `check_template` has let through
 _SPLIT = re.compile("(" + "|".join(records.PLACEHOLDERS.values()) + ")")
 _MEDIA_KEYS = ("pixel_values", "image_grid_thw", "pixel_values_videos", "video_grid_thw", "second_per_grid_ts")
 
@@ -314,10 +317,44 @@ def _apply(messages: Sequence[dict], processor, tools: Sequence[dict] | None = N
         options["tools"] = tools
     try:
         return processor.apply_chat_template(messages, tokenize=False, **options)
-    except Exception as error:  # jinja's errors, raise_exception() of a template
-        if type(error).__module__.startswith("jinja2"):
-            raise UserError(f"the chat template refuses this conversation: {error}") from None
+    except MemoryError:
         raise
+    except Exception as error:  # a template is a program: it raises what it likes
+        raise UserError(f"the chat template refuses this conversation: {' '.join(str(error).split())}") from None
+
+
+def check_template(processor) -> None:
+    """Render a short conversation in a process of its own, which may take TEMPLATE_SECONDS and TEMPLATE_BYTES.
+
+    Raises:
+        UserError: the chat template takes more, as one with nested loops or long repeated text does.
+    """
+    if not hasattr(os, "fork") or not processor.chat_template or _template(processor) in _CHECKED:
+        return
+    import resource
+    import signal
+
+    child = os.fork()
+    if child == 0:
+        status = 0
+        try:
+            used = os.sysconf("SC_PAGE_SIZE") * int(Path("/proc/self/statm").read_text().split()[0]) \
+                if Path("/proc/self/statm").is_file() else None
+            if used:
+                resource.setrlimit(resource.RLIMIT_AS, (used + TEMPLATE_BYTES, resource.RLIM_INFINITY))
+            signal.signal(signal.SIGALRM, signal.SIG_DFL)
+            signal.alarm(TEMPLATE_SECONDS)
+            _apply([_QUESTION, _any_answer(None)], processor)
+        except MemoryError:
+            status = 1
+        except BaseException:  # said where a conversation is rendered
+            pass
+        finally:
+            os._exit(status)
+    if os.waitpid(child, 0)[1]:
+        raise UserError(f"the chat template of this model takes more than {TEMPLATE_SECONDS} seconds or "
+                        f"{TEMPLATE_BYTES >> 20} MB for one question: copy the base model's chat_template.jinja")
+    _CHECKED.add(_template(processor))
 
 
 def _unused_characters(text: str) -> tuple[str, str]:

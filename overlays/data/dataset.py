@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 import os
 import random
 import sys
@@ -19,6 +20,8 @@ from overlays.data.targets import target_values
 from overlays.errors import UserError
 from overlays.files import atomic_path, sha256, to_json
 from overlays.paths import cache_folder
+
+log = logging.getLogger(__name__)
 
 TABLE = 2  # version of what annotation tables hold
 WORKERS_ABOVE = 5000  # samples; fewer are measured faster than processes start
@@ -105,7 +108,7 @@ class SupervisedDataset(torch.utils.data.Dataset):
             sentence = f"{self._where(i, record)}: {error}"
             if self.on_bad_sample == "stop":
                 raise SampleError(sentence) from None
-            print(f"skipped: {sentence}", file=sys.stderr)
+            log.warning("skipped: %s", sentence)
             return {"id": self._id(i, record), "skipped": str(error)}
         except Exception as error:  # no user's mistake: keep the traceback, and say which sample it was
             raise RuntimeError(f"{self._where(i, record)}: {error}") from error
@@ -219,8 +222,8 @@ class SupervisedDataset(torch.utils.data.Dataset):
         found = np.array([counts[source][row] for source, row in self._index])
         if found.any() and int(os.environ.get("LOCAL_RANK", 0)) == 0:
             first = int(np.flatnonzero(found)[0])
-            print(f"note: {found.sum()} answers of {np.count_nonzero(found)} samples are empty, which teaches to say "
-                  f"nothing; the first is {self._where(first, self.record(first))}", file=sys.stderr)
+            log.warning("%d answers of %d samples are empty, which teaches to say nothing; the first is %s",
+                        found.sum(), np.count_nonzero(found), self._where(first, self.record(first)))
         return int(found.sum())
 
     def _repeat(self, repeats: augment.Repeats) -> None:

@@ -11,8 +11,10 @@ from pathlib import PurePosixPath
 
 from overlays.data.embedded import embed, embed_uri
 from overlays.errors import UserError
+from overlays.files import is_shallow, kind_of
 
 ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
+CALL_LEVELS = 32  # of the arguments of a tool call
 TOOL = "tool"  # role of a turn that holds what a tool answered
 PLACEHOLDERS = {"image": "<image>", "video": "<video>"}
 PLACEHOLDER = re.compile("|".join(PLACEHOLDERS.values()))
@@ -73,12 +75,6 @@ _TEXT_PARTS = ("text", "input_text", "output_text")
 _MEDIA_PARTS = {"image": "image", "image_url": "image", "input_image": "image", "video": "video", "video_url": "video"}
 _SPECIAL = ({*_FORMS, *_PARTNERS, *_SYSTEM, *_LISTS, *_UNREAD, *_MISNAMED, "tools", *_ANSWERS, "sample_fps"}
             - {"conversations"})
-
-
-def kind_of(value: object) -> str:
-    """What a JSON value is, in words."""
-    names = {str: "text", bool: "true/false", int: "a number", float: "a number", list: "a list", dict: "an object"}
-    return "null" if value is None else names.get(type(value), type(value).__name__)
 
 
 def to_record(row: Mapping) -> dict:
@@ -361,17 +357,6 @@ def _parsed(text: str) -> object:
         return text
 
 
-def _is_shallow(value: object, limit: int = 32) -> bool:
-    """Whether a JSON value has at most `limit` levels, so that what walks through it does not run out of stack."""
-    level = [value]
-    for _ in range(limit):
-        level = [item for outer in level if isinstance(outer, dict | list)
-                 for item in (outer.values() if isinstance(outer, dict) else outer)]
-        if not level:
-            return True
-    return False
-
-
 def _calls(value: object, where: str) -> list[dict]:
     """Tool calls in any spelling as [{"name", "arguments"}]."""
     value = _parsed(value) if isinstance(value, str) else value
@@ -390,7 +375,7 @@ def _calls(value: object, where: str) -> list[dict]:
         if arguments is None or arguments == "":
             arguments = {}
         arguments = _parsed(arguments) if isinstance(arguments, str) else arguments
-        if not isinstance(arguments, dict) or not _is_shallow(arguments):
+        if not isinstance(arguments, dict) or not is_shallow(arguments, CALL_LEVELS):
             raise UserError(f"{where}: the arguments of the tool call {name!r} must be a JSON object of at most 32 "
                             "levels")
         calls.append({"name": name, "arguments": arguments})
@@ -400,7 +385,7 @@ def _calls(value: object, where: str) -> list[dict]:
 def _tools(value: object) -> list[dict]:
     """The tools of a row as the list that chat templates take; a bare function is wrapped."""
     value = _parsed(value.strip()) if isinstance(value, str) else value
-    if not _is_shallow(value):
+    if not is_shallow(value, CALL_LEVELS):
         raise UserError("tools have more than 32 levels")
     tools = []
     for tool in [] if _empty(value) else value if isinstance(value, list) else [value]:

@@ -15,6 +15,7 @@ file) for a video, null where nothing is known. The file's arrays have one row f
     depth_size, color_size (2,)  height, width
     depth_scale      ()      depth units in a metre
     image            ()      path of the colour image (may be left out); has to be the record's
+    depth_rotated_bits ()    bits to the left by which the 16 bits of a depth pixel are rotated (may be left out: 0)
 
 Pixel centres are at whole numbers, of images as they are stored: one that EXIF turns when it is shown is refused. Both
 cameras share one centre and direction, as in ScanNet, and may see different fields: a pixel of the resized image is
@@ -60,7 +61,7 @@ def load_metadata(path: Path) -> dict[str, np.ndarray]:
 def _load_metadata(path: Path, changed: int) -> dict[str, np.ndarray]:
     try:
         with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in (*SHAPES, "image") if name in file.files}
+            arrays = {name: file[name] for name in (*SHAPES, "image", "depth_rotated_bits") if name in file.files}
     except Exception as error:  # zipfile, zlib and numpy raise what they like on bad bytes
         raise UserError(f"scene metadata {path} cannot be read: {' '.join(str(error).split())}") from None
     lacking = [name for name in SHAPES if name not in arrays]
@@ -112,11 +113,12 @@ def depth_problem(image: Image.Image) -> str:
     return f"is no 16-bit PNG or PGM ({image.format}, mode {image.mode})"
 
 
-def read_depth(path: Path, size: tuple[int, int]) -> np.ndarray:
+def read_depth(path: Path, size: tuple[int, int], rotated_bits: int = 0) -> np.ndarray:
     """A depth image, (H, W) uint16.
 
     Args:
         size: (height, width) that its intrinsics belong to.
+        rotated_bits: to the left, of every pixel, as SUN3D stores them (3).
 
     Raises:
         UserError: missing, no 16-bit PNG or PGM, damaged, or of another size.
@@ -125,10 +127,18 @@ def read_depth(path: Path, size: tuple[int, int]) -> np.ndarray:
         try:
             if image.format == "PPM":  # Pillow stretches it from its largest value to 65535
                 pixels = np.fromfile(path, ">u2", size[0] * size[1], offset=image.tile[0][2])
-                return pixels.reshape(size).astype(np.uint16)
-            return np.asarray(image).astype(np.uint16, copy=False)
+                depth = pixels.reshape(size).astype(np.uint16)
+            else:
+                depth = np.asarray(image).astype(np.uint16, copy=False)
         except Exception as error:  # decoders raise what they like on bad bytes
             raise UserError(f"depth image {path} is damaged or cut short: {' '.join(str(error).split())}") from None
+    return rotate_right(depth, rotated_bits)
+
+
+def rotate_right(depth: np.ndarray, bits: int) -> np.ndarray:
+    """uint16 values whose bits are rotated to the right, by a number that may be below 0."""
+    bits %= 16
+    return (depth >> np.uint16(bits)) | (depth << np.uint16(16 - bits)) if bits else depth
 
 
 def _depth_file(path: Path, size: tuple[int, int]) -> Image.Image:
@@ -329,7 +339,8 @@ def _reader(media_root: Path):
         if not name:
             return None
         if name not in last:
-            depth = read_depth(records.media_file(media_root, name), _size(frame))
+            depth = read_depth(records.media_file(media_root, name), _size(frame),
+                               int(frame.get("depth_rotated_bits", 0)))
             last.clear()
             last[name] = depth
         return last[name]

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 from overlays.data.formats import PLACEHOLDER, PLACEHOLDERS, ROLES
 from overlays.errors import UserError
+from overlays.files import parse_json
 
 FROM_OF = {"user": "human", "assistant": "gpt", "system": "system"}
 OWN = ("conversations", *PLACEHOLDERS)  # keys of a record that messages say in their own way
@@ -188,10 +189,8 @@ def to_columns(row: Mapping) -> dict:
 
 
 def from_columns(columns: Mapping) -> dict:
-    """The row that the columns of `to_columns` stand for; one of other columns as it is. `messages` may be edited."""
-    if not columns.keys() <= {"messages", "extra"} or not isinstance(columns.get("extra"), str):
-        return dict(columns)
-    extra = json.loads(columns["extra"] or "{}")
+    """The row that the columns of `to_columns` stand for; `messages` may be edited."""
+    extra = parse_json(columns.get("extra") or "{}")
     if not isinstance(extra, dict):
         raise UserError("the column extra must hold JSON objects")
     if columns.get("messages") is None:

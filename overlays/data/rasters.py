@@ -11,9 +11,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import tokenize
-import zipfile
-import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -23,8 +20,9 @@ import numpy as np
 
 from overlays.data import encodings, envi, geotiff, matlab, netcdf, records
 from overlays.data.raster_file import RasterFile
+from overlays.data.spectral_bands import NUMPY_ERRORS
 from overlays.errors import UserError
-from overlays.files import write_json
+from overlays.files import read_json, write_json
 from overlays.paths import cache_folder
 
 if TYPE_CHECKING:
@@ -33,10 +31,8 @@ if TYPE_CHECKING:
 SUFFIXES = (".npy", ".tif", ".tiff", ".hdr")
 MAX_VALUES = 1 << 28  # of one raster or window: 1 GiB as float32
 _BLOCK = 1 << 22  # values that are looked at together where statistics are fitted
+_READER = 2  # raised where the values that a file is read as change
 _LOOKED_AT, _MISFIT = 16, 10.0  # rasters, and how many times apart statistics are another unit's
-# What numpy raises on damaged .npy and .npz files.
-NUMPY_ERRORS = (OSError, EOFError, ValueError, TypeError, SyntaxError, KeyError, OverflowError, tokenize.TokenError,
-                zipfile.BadZipFile, zlib.error)
 Window = Sequence[int]  # row, column, height, width
 
 
@@ -268,11 +264,13 @@ def fit_processor(processor, dataset) -> None:
     """
     items = _items(dataset)
     rows = [(str(path.resolve()), *_state(path), window) for path, window in items]
-    file = cache_folder() / f"statistics-{hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:24]}.json"
-    if not file.is_file():
+    file = cache_folder() / f"statistics-{hashlib.sha256(json.dumps([_READER, rows]).encode()).hexdigest()[:24]}.json"
+    try:
+        found = read_json(file, {"mean": [float], "std": [float]})
+    except UserError:  # not there yet, or damaged
         mean, std = fit_statistics(items)
-        write_json(file, {"mean": mean.tolist(), "std": std.tolist()})
-    found = json.loads(file.read_text(encoding="utf-8"))
+        found = {"mean": mean.tolist(), "std": std.tolist()}
+        write_json(file, found)
     set_statistics(processor, found["mean"], found["std"])
 
 

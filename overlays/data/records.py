@@ -3,21 +3,23 @@
 import hashlib
 import json
 import math
+import os
 import re
-import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from urllib.parse import unquote
 
+from overlays import paths
 from overlays.data import tables
 from overlays.data.embedded import embedded_file
-from overlays.data.formats import PLACEHOLDER, PLACEHOLDERS, ROLES, TOOL, kind_of, to_record
+from overlays.data.formats import PLACEHOLDER, PLACEHOLDERS, ROLES, TOOL, to_record
 from overlays.errors import UserError
-from overlays.files import SURROGATE, atomic_path, is_file, to_json, write_jsonl
+from overlays.files import SURROGATE, atomic_path, is_file, kind_of, to_json, write_jsonl
 
 SUFFIXES = (".json", ".jsonl", ".parquet")
 _CHUNK = 1 << 20
+FLOAT32_MAX = 3.4028234e38  # what a head is trained in
 MAX_FPS = 1000  # of frames in a folder or list
 _FILE_URI = "file://"
 
@@ -212,19 +214,38 @@ def video_segments(record: Mapping) -> list[tuple | None]:
 
 
 def media_file(media_root: str | Path, name: str | list[str]) -> Path | tuple[Path, ...]:
-    """Path of a medium, a tuple of paths for a list of frames. Raises UserError where a name leaves the media root."""
+    """Path of a medium, a tuple of paths for a list of frames.
+
+    Raises:
+        UserError: a name leaves the media root, or a link on its way does and `paths.allow_symlinks` was not called.
+    """
     if isinstance(name, list):
         return tuple(media_file(media_root, frame) for frame in name)
     problem = _name_problem(name)
     if problem:
         raise UserError(problem)
-    if name.startswith(_FILE_URI):
-        path = Path(unquote(name.removeprefix(_FILE_URI)))
-        if not path.is_relative_to(Path(media_root).absolute()) and \
-                not path.is_relative_to(Path(media_root).resolve()):
-            raise UserError(f"media file {name} lies outside the media root {media_root}")
-        return path
-    return embedded_file(name) or Path(media_root) / name
+    embedded = embedded_file(name)
+    if embedded:
+        return embedded
+    path = Path(unquote(name.removeprefix(_FILE_URI))) if name.startswith(_FILE_URI) else Path(media_root) / name
+    try:
+        root, target = os.path.realpath(media_root), os.path.realpath(path)
+        if _is_inside(target, root):
+            return path
+        written = [_is_inside(os.path.normpath(path.absolute()), start)
+                   for start in (root, os.path.normpath(Path(media_root).absolute()))]
+    except ValueError as error:
+        raise UserError(f"media path {name[:200]!r} cannot be the name of a file: {error}") from None
+    if not any(written):
+        raise UserError(f"media path {name} leaves the media root {media_root}")
+    if not paths.follows_symlinks():
+        raise UserError(f"media path {name} leaves the media root {media_root} by a link to {target}: "
+                        "--allow_symlinks follows it")
+    return path
+
+
+def _is_inside(path: str, root: str) -> bool:
+    return path == root or path.startswith(root.rstrip(os.sep) + os.sep)
 
 
 def media_files(record: Mapping, media_root: str | Path) -> list[Path]:
@@ -242,16 +263,11 @@ def _name_problem(name: object) -> str | None:
         return f"a media path must be text, not {kind_of(name)}" if not isinstance(name, str) \
             else "a media path is empty"
     if name.startswith(_FILE_URI):
-        return f"media path {name} leaves the media root" if ".." in unquote(name).split("/") else None
+        return None
     if "://" in name:
         return f"media file {name} is an address; download it below the media root"
     if PurePosixPath(name).is_absolute() or PureWindowsPath(name).is_absolute():
         return f"media path {name} is absolute; give it relative to the media root"
-    depth = 0
-    for part in re.split(r"[/\\]", name):
-        depth += {"..": -1, ".": 0, "": 0}.get(part, 1)
-        if depth < 0:
-            return f"media path {name} leaves the media root"
     return None
 
 
@@ -275,8 +291,11 @@ def check_record(record: Mapping, media_root: str | Path | None = None) -> list[
     Args:
         media_root: folder of its media, whose files must exist; None leaves the files unchecked.
     """
-    if not isinstance(record.get("id", ""), str | int) or isinstance(record.get("id"), bool):
+    own = record.get("id", "")
+    if not isinstance(own, str | int) or isinstance(own, bool):
         return ["id must be text or a number"]
+    if isinstance(own, str) and SURROGATE.search(own):
+        return ["id holds half a character (a lone surrogate)"]
     problems, counts = _check_turns(record.get("conversations"))
     for kind, placeholder in PLACEHOLDERS.items():
         value = record.get(kind)
@@ -410,8 +429,8 @@ def _check_target(target: object) -> list[str]:
     if not isinstance(target, dict):
         return [f"target must be an object of numbers, not {kind_of(target)}"]
     return [
-        f"target {name!r} must be a finite number" for name, value in target.items()
-        if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= sys.float_info.max
+        f"target {name!r} must be a number within the range of float32" for name, value in target.items()
+        if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= FLOAT32_MAX
     ]
 
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import re
+import tokenize
+import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +14,9 @@ from overlays.errors import UserError
 
 _NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:e[-+]?\d+)?"
 _QUANTITY = re.compile(rf"\s*(nan|{_NUMBER})\s*([^\d\s]\S*)?\s*", re.IGNORECASE)
+# What numpy raises on damaged .npy and .npz files.
+NUMPY_ERRORS = (OSError, EOFError, ValueError, TypeError, SyntaxError, KeyError, OverflowError, tokenize.TokenError,
+                zipfile.BadZipFile, zlib.error)
 _PLAUSIBLE = (0.05, 40.0)  # band width over band spacing
 
 
@@ -125,7 +131,7 @@ def read_wavelengths(path: str | Path, bands: int | None = None) -> np.ndarray:
         else:
             lines = [re.match(rf"\s*({_NUMBER})", line, re.IGNORECASE) for line in path.read_text().splitlines()]
             values = np.array([float(line.group(1)) for line in lines if line])
-    except (OSError, ValueError) as error:
+    except (*NUMPY_ERRORS, AttributeError) as error:  # AttributeError: an archive of arrays
         raise UserError(f"wavelength file {path} cannot be read: {error}") from None
     if bands is not None and len(values) != bands:
         raise UserError(f"wavelength file {path} lists {len(values)} bands, the cube has {bands}")

@@ -1,15 +1,18 @@
 """Rows in parquet files and in data sets saved by `datasets.save_to_disk`, as JSON values; media may be bytes."""
 
-import json
+import re
 from collections.abc import Iterable, Iterator, Mapping
+from io import BytesIO
 from pathlib import Path
 
+from overlays.data.formats import PLACEHOLDERS
 from overlays.data.messages import from_columns, to_columns
 from overlays.errors import UserError
-from overlays.files import atomic_path
+from overlays.files import atomic_path, read_json
 
 BATCH = 64  # rows that are unpacked at a time: each may hold pictures
 WRITTEN = 1000  # rows that are written at a time
+FREE_ROWS, ROWS_PER_BYTE = 100_000, 10  # what a parquet file may hold
 STATE, SPLITS = "state.json", "dataset_dict.json"
 
 
@@ -28,10 +31,11 @@ def rows(path: Path) -> Iterator[dict]:
 
     try:
         for batch in (_saved if path.is_dir() else _parquet)(path):
+            own = _is_own(batch.schema)
             for start in range(0, batch.num_rows, BATCH):
                 for row in batch.slice(start, BATCH).to_pylist():
-                    yield from_columns(_plain(row))
-    except (pyarrow.ArrowException, OSError, ValueError) as error:
+                    yield from_columns(_plain(row)) if own else _plain(row)
+    except (pyarrow.ArrowException, OSError, ValueError, OverflowError) as error:
         what = "data set folder" if path.is_dir() else "parquet file"
         raise UserError(f"{what} {path} cannot be read: {' '.join(str(error).split())[:200]}") from None
 
@@ -39,27 +43,34 @@ def rows(path: Path) -> Iterator[dict]:
 def _parquet(path: Path) -> Iterator:
     import pyarrow.parquet
 
+    check_rows(path)
     with pyarrow.parquet.ParquetFile(path) as file:
         yield from file.iter_batches(BATCH)
+
+
+def check_rows(source: Path | BytesIO) -> None:
+    """Raise ValueError where a parquet file of few bytes, each column one repeated value, unpacks to gigabytes."""
+    import pyarrow.parquet
+
+    rows = pyarrow.parquet.read_metadata(source).num_rows
+    size = source.stat().st_size if isinstance(source, Path) else len(source.getbuffer())
+    if rows > FREE_ROWS + ROWS_PER_BYTE * size:
+        raise ValueError(f"{size} bytes unpack to {rows} rows, more than different rows can: it was not read")
 
 
 def _saved(path: Path) -> Iterator:
     import pyarrow
 
     if (path / SPLITS).is_file():
-        names = json.loads((path / SPLITS).read_text(encoding="utf-8"))
-        splits = names.get("splits") if isinstance(names, dict) else None
-        first = f", such as {path / str(splits[0])}" if isinstance(splits, list) and splits else ""
+        splits = read_json(path / SPLITS, {"splits?": [str]}).get("splits")
+        first = f", such as {path / splits[0]}" if splits else ""
         raise UserError(f"{path} holds the splits of a data set; name one of its folders{first}")
     if not (path / STATE).is_file():
         raise UserError(f"{path} is no data set that datasets.save_to_disk wrote: {STATE} is missing")
-    state = json.loads((path / STATE).read_text(encoding="utf-8"))
-    entries = state.get("_data_files") if isinstance(state, dict) else None
-    names = [entry.get("filename") if isinstance(entry, dict) else None for entry in entries or [None]] \
-        if isinstance(entries, list | None) else [None]
-    for name in names:
-        if not isinstance(name, str) or Path(name).name != name:
-            raise UserError(f"{path / STATE} does not name its files")
+    state = read_json(path / STATE, {"_data_files": [{"filename": str}]}, "save the data set again")
+    for name in [entry["filename"] for entry in state["_data_files"]]:
+        if Path(name).name != name:
+            raise UserError(f"{path / STATE} names {name!r}, which is not a file beside it: save the data set again")
         if not (path / name).is_file():
             raise UserError(f"data set folder {path} is incomplete: {name} is missing")
         with pyarrow.memory_map(str(path / name)) as source:
@@ -103,6 +114,13 @@ def write(path: Path, rows: Iterable[dict]) -> None:
     table = datasets.Dataset(pyarrow.Table.from_pylist([to_columns(row) for row in rows], _schema()))
     with atomic_path(path) as temporary:
         table.save_to_disk(str(temporary))
+
+
+def _is_own(schema) -> bool:
+    """Whether a table has the columns of `messages.to_columns`: a user's own column `extra` is metadata."""
+    names = re.findall(r"(\w+): ", str(schema.field("messages").type)) if "messages" in schema.names else []
+    return sorted(schema.names) == ["extra", "messages"] and {*names} - {"element", "item"} == {
+        "role", "content", "type", "text", *PLACEHOLDERS}
 
 
 def _schema():

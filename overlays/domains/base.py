@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import logging
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,9 +16,11 @@ import numpy as np
 
 from overlays import paths, registry, runs
 from overlays.errors import UserError
-from overlays.files import complete_folder, write_json
+from overlays.files import complete_folder, read_json, write_json
 from overlays.paths import relative
 from overlays.report import Section
+
+log = logging.getLogger(__name__)
 
 SPLITS = ("train", "val", "test")
 KIND = "prepared data"
@@ -70,7 +72,7 @@ class Evaluation:
         from overlays.model import load
 
         model, processor = load.load_for_inference(self.checkpoint, self.flags.base_model)
-        print(f"checkpoint {self.checkpoint} on {next(model.parameters()).device}", flush=True)
+        log.info("checkpoint %s on %s", self.checkpoint, next(model.parameters()).device)
         return model, processor
 
     def answers(self, keep: bool = False) -> list[dict]:
@@ -83,7 +85,7 @@ class Evaluation:
 
         return predict.predict(*self.loaded, self.records, self.media_root, self.flags.batch_size,
                                self.answer_length(self.loaded[1]), self.out / "predictions.jsonl",
-                               predict.checkpoint_identity(self.checkpoint, self.flags.base_model), print, keep)
+                               predict.checkpoint_identity(self.checkpoint, self.flags.base_model), log.info, keep)
 
     def base_answers(self) -> list[dict]:
         """The same of the model that was fine-tuned, at the resolution it was fine-tuned with."""
@@ -95,10 +97,10 @@ class Evaluation:
             raise UserError(f"--compare-base: {self.checkpoint} has no run.json that names its base model; give "
                             "--base-model")
         model, processor = load.load_for_inference(base)[0], load.load_processor(self.checkpoint)
-        print(f"base model {base}", flush=True)
+        log.info("base model %s", base)
         return predict.predict(model, processor, self.records, self.media_root, self.flags.batch_size,
                                self.answer_length(processor), self.out / "base_predictions.jsonl",
-                               predict.checkpoint_identity(base), print)
+                               predict.checkpoint_identity(base), log.info)
 
     def answer_length(self, processor) -> int:
         """--max-new-tokens, or the tokens of the longest true answer and a quarter more."""
@@ -237,10 +239,9 @@ def intervals(statistic: Callable[[np.ndarray], Mapping], groups: Sequence, keys
 def read_metadata(folder: Path) -> dict | None:
     """metadata.json of a folder; None where there is none or it is damaged."""
     try:
-        metadata = json.loads((folder / "metadata.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return read_json(folder / "metadata.json")
+    except UserError:
         return None
-    return metadata if isinstance(metadata, dict) else None
 
 
 def prepared_domain(folder: Path) -> str | None:

@@ -4,7 +4,6 @@ PEFT trains such a module as a copy beside the original. Here the model's own mo
 PEFT's layout, so training holds one copy, and `PeftModel.from_pretrained` on the plain base model loads everything.
 """
 
-import json
 import os
 from collections.abc import Collection, Iterator
 from pathlib import Path
@@ -15,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from overlays.errors import UserError
-from overlays.files import atomic_path, write_json
+from overlays.files import atomic_path, read_json, write_json
 from overlays.model import extensions
 from overlays.model.parts import plain_name
 from overlays.paths import ROOT
@@ -38,12 +37,8 @@ def read_config(folder: str | Path) -> dict | None:
     file = Path(folder) / CONFIG
     if not file.is_file():
         return None
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-        config["base_model_name_or_path"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{file} is damaged: {error}") from None
-    return config
+    return read_json(file, {"base_model_name_or_path": (str, None), "modules_to_save?": [str]},
+                     "copy the checkpoint again")
 
 
 def adapter_base(folder: str | Path) -> str | None:
@@ -57,6 +52,13 @@ def adapter_base(folder: str | Path) -> str | None:
     base = config["base_model_name_or_path"]
     if not base:
         raise UserError(f"{Path(folder) / CONFIG} names no base model: write its hub name or folder there")
+    found, chain = local_folder(base, Path(folder)) or base, [os.path.abspath(folder)]
+    while os.path.isdir(found) and (below := (read_config(found) or {}).get("base_model_name_or_path")):
+        if found in chain:
+            raise UserError(f"{Path(folder) / CONFIG} names {base} as its base model, and the base models lead back to "
+                            f"{found}: write the hub name or folder of the base model there")
+        chain.append(found)
+        found = local_folder(below, Path(found)) or below
     return local_folder(base, Path(folder)) or base
 
 

@@ -6,7 +6,6 @@ A new extension is one row here and a module with `attach(model, **settings)`.
 """
 
 import inspect
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib import import_module
@@ -15,7 +14,7 @@ from pathlib import Path
 from torch import nn
 
 from overlays.errors import UserError
-from overlays.files import write_json
+from overlays.files import read_json, write_json
 
 FILE = "additions.json"
 
@@ -101,10 +100,4 @@ def read(folder: str | Path) -> dict[str, dict]:
     file = Path(folder) / FILE
     if not file.is_file():
         return {}
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-        if not all(isinstance(value, dict) for value in found.values()):
-            raise ValueError("it holds no mapping of settings")
-    except (ValueError, AttributeError) as error:
-        raise UserError(f"{file} is damaged: {error}") from None
-    return found
+    return read_json(file, {str: dict}, "copy the checkpoint again")

@@ -3,9 +3,8 @@
 import logging
 import os
 import socket
-import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -15,10 +14,18 @@ from overlays import runs
 from overlays.data import chat
 from overlays.errors import UserError
 from overlays.families import family_of
+from overlays.files import misfit
 from overlays.model import adapters, extensions, forward, heads, unloaded
 from overlays.model.adapters import adapter_base
 from overlays.model.parts import part_of, plain_name
 
+log = logging.getLogger(__name__)
+
+LARGEST = {  # what a config.json may ask for before its weights are looked at
+    "num_hidden_layers": 1000, "depth": 1000, "hidden_size": 1 << 16, "intermediate_size": 1 << 18, "num_heads": 1024,
+    "num_attention_heads": 1024, "num_key_value_heads": 1024, "vocab_size": 1 << 22, "patch_size": 1024,
+    "spatial_merge_size": 64, "temporal_patch_size": 64, "num_experts": 4096, "head_dim": 4096,
+}
 TRAINED_PARTS = adapters.BESIDE
 CHECKED_TYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)  # torch compares no fp8
 PROCESSOR_FILES = (("tokenizer_config.json",), ("tokenizer.json", "vocab.json"),
@@ -88,7 +95,10 @@ def _from_hub(name: str, call):
     except UserError:
         raise
     except Exception as error:
-        reason = str(error).strip().split("\n")[0]
+        reason = " ".join(str(error).split())[:300]
+        if "custom code" in reason:
+            raise UserError(f"model {name} needs code of its own (auto_map in its files), which is never run: give a "
+                            "model of a family that transformers itself has") from None
         if Path(name).is_dir():
             raise UserError(f"model {name} cannot be loaded: {reason}") from error
         if isinstance(error, OSError) or "offline" in reason.lower() or "connect" in reason.lower():
@@ -108,9 +118,27 @@ def load_config(name: str | Path, cache_dir: str | None = None):
     if adapters.read_config(name) is not None:
         raise UserError(f"{name} is an adapter and not a model: merge it into its base model with `python "
                         f"scripts/merge_lora.py --checkpoint {name} --output {name}-merged` and give {name}-merged")
-    config = _from_hub(name, lambda **options: AutoConfig.from_pretrained(name, cache_dir=cache_dir, **options))
-    family_of(config)
+    config = _from_hub(name, lambda **options: AutoConfig.from_pretrained(
+        name, cache_dir=cache_dir, trust_remote_code=False, **options))
+    row, stored = family_of(config), config.to_dict()
+    for part, example in (("text_config", row.tiny_text), ("vision_config", row.tiny_vision)):
+        problem = misfit(stored.get(part), _form_of(example), part)
+        if problem:
+            raise UserError(f"model {name}: {problem} in config.json")
+    for part in (config, config.get_text_config(), config.vision_config):
+        for key, most in LARGEST.items():
+            value = getattr(part, key, None)
+            if value is not None and not (type(value) is int and 0 < value <= most):
+                raise UserError(f"model {name}: {key} in config.json must be a whole number from 1 to {most}, not "
+                                f"{value!r}")
     return config
+
+
+def _form_of(example: object) -> object:
+    """A schema of `files.misfit` for values of the same types as an example; objects may lack keys."""
+    if isinstance(example, Mapping):
+        return {f"{key}?": _form_of(value) for key, value in example.items()}
+    return [_form_of(example[0])] if isinstance(example, list | tuple) else type(example)
 
 
 def load_processor(name: str | Path, cache_dir: str | None = None):
@@ -126,10 +154,38 @@ def load_processor(name: str | Path, cache_dir: str | None = None):
         if not all(there):
             raise UserError(f"{name} lacks {' or '.join(PROCESSOR_FILES[there.index(False)])}: copy the tokenizer and "
                             f"processor files again{'' if base else ', or those of the base model'}")
-    processor = _from_hub(name, lambda **options: AutoProcessor.from_pretrained(name, cache_dir=cache_dir, **options))
+    processor = _from_hub(name, lambda **options: AutoProcessor.from_pretrained(
+        name, cache_dir=cache_dir, trust_remote_code=False, **options))
     if getattr(processor, "image_processor", None) is None:
         raise UserError(f"{name} holds a tokenizer but no image processor: preprocessor_config.json is missing")
+    for part in (processor.image_processor, getattr(processor, "video_processor", None)):
+        problem = part and _processor_problem(part)
+        if problem:
+            raise UserError(f"model {name}: {problem} in its processor's configuration")
+    chat.check_template(processor)
     return processor
+
+
+def _processor_problem(part) -> str | None:
+    """What is wrong with the numbers of an image or video processor, which its library takes as they are."""
+    for key in ("patch_size", "merge_size", "temporal_patch_size"):
+        value = getattr(part, key, None)
+        if type(value) is not int or not 0 < value <= LARGEST["patch_size"]:
+            return f"{key} must be a whole number from 1 to {LARGEST['patch_size']}, not {value!r}"
+    low, high = (getattr(part.size, key, None) for key in ("shortest_edge", "longest_edge"))
+    if type(low) is not int or type(high) is not int or not 0 < low <= high:
+        return f"size must have a shortest_edge from 1 on and a longest_edge not below it, not {low!r} and {high!r}"
+    for key, least in (("image_mean", None), ("image_std", 0), ("rescale_factor", 0)):
+        value = getattr(part, key, None)
+        value = list(value) if isinstance(value, tuple) else value
+        problem = misfit(value, ([float], float), key)
+        if problem or least is not None and min(value if isinstance(value, list) else [value], default=1) <= least:
+            return problem or f"{key} must be above 0, not {value!r}"
+    for key, value in (("fps", getattr(part, "fps", None)), ("min_frames", getattr(part, "min_frames", None)),
+                       ("max_frames", getattr(part, "max_frames", None))):
+        if value is not None and (misfit(value, float) or value <= 0):
+            return f"{key} must be a number above 0, not {value!r}"
+    return None
 
 
 def load_base(name: str | Path, dtype: torch.dtype, attn: str = "auto", cache_dir: str | None = None):
@@ -143,12 +199,14 @@ def load_base(name: str | Path, dtype: torch.dtype, attn: str = "auto", cache_di
     config = load_config(name, cache_dir)
     name = locate(name)
     model_class = model_class_of(config)
+    _check_size(name, config, model_class)
     with _without_load_report():
         model, report = _from_hub(
             name,
             lambda **options: model_class.from_pretrained(
                 name, dtype=dtype, attn_implementation=attention_implementation(attn, dtype, config),
-                cache_dir=cache_dir, output_loading_info=True, ignore_mismatched_sizes=True, **options
+                trust_remote_code=False, cache_dir=cache_dir, output_loading_info=True, ignore_mismatched_sizes=True,
+                **options
             ),
         )
     _check_weights(name, model_class.__name__, report)
@@ -185,6 +243,18 @@ def _without_load_report() -> Iterator[None]:
         logger.removeFilter(keep)
 
 
+def _check_size(name: str, config, model_class: type) -> None:
+    """Raise UserError where config.json makes a model many times larger than its files: it would fill memory first."""
+    stored = sum(file.stat().st_size for pattern in ("*.safetensors", "*.bin") for file in Path(name).glob(pattern))
+    if not stored:
+        return
+    with torch.device("meta"):
+        made = _from_hub(name, lambda **_: sum(value.numel() for value in model_class(config).parameters()))
+    if made > 4 * stored:
+        raise UserError(f"model {name}: its config.json makes {made} weights, but its files have {stored} bytes: give "
+                        "the weights that belong to this config.json")
+
+
 def _check_weights(name: str, model_class: str, report: dict) -> None:
     """Compare stored weights with those of the class, from the report of `from_pretrained`."""
     missing, unknown = sorted(report["missing_keys"]), sorted(report["unexpected_keys"])
@@ -196,8 +266,8 @@ def _check_weights(name: str, model_class: str, report: dict) -> None:
         raise UserError(f"model {name} holds {key} with shape {tuple(stored)}, but its config.json makes it "
                         f"{tuple(wanted)}: give the weights that belong to this config.json")
     if unknown and os.environ.get("RANK", "0") == "0":
-        print(f"warning: model {name} holds {len(unknown)} tensors that {model_class} does not know and does not use, "
-              f"the first is {unknown[0]}", file=sys.stderr, flush=True)
+        log.warning("model %s holds %d tensors that %s does not know and does not use, the first is %s", name,
+                    len(unknown), model_class, unknown[0])
 
 
 def load_trained_parts(model: torch.nn.Module, checkpoint: str | Path) -> None:
@@ -295,7 +365,6 @@ def load_for_inference(checkpoint: str | Path, base_model: str | None = None, at
     """
     processor = load_processor(checkpoint)
     chat.set_thinking(processor, thinking)
-    cuda = torch.cuda.is_available()
-    model = load_model(checkpoint, base_model, attn_implementation, torch.bfloat16 if cuda else torch.float32)
-    model = model.to(f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if cuda else "cpu").eval()
-    return model, processor
+    gpu = torch.accelerator.current_accelerator().type if torch.accelerator.is_available() else None
+    model = load_model(checkpoint, base_model, attn_implementation, torch.bfloat16 if gpu else torch.float32)
+    return model.to(f"{gpu}:{os.environ.get('LOCAL_RANK', 0)}" if gpu else "cpu").eval(), processor

@@ -31,7 +31,7 @@ def position_encoding(voxels: torch.Tensor, dim: int) -> torch.Tensor:
     """Sines and cosines of three axes side by side (Vaswani et al. 2017, for each axis).
 
     Args:
-        voxels: (n, 3) coordinates in voxels. In metres, neighbours at 0.1 m would hardly differ.
+        voxels: (n, 3) coordinates in voxels. Small ones cost examples where lengths are compared (docs/scenes.md).
         dim: each axis gets the largest even number of channels up to dim / 3; the rest is 0.
 
     Returns:
@@ -61,7 +61,12 @@ class SinusoidalEncoding(nn.Module):
 
 @register("mlp_pe")
 class LearnedEncoding(nn.Module):
-    """The position encoding through an MLP of one hidden layer, whose last layer starts at 0."""
+    """The position encoding and metres through an MLP of one hidden layer, whose last layer starts at 0.
+
+    Without `metres` the MLP gets the position encoding alone, as checkpoints before version 0.2 have learned it.
+    """
+
+    metres = False
 
     def __init__(self, hidden_size: int, position_encoding_dim: int, voxel_size_m: float):
         super().__init__()
@@ -73,11 +78,12 @@ class LearnedEncoding(nn.Module):
 
     def forward(self, coordinates: torch.Tensor) -> torch.Tensor:
         """(n, 3) metres -> (n, hidden)."""
-        waves = position_encoding(coordinates / self.voxel_size_m, self.dim)
+        waves = position_encoding(coordinates / self.voxel_size_m, self.dim - 3 * self.metres)
+        waves = torch.cat([waves, coordinates], dim=-1) if self.metres else waves
         return self.down(F.gelu(self.up(waves.to(self.up.weight.dtype))))
 
 
-def settings(method: str, position_encoding_dim: int = 0, voxel_size_m: float = 0.1,
+def settings(method: str, position_encoding_dim: int = 0, voxel_size_m: float = 2.0,
              max_depth_m: float = 10.0) -> dict | None:
     """Settings of the extension "spatial" for these flags; None where the method adds nothing (base).
 
@@ -97,10 +103,11 @@ def settings(method: str, position_encoding_dim: int = 0, voxel_size_m: float = 
     if PROCESSORS[method] is None:
         return None
     return {"method": method, "position_encoding_dim": position_encoding_dim, "voxel_size_m": voxel_size_m,
-            "max_depth_m": max_depth_m}
+            "max_depth_m": max_depth_m, **({"metres": True} if method == "mlp_pe" else {})}
 
 
-def attach(model: nn.Module, method: str, position_encoding_dim: int, voxel_size_m: float, max_depth_m: float) -> None:
+def attach(model: nn.Module, method: str, position_encoding_dim: int, voxel_size_m: float, max_depth_m: float,
+           metres: bool = False) -> None:
     """Put a method at `model.model.spatial` and let the vision features take `coordinates`.
 
     `get_image_features` and `get_video_features` get an argument `coordinates` (tokens, 3): of all images and then of
@@ -111,6 +118,7 @@ def attach(model: nn.Module, method: str, position_encoding_dim: int, voxel_size
         model: a generation model of overlays.families.
         position_encoding_dim: channels of the position encoding; 0 takes the hidden size.
         max_depth_m: not the model's affair; it is kept with the checkpoint for those who make the coordinates.
+        metres: whether mlp_pe gets the coordinates in metres as well.
     """
     hidden = model.config.get_text_config().hidden_size
     if settings(method, position_encoding_dim, voxel_size_m, max_depth_m) is None:
@@ -121,6 +129,8 @@ def attach(model: nn.Module, method: str, position_encoding_dim: int, voxel_size
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         core.spatial = PROCESSORS[method](hidden, position_encoding_dim or hidden, voxel_size_m)
+    if metres:
+        core.spatial.metres = True
     core.spatial.train(core.training)
     extend(core, WithCoordinates)
 

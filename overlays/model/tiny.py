@@ -14,7 +14,7 @@ from pathlib import Path
 from overlays import families
 from overlays.errors import UserError, run
 from overlays.families import FAMILIES
-from overlays.files import atomic_path
+from overlays.files import atomic_path, read_json
 from overlays.flags import Parser
 from overlays.paths import MODELS, PACKAGE
 
@@ -134,8 +134,8 @@ def fingerprint(family: str) -> str:
 def is_current(family: str, folder: str | Path) -> bool:
     """Whether `folder` holds what `build` would write there now."""
     try:
-        config = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        config = read_json(Path(folder) / "config.json")
+    except UserError:
         return False
     return config.get("tiny_fingerprint") == fingerprint(family)
 

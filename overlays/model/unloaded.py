@@ -4,6 +4,7 @@ A merged or fully trained model keeps them as they are in the base, for programs
 """
 
 import json
+import logging
 import math
 import os
 import re
@@ -12,9 +13,12 @@ from pathlib import Path
 
 from torch import nn
 
-from overlays.files import atomic_path, write_json
+from overlays.files import atomic_path, read_json, write_json
+
+log = logging.getLogger(__name__)
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+INDEX_FORM = {"weight_map": {str: str}, "metadata?": dict}
 BLOCK = 1 << 24  # bytes copied at a time
 
 
@@ -42,15 +46,15 @@ def carry_over(model: nn.Module, folder: str | Path) -> None:
         return
     gone = {file for file in tensors.values() if not file.is_file()}
     if gone:
-        print(f"not carried over: {len(tensors)} tensors of the base model that transformers does not load, because "
-              f"{min(gone)} is no longer there", flush=True)
+        log.warning("not carried over: %d tensors of the base model that transformers does not load, because %s is no "
+                    "longer there", len(tensors), min(gone))
         return
     if (folder / SINGLE).is_file():
         entries, _ = _header(folder / SINGLE)
         index = {"metadata": {"total_size": sum(_size(entry) for entry in entries.values())},
                  "weight_map": dict.fromkeys(entries, SINGLE)}
     else:
-        index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+        index = read_json(folder / INDEX, INDEX_FORM)
     shards = sorted(set(index["weight_map"].values()))
     names = {shard: f"model-{number:05}-of-{len(shards) + 1:05}.safetensors"
              for number, shard in enumerate([*shards, None], start=1)}
@@ -61,8 +65,8 @@ def carry_over(model: nn.Module, folder: str | Path) -> None:
     index["weight_map"] = {tensor: names[shard] for tensor, shard in index["weight_map"].items()}
     index["weight_map"] |= dict.fromkeys(tensors, names[None])
     write_json(folder / INDEX, index)
-    print(f"carried over {len(tensors)} tensors of the base model that transformers does not load, the first is "
-          f"{min(tensors)}", flush=True)
+    log.info("carried over %d tensors of the base model that transformers does not load, the first is %s", len(tensors),
+             min(tensors))
 
 
 def _tensor_files(name: str, cache_dir: str | None) -> dict[str, Path]:
@@ -80,7 +84,7 @@ def _tensor_files(name: str, cache_dir: str | None) -> dict[str, Path]:
     index = local(INDEX)
     if index is None:
         return {}
-    weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+    weight_map = read_json(index, INDEX_FORM, "copy the model again")["weight_map"]
     return {tensor: index.with_name(shard) for tensor, shard in weight_map.items()}
 
 

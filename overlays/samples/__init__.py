@@ -5,12 +5,13 @@ Each has `write(folder, seed=0, *, ...) -> Path`, which writes the same files fo
 "prepare": the settings of `prepare` that suit the sample, "cube": what to read where it is not the folder itself}.
 """
 
-import json
 import logging
 from importlib import import_module
 from pathlib import Path
 
 from overlays import paths
+from overlays.errors import UserError
+from overlays.files import read_json
 
 NAMES = ("cuprite", "driving", "satellite", "gui", "scenes")
 NOTE = "sample.json"
@@ -30,10 +31,9 @@ def ensure(name: str) -> Path:
 def read_note(folder: Path) -> dict:
     """What a sample notes about itself; {} for a folder that is not a sample."""
     try:
-        note = json.loads((folder / NOTE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return read_json(folder / NOTE, {"cube?": str, "prepare?": dict})
+    except UserError:
         return {}
-    return note if isinstance(note, dict) else {}
 
 
 def settings_beside(folder: Path) -> dict:

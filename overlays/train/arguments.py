@@ -20,8 +20,11 @@ from typing import Any, Literal
 import yaml
 
 from overlays.errors import UserError
-from overlays.train import inherited, library
+from overlays.files import misfit
+from overlays.paths import SYMLINKS_HELP, allow_symlinks
+from overlays.train import inherited, library, llamafactory
 
+YAML_BYTES = 1 << 20  # of a configuration
 PATCH = 28 * 28  # pixels of one visual token of Qwen2-VL, in which upstream counts
 LogLevel = Literal["detail", "debug", "info", "warning", "error", "critical", "passive"]
 
@@ -60,7 +63,7 @@ class ModelArguments(BaseModelArguments):
     feature_processing_method: str = option(
         "sin3d_pe", "base: none; sin3d_pe, mlp_pe, or one registered in model/spatial.py")
     position_encoding_dim: int = option(0, "channels of the encoding; 0: the hidden size")
-    voxel_size_m: float = option(0.1, "metres that count as 1 in the encoding")
+    voxel_size_m: float = option(2.0, "metres that count as 1 in the encoding")
     max_depth_m: float = option(10.0, "depth beyond this is invalid, in metres")
 
 
@@ -88,6 +91,7 @@ class BaseDataArguments:
     samples_per_file: int = option(1, "samples an epoch takes of each record or raster; crops, flips and quarter "
                                       "turns beyond a record itself, and of every raster")
     no_augment: bool = option(False, "repeat records unchanged")
+    allow_symlinks: bool = option(False, SYMLINKS_HELP)
     on_bad_sample: Literal["stop", "skip"] = option("stop", "what a broken sample does")
 
 
@@ -133,6 +137,11 @@ class BaseFlags:
     logging_nan_inf_filter: bool = option(False, "True shows a loss that is not a number as 0")
     prediction_loss_only: bool = option(True, "not supported")
     dataloader_num_workers: int = option(2, "processes that load data")
+
+    @property
+    def n_gpu(self) -> int:
+        """At most 1: where a process sees more, the library would split pixels regardless of their tokens."""
+        return min(1, super().n_gpu)
 
 
 @dataclass
@@ -254,14 +263,57 @@ class _Parser(library.parser_class()):
         return action is not None and action.nargs == "+"
 
 
+class _Loader(yaml.SafeLoader):
+    """YAML without aliases, which a short file can nest into gigabytes, and without keys given twice."""
+
+    def compose_node(self, parent, index):
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("aliases (*name) are not supported")
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node, deep=False):
+        keys = [key.value for key, _ in node.value]
+        twice = next((key for key in keys if isinstance(key, str) and keys.count(key) > 1), None)
+        if twice is not None:
+            raise yaml.YAMLError(f"the key {twice!r} is given twice; keep one of them")
+        return super().construct_mapping(node, deep)
+
+
+def read_yaml(file: Path) -> dict:
+    """A YAML mapping of flag names to values: text, numbers, lists of those, or mappings for flags that take JSON.
+
+    Raises:
+        UserError: it cannot be read, or holds something else.
+    """
+    try:
+        if file.stat().st_size > YAML_BYTES:
+            raise ValueError(f"more than {YAML_BYTES >> 10} kB")
+        values = yaml.load(file.read_text(encoding="utf-8"), _Loader)
+        problem = misfit(values, {str: (str, bool, int, float, None, [(str, int, float)], dict)})
+        if problem:
+            raise ValueError(problem)
+        json.dumps(values)
+    except RecursionError:
+        raise UserError(f"configuration {file} is nested too deeply") from None
+    except (OSError, ValueError, TypeError, yaml.YAMLError) as error:
+        raise UserError(f"configuration {file} must be a YAML mapping of flag names to values: "
+                        f"{' '.join(str(error).split())}") from None
+    return values
+
+
 def _yaml_words(file: Path, parser: _Parser) -> list[str]:
     """A YAML mapping of flag names to values as command-line words."""
-    try:
-        values = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise UserError(f"configuration {file} cannot be read: {' '.join(str(error).split())}") from None
-    if not isinstance(values, dict):
-        raise UserError(f"configuration {file} must be a mapping of flag names to values")
+    values = read_yaml(file)
+    flags = {name.removeprefix("--") for name in parser.flags()}
+    foreign = llamafactory.is_one(values, flags)
+    values, unknown = llamafactory.translate(values, flags) if foreign else (
+        values, [str(name) for name in values if name not in flags])
+    if foreign and unknown:
+        raise UserError(f"configuration {file} is one of LLaMA-Factory, with keys that have no counterpart here: "
+                        f"{', '.join(unknown)}; take them out")
+    if len(unknown) > 1:
+        raise UserError(f"configuration {file} has keys that are not flags: {', '.join(unknown)} (see {parser.prog} "
+                        "--help)")
     words = []
     for name, value in values.items():
         if value is None:
@@ -315,6 +367,8 @@ def read(words: list[str], stage: "Stage") -> dict[str, Any]:
         if values[name] == "" and default is None:  # how a flag of the file is taken back
             values[name] = None
     del values["config"]
+    if not values["output_dir"]:
+        raise UserError("--output_dir (OUTPUT_DIR) must name the run's folder; it is empty")
     inherited.check(stage.classes()[-1], values, defaults)
     inherited.resume_of(values)
     stage.check(*(_group(group, values) for group in (stage.model, stage.data)), SimpleNamespace(**values))
@@ -348,6 +402,7 @@ def parse(words: list[str] | None = None, stage: "Stage | None" = None) -> tuple
     """
     stage = stage or SFT
     values = read(sys.argv[1:] if words is None else words, stage)
+    allow_symlinks(values["allow_symlinks"])
     import torch
 
     if values["deepspeed"]:
@@ -363,8 +418,6 @@ def parse(words: list[str] | None = None, stage: "Stage | None" = None) -> tuple
         raise UserError(" ".join(str(error).split())) from None
     training.greater_is_better = inherited.check_together(training, values)
     training.resume = inherited.resume_of(values)
-    if training.n_gpu > 1:
-        training._n_gpu = 1  # one process trains on one GPU: nn.DataParallel would split pixels regardless of tokens
     stage.derive(model, data, training)
     return model, data, training
 
@@ -373,7 +426,7 @@ def _start_cpu_processes() -> None:
     """DeepSpeed on a machine without GPU talks over gloo, and that has to be said before TrainingArguments."""
     import torch
 
-    if torch.cuda.is_available() or torch.distributed.is_initialized():
+    if torch.accelerator.is_available() or torch.distributed.is_initialized():
         return
     alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
     for name, value in alone.items():

@@ -19,7 +19,7 @@ from overlays.files import write_json
 from overlays.model import extensions, load, parts
 from overlays.train import run as shared
 from overlays.train import sft
-from overlays.train.trainer import Trainer, count_steps, print_once
+from overlays.train.trainer import Trainer, count_steps, log_once
 from overlays.upstream import engine as engines
 
 # What the loss is made of; a resumed run keeps it.
@@ -125,7 +125,7 @@ class Run(sft.Run):
         if metrics and self.training.process_index == 0:
             write_json(folder / "preferences.json", metrics)
         if metrics:
-            print_once(f"preference accuracy {metrics['accuracy']:.3f} on {metrics['n']} validation pairs, mean margin "
+            log_once(f"preference accuracy {metrics['accuracy']:.3f} on {metrics['n']} validation pairs, mean margin "
                        f"{metrics['margin']:.3f} (beta {metrics['beta']:g})")
 
 

@@ -7,7 +7,6 @@ that is in neither is refused as soon as it is given. `check` looks at the value
 
 import dataclasses
 import importlib.util
-import json
 import math
 import os
 import sys
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from overlays.errors import UserError
+from overlays.files import parse_json
 
 SUPPORTED = frozenset("""
     output_dir per_device_train_batch_size num_train_epochs max_steps learning_rate lr_scheduler_type
@@ -188,7 +188,7 @@ def _check_best_model(values: Mapping) -> None:
 
 def _json_object(name: str, given: str, text: str) -> dict:
     try:
-        found = json.loads(text)
+        found = parse_json(text)
     except ValueError as error:
         raise UserError(f"--{name} {given} is not JSON: {error}") from None
     if not isinstance(found, dict):

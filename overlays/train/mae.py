@@ -5,6 +5,7 @@ which `overlays.train` starts from and plain transformers loads, and beside it t
 """
 
 import hashlib
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,8 +23,10 @@ from overlays.model import channels, extensions, load, parts, reconstruction, un
 from overlays.model.mae import MaskedAutoencoder
 from overlays.train import run as shared
 from overlays.train.arguments import PretrainingDataArguments, PretrainingModelArguments
-from overlays.train.trainer import Trainer, count_steps, draw_losses, print_once
+from overlays.train.trainer import Trainer, count_steps, draw_losses, log_once
 from overlays.upstream import engine as engines
+
+log = logging.getLogger(__name__)
 
 DECODER = "decoder.safetensors"  # beside the complete model; plain transformers does not look at it
 SHOWN = 200  # entries of a list of dropped files that are printed
@@ -95,12 +98,12 @@ def build_data(mae: PretrainingModelArguments, data: PretrainingDataArguments, s
     known = model_channels == count and rasters.takes_rasters(processor)
     problem = rasters.misfit(processor, files) if known else ""
     if problem:
-        print_once(f"note: {problem}; they are fitted anew")
+        log_once(f"note: {problem}; they are fitted anew")
     if not known or problem:
         rasters.set_statistics(processor, *rasters.fit_statistics(files))
     for row in (dropped + dropped_held)[:SHOWN]:
-        print_once(f"dropped {row['file']}: {row['reason']}")
-    print_once(f"{len(files)} rasters of {count} channels for training, {len(held)} held out, "
+        log_once(f"dropped {row['file']}: {row['reason']}")
+    log_once(f"{len(files)} rasters of {count} channels for training, {len(held)} held out, "
                f"{len(dropped) + len(dropped_held)} dropped")
     report = {"channels": count, "train": len(files), "held_out": len(held), "dropped": dropped + dropped_held,
               "train_files": _digest(files), "held_out_files": _digest(held)}
@@ -140,7 +143,7 @@ def build_model(mae: PretrainingModelArguments, count: int, training: Any) -> Ma
         same = {name: value.shape for name, value in stored.items()} == {n: v.shape for n, v in wanted.items()}
         if same:
             model.decoder.load_state_dict(stored)
-        print_once(f"the decoder continues from {file}" if same else f"{file} has another size: a new decoder")
+        log_once(f"the decoder continues from {file}" if same else f"{file} has another size: a new decoder")
     return model
 
 
@@ -232,8 +235,8 @@ class Run(shared.Run):
         super().finish(trainer)
         if self.metrics:
             error, by_mean = self.metrics["normalised"]["model"], self.metrics["normalised"]["patch_mean"]
-            print(f"held-out reconstruction of {self.metrics['tiles']} tiles: error {error:.3f}, predicting the patch "
-                  f"mean {by_mean:.3f}, lower by {self.metrics['lower_by']['normalised']:.1%}", flush=True)
+            log.info("held-out reconstruction of %d tiles: error %.3f, predicting the patch mean %.3f, lower by %.1f%%",
+                     self.metrics["tiles"], error, by_mean, 100 * self.metrics["lower_by"]["normalised"])
 
 
 def identity(mae: PretrainingModelArguments, data: PretrainingDataArguments, training: Any, report: dict) -> dict:

@@ -1,8 +1,8 @@
 """What all stages share: the Run object, what a resumed run must have in common, the run folder, the two engines."""
 
 import json
+import logging
 import math
-import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -15,8 +15,10 @@ import transformers
 from overlays import registry, runs
 from overlays.files import free_bytes, sha256
 from overlays.model import parts
-from overlays.train.trainer import FiniteLoss, Trainer, check_finite, count_steps, draw_losses, print_once
+from overlays.train.trainer import FiniteLoss, Trainer, check_finite, count_steps, draw_losses, log_once
 from overlays.upstream import engine as engines
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -48,7 +50,7 @@ class Run:
         steps = count_steps(self.training, len(self.train_set))
         ended = runs.has_taken(self.output, self.resume, steps, self.training.resume)
         if ended:
-            print_once(f"{self.output} has taken its {steps} steps: nothing is left to do")
+            log_once(f"{self.output} has taken its {steps} steps: nothing is left to do")
         return ended
 
     def load_model(self) -> torch.nn.Module:
@@ -82,12 +84,12 @@ class Run:
     def build_trainer(self, model: torch.nn.Module) -> Trainer:
         """The run folder made ready, the parts table printed, and a Trainer."""
         rows = self.part_rows(model)
-        print_once(parts.format_table(rows))
+        log_once(parts.format_table(rows))
         validation = f", {len(self.eval_set)} validation samples" if self.eval_set else ""
-        print_once(f"{len(self.train_set)} training samples{validation}")
+        log_once(f"{len(self.train_set)} training samples{validation}")
         if self.training.process_index == 0:
             self._open_folder(rows)
-        print_once(f"resuming from {self.resume}" if self.resume else f"training from the start into {self.output}")
+        log_once(f"resuming from {self.resume}" if self.resume else f"training from the start into {self.output}")
         trainer = self.make_trainer(model, [FiniteLoss()])
         self._tell_checkpoints(trainer)
         return trainer
@@ -100,7 +102,7 @@ class Run:
         when = {"no": "none", "steps": f"every {every} of {steps} steps", "epoch": "after every epoch",
                 "best": "at every better evaluation"}[args.save_strategy]
         kept = f", the newest {args.save_total_limit} are kept" if args.save_total_limit else ""
-        print_once(f"checkpoints: {when}" + ("" if args.save_strategy == "no" else f", about {size / 1e9:.3g} GB each"
+        log_once(f"checkpoints: {when}" + ("" if args.save_strategy == "no" else f", about {size / 1e9:.3g} GB each"
                                              f"{kept}; {free_bytes(self.output) / 1e9:.3g} GB are free"))
         if args.process_index == 0:
             trainer.check_room(self.output, weights)
@@ -110,7 +112,7 @@ class Run:
         removed = runs.clean(self.output, all_checkpoints=self.training.resume == "never")
         if removed:
             why = "--resume never" if self.training.resume == "never" else "incomplete"
-            print_once(f"removed {', '.join(removed)} ({why})")
+            log_once(f"removed {', '.join(removed)} ({why})")
         runs.copy_metadata(self.output, self.media_roots())
         runs.write_run(self.output, {
             "base_model": self.model_args.model_name_or_path,
@@ -130,7 +132,7 @@ class Run:
     def finish(self, trainer: Trainer) -> None:
         """The final model, with all that describes it, into the run folder in one swap."""
         trainer.save_final(lambda folder: self.write_final(trainer, folder))
-        print_once(f"saved {self.output}")
+        log_once(f"saved {self.output}")
 
     def write_final(self, trainer: Trainer, folder: Path) -> None:
         """Model, processor and the plot of the losses into the empty `folder`; called on every process."""
@@ -156,8 +158,8 @@ def choose_engine(wanted: str, flags: dict[str, type]) -> engines.Engine:
     """The engine for --engine, see `overlays.upstream.engine.choose`; says which, and why not another."""
     engine = engines.choose(wanted, flags)
     if engine.warning and (not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0):
-        print(engine.warning, file=sys.stderr)
-    print_once(engine.line)
+        log.warning("%s", engine.warning)
+    log_once(engine.line)
     return engine
 
 

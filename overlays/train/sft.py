@@ -23,7 +23,7 @@ from overlays.model import channels, extensions, heads, load, parts, spatial
 from overlays.train import arguments, inherited
 from overlays.train import run as shared
 from overlays.train.run import data_rows
-from overlays.train.trainer import FreezeEncoder, Trainer, print_once, to_fp32
+from overlays.train.trainer import FreezeEncoder, Trainer, log_once, to_fp32
 from overlays.upstream import engine as engines
 
 
@@ -65,7 +65,7 @@ def regression_settings(model_args, train_set) -> dict:
             raise UserError(f"record {blind.get('id')} has neither image nor video, which --head vision reads")
     names = [name.strip() for name in model_args.targets.split(",") if name.strip()]
     settings, without = fit_targets(every, names)
-    print_once(f"regression head on {model_args.head}: " + ", ".join(
+    log_once(f"regression head on {model_args.head}: " + ", ".join(
         f"{name} (mean {mean:.4g}, standard deviation {std:.4g})"
         for name, mean, std in zip(*settings.values(), strict=True)
     ) + (f"; {without} of {len(every)} training records have no target and teach nothing" if without else ""))
@@ -78,7 +78,7 @@ def load_model(model_args, training, added: dict[str, dict]):
         model_args.model_name_or_path, weight_dtype(training), model_args.attn_implementation, training.cache_dir
     )
     if heads.detach(model, added.get("regression")):
-        print_once(f"the regression head of {model_args.model_name_or_path} is left out: another or none is asked for")
+        log_once(f"the regression head of {model_args.model_name_or_path} is left out: another or none is asked for")
     extensions.attach(model, added)
     return add_adapter(model, training) if training.lora_enable else model
 
@@ -168,7 +168,7 @@ def fit_thinking(processor, data, train_set: SupervisedDataset) -> None:
     """Choose the form of the prompts that the run's checkpoints will have, and say which."""
     sentence = chat.fit_thinking(processor, data.thinking, map(train_set.record, range(len(train_set))))
     if sentence:
-        print_once(sentence)
+        log_once(sentence)
 
 
 def _data_identity(names: str) -> dict[str, str]:
@@ -231,7 +231,7 @@ class Run(shared.Run):
         """The Trainer, with the callbacks that the flags ask for."""
         if self.training.freeze_encoder_epochs:
             callbacks.append(FreezeEncoder(self.training.freeze_encoder_epochs))
-            print_once(f"the vision tower is frozen for {self.training.freeze_encoder_epochs} epochs")
+            log_once(f"the vision tower is frozen for {self.training.freeze_encoder_epochs} epochs")
         if self.training.early_stopping_patience:
             callbacks.append(transformers.EarlyStoppingCallback(self.training.early_stopping_patience))
         return self.new_trainer(model, callbacks)
@@ -284,7 +284,7 @@ def prepare(model_args, data, training, engine: engines.Engine, config=None) -> 
         train_set, eval_set, collator = build_data(data, training, processor, config, max_depth_m)
         problem = "" if unfitted or not rasters.takes_rasters(processor) else rasters.misfit(processor, train_set)
         if problem:
-            print_once(f"note: {problem}; they are fitted anew")
+            log_once(f"note: {problem}; they are fitted anew")
         if unfitted or problem:
             rasters.fit_processor(processor, train_set)
     fit_thinking(processor, data, train_set)

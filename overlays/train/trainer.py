@@ -1,6 +1,7 @@
 """Trainer subclass: parameter groups from the parts table, complete checkpoints, what a checkpoint holds."""
 
 import contextlib
+import logging
 import math
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -358,10 +359,10 @@ def draw_losses(history: list[dict], file: Path, name: str = WORDS_LOSS) -> None
     plotting.save(figure, file, dpi=120)
 
 
-def print_once(*words) -> None:
-    """Print on the first process only."""
+def log_once(text: str) -> None:
+    """Log on the first process only."""
     if not dist.is_initialized() or dist.get_rank() == 0:
-        print(*words, flush=True)
+        logging.getLogger(__name__).info("%s", text)
 
 
 def to_fp32(model: torch.nn.Module) -> None:

@@ -172,7 +172,7 @@ def choose(wanted: str, flags: Mapping[str, type], root: Path = upstream_tree.RO
         return Engine("upstream", commit(tree), f"engine: upstream at {commit(tree)} ({tree})", module)
     if wanted == "upstream":
         raise UserError(sentence)
-    return Engine("native", own, native, warning=f"warning: {sentence}; going on with the native engine")
+    return Engine("native", own, native, warning=f"{sentence}; going on with the native engine")
 
 
 class _Seen:

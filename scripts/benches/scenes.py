@@ -113,7 +113,7 @@ def steps(folder: Path) -> dict[str, float]:
     from overlays.model import extensions, load
 
     models = {"base": load.load_base(folder, torch.float32).train()}
-    settings = {"position_encoding_dim": 0, "voxel_size_m": 0.1, "max_depth_m": 10.0}
+    settings = {"position_encoding_dim": 0, "voxel_size_m": 2.0, "max_depth_m": 10.0}
     for method in METHODS:
         models[method] = load.load_base(folder, torch.float32)
         extensions.attach(models[method], {"spatial": {**settings, "method": method}})

@@ -1,13 +1,16 @@
 """scripts/check_data.py: every bad row printed, counts, and an exit status a script can use."""
 
 import json
+import re
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from overlays import check
+from overlays.data import chat, media
 from overlays.errors import UserError
+from overlays.model import load
 from tests.commands import run_script
 
 
@@ -41,6 +44,38 @@ def test_with_a_model_long_samples_are_counted(folder, tiny_model_dir, capsys):
                 "--model_name_or_path", str(tiny_model_dir("qwen3_vl"))])
     printed = capsys.readouterr().out
     assert "1 records above 200" in printed and "row 2: " in printed
+
+
+def test_tokens_of_a_clip_are_those_of_the_recipe(folder, tiny_model_dir, capsys):
+    clip = folder / "clip"
+    clip.mkdir()
+    for number in range(30):
+        Image.new("RGB", (96, 64)).save(clip / f"{number:02}.png")
+    record = {"id": "x", "video": "clip", "fps": 30, "conversations": [
+        {"from": "human", "value": "<video>\nA?"}, {"from": "gpt", "value": "B"}]}
+    (folder / "clips.jsonl").write_text(json.dumps(record) + "\n")
+    recipe, run = folder / "recipe.yaml", folder / "run"
+    recipe.write_text(f"dataset_use: [{folder / 'clips.jsonl'}]\nmodel_name_or_path: {tiny_model_dir('qwen3_vl')}\n"
+                      "video_fps: 30\nvideo_max_frames: 30\nvideo_min_pixels: 4096\nmodel_max_length: 50\n")
+    run.mkdir()
+    (run / "run.json").write_text(json.dumps({"arguments": {
+        "dataset_use": str(folder / "clips.jsonl"), "model_name_or_path": str(tiny_model_dir("qwen3_vl")),
+        "video_fps": 30.0, "video_max_frames": 30, "video_min_pixels": 4096, "model_max_length": 50}}))
+
+    def tokens(*words):
+        check.main(list(map(str, words)))
+        return int(re.search(r"tokens: (\d+) to", capsys.readouterr().out)[1])
+
+    processor = load.load_processor(tiny_model_dir("qwen3_vl"))
+    media.apply_resolution(processor, media.MediaOptions(video_fps=30, video_max_frames=30, video_min_pixels=4096))
+    trained = len(chat.encode(record, processor, folder)["input_ids"])
+    assert tokens("--config", recipe) == tokens("--run", run) == trained > 90
+    assert tokens("--config", recipe, "--video_max_frames", 8) < trained
+    with pytest.raises(UserError, match="recipe.yaml: 'video_fps' must be a number"):
+        recipe.write_text("video_fps: fast\n")
+        check.main(["--config", str(recipe)])
+    with pytest.raises(UserError, match="no data set is given"):
+        check.main([])
 
 
 def test_empty_answers_are_warnings_and_no_defects(folder, capsys):

@@ -182,13 +182,14 @@ def test_empty_answers_are_counted_and_said(media, tiny, capsys, monkeypatch):
     data = build(media, rows, tiny, model_max_length=200)
     assert data.report["empty_answers"] == 2 and len(data) == 3
     said = capsys.readouterr().err
-    assert "note: 2 answers of 2 samples are empty" in said and "row 2 (id r1)" in said and said.count("note:") == 1
+    assert "warning: 2 answers of 2 samples are empty" in said and "row 2 (id r1)" in said
+    assert said.count("warning:") == 1
     monkeypatch.setenv("LOCAL_RANK", "1")
     build(media, rows, tiny)
-    assert "note:" not in capsys.readouterr().err
+    assert "warning:" not in capsys.readouterr().err
     monkeypatch.setenv("LOCAL_RANK", "0")
     assert build(media, rows[:1], tiny, name="other").report["empty_answers"] == 0
-    assert "note:" not in capsys.readouterr().err
+    assert "warning:" not in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["set.parquet", "set"])

@@ -216,7 +216,7 @@ def test_file_addresses_below_the_media_root_work_and_no_others(tmp_path):
     inside = {"conversations": shown("a"), "image": (root / "a b.png").as_uri()}
     assert records.check_record(inside, root) == []
     assert records.media_file(root, inside["image"]).read_bytes() == png()
-    for uri, said in (((tmp_path / "a b.png").as_uri(), "outside the media root"), ("http://x/a.png", "is an address"),
+    for uri, said in (((tmp_path / "a b.png").as_uri(), "leaves the media root"), ("http://x/a.png", "is an address"),
                       (root.as_uri() + "/../a%20b.png", "leaves the media root"),
                       (root.as_uri() + "/%2e%2e/a%20b.png", "leaves the media root")):
         assert said in records.check_record({"conversations": shown("a"), "image": uri}, root)[0]
@@ -257,9 +257,14 @@ def test_tables_with_pictures_in_them_are_read(tmp_path, name):
 
 
 def test_the_columns_that_the_converter_writes_are_read(tmp_path):
-    row = {"messages": [USER, ASSISTANT], "extra": json.dumps({"id": "x", "video_start": 3})}
-    path = write_table(tmp_path / "a.parquet", [row])
-    assert list(records.read(path)) == [{"id": "x", "video_start": 3, "conversations": TURNS}]
+    tables.write(tmp_path / "a.parquet", [{"id": "x", "video_start": 3, "messages": [USER, ASSISTANT]}])
+    assert list(records.read(tmp_path / "a.parquet")) == [{"id": "x", "video_start": 3, "conversations": TURNS}]
+
+
+@pytest.mark.parametrize("extra", ["any words", '{"id": "y"}', "[1]", ""])
+def test_a_column_extra_of_the_users_own_is_metadata(tmp_path, extra):
+    path = write_table(tmp_path / "a.parquet", [{"messages": [USER, ASSISTANT], "extra": extra}])
+    assert list(records.read(path)) == [{"extra": extra, "conversations": TURNS}]
 
 
 @pytest.mark.parametrize("name", ["a.parquet", "saved"])
@@ -280,7 +285,7 @@ def test_folders_that_are_no_saved_data_set_say_what_is_missing(tmp_path):
         list(records.scan(path))
     for state in ('{"_data_files": [{"filename": "../a.arrow"}]}', '{"_data_files": 3}', "[]", "{oops"):
         (path / tables.STATE).write_text(state)
-        with pytest.raises(UserError, match="does not name its files|cannot be read"):
+        with pytest.raises(UserError, match="state.json (names|is damaged)"):
             list(records.scan(path))
     (path / tables.STATE).unlink()
     with pytest.raises(UserError, match="state.json is missing"):

@@ -11,7 +11,7 @@ from overlays.errors import UserError
 from overlays.model import extensions, load, parts, spatial
 
 METHODS = ("sin3d_pe", "mlp_pe")
-SETTINGS = {"position_encoding_dim": 0, "voxel_size_m": 0.1, "max_depth_m": 10.0}
+SETTINGS = {"position_encoding_dim": 0, "voxel_size_m": 2.0, "max_depth_m": 10.0}
 
 
 def model_with(folder, method="sin3d_pe", **changes):
@@ -433,3 +433,15 @@ def test_answers_are_given_with_the_features_a_model_has(tiny_model_dir, tmp_pat
     model.model.spatial.register_forward_hook(lambda module, given, out: added.append(float(out.abs().max())))
     predict.predict(model, processor, [record], tmp_path, 1, 4, tmp_path / "out.jsonl")
     assert asked == [6.0, 6.0] and max(added) > 1
+
+
+def test_mlp_pe_gets_metres_beside_the_sines_and_old_checkpoints_do_not():
+    coordinates = torch.tensor([[0.5, 1.0, 2.0], [0.5 + 4 * torch.pi, 1.0, 2.0]])
+    module = spatial.LearnedEncoding(12, 12, 2.0)
+    torch.nn.init.ones_(module.down.weight)
+    assert "metres" not in module.state_dict() and not module.metres
+    module.up.weight.data[:, :-3] = 0
+    assert module(coordinates)[0].equal(module(coordinates)[1])  # its last channels hold nothing that tells them apart
+    module.metres = True
+    assert not module(coordinates)[0].allclose(module(coordinates)[1])
+    assert spatial.settings("mlp_pe")["metres"] is True and "metres" not in spatial.settings("sin3d_pe")

@@ -57,6 +57,54 @@ def test_yaml_gives_flags_and_the_command_line_wins(tmp_path):
     assert (training.lora_r, training.learning_rate) == (2, 1e-4)
 
 
+LLAMA_FACTORY = """
+model_name_or_path: Qwen/Qwen2.5-VL-7B-Instruct
+trust_remote_code: false
+stage: sft
+do_train: true
+finetuning_type: lora
+lora_rank: 16
+lora_target: all
+dataset: scenes_train
+template: qwen2_vl
+cutoff_len: 4096
+image_max_pixels: 262144
+overwrite_cache: true
+preprocessing_num_workers: 16
+flash_attn: sdpa
+freeze_multi_modal_projector: false
+output_dir: saves/x
+per_device_train_batch_size: 1
+learning_rate: 1.0e-4
+resume_from_checkpoint: null
+report_to: none
+"""
+
+
+def test_a_file_of_llama_factory_is_read(tmp_path, caplog):
+    file = tmp_path / "c.yaml"
+    file.write_text(LLAMA_FACTORY)
+    values = arguments.read([str(file)], arguments.SFT)
+    assert (values["lora_enable"], values["lora_r"], values["lora_target_modules"]) == (True, 16, "")
+    assert (values["dataset_use"], values["model_max_length"], values["max_pixels"]) == ("scenes_train", 4096, 262144)
+    assert (values["tune_mm_vision"], values["tune_mm_mlp"], values["tune_mm_llm"]) == (False, True, False)
+    assert values["attn_implementation"] == "sdpa"
+    assert "template, overwrite_cache, preprocessing_num_workers" in caplog.text
+    file.write_text(LLAMA_FACTORY.replace("finetuning_type: lora", "finetuning_type: full"))
+    values = arguments.read([str(file)], arguments.SFT)
+    assert (values["lora_enable"], values["tune_mm_llm"], values["tune_mm_vision"]) == (False, True, False)
+
+
+def test_all_keys_without_a_counterpart_are_named_at_once(tmp_path):
+    file = tmp_path / "c.yaml"
+    file.write_text(LLAMA_FACTORY + "val_size: 0.1\nuse_galore: true\nstage: dpo\n")
+    with pytest.raises(UserError, match="LLaMA-Factory.*stage: dpo, val_size, use_galore; take them out"):
+        arguments.read([str(file)], arguments.SFT)
+    file.write_text("model_name_or_path: m\nlorar: 4\nlearningrate: 1\n")
+    with pytest.raises(UserError, match="keys that are not flags: lorar, learningrate"):
+        arguments.read([str(file)], arguments.SFT)
+
+
 def test_a_tracker_that_is_not_installed_is_named(monkeypatch):
     monkeypatch.setattr(integrations, "get_available_reporting_integrations", lambda: ["tensorboard"])
     training = arguments.parse([*NEEDED, "--report_to", "tensorboard"])[2]

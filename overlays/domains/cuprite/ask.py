@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import tempfile
@@ -17,6 +16,7 @@ from overlays.domains.cuprite import questions as q
 from overlays.domains.cuprite.composites import USUAL
 from overlays.domains.cuprite.domain import DOMAIN
 from overlays.errors import UserError
+from overlays.files import read_json
 from overlays.flags import Parser, at_least
 
 
@@ -81,10 +81,8 @@ class Answerer:
         """metadata.json that the run holds, else that of --data or the usual data; {} where there is none."""
         for folder in (self.folder, self.folder.parent, self.flags.data or data_of(self.folder, "cuprite")):
             if (folder / "metadata.json").is_file():
-                try:
-                    return json.loads((folder / "metadata.json").read_text(encoding="utf-8"))
-                except ValueError as error:
-                    raise UserError(f"{folder / 'metadata.json'} is damaged: {error}; prepare the data again") from None
+                return read_json(folder / "metadata.json", {"parameters?": {"alteration_threshold?": float,
+                                                                            "min_share?": float}})
         return {}
 
 

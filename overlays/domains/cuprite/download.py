@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import urllib.error
 import urllib.request
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from urllib.parse import unquote, urlsplit
 from tqdm import tqdm
 
 from overlays.errors import UserError
-from overlays.files import sha256, write_json
+from overlays.files import read_json, sha256, write_json
 
 CHUNK = 1 << 20
 
@@ -64,7 +63,7 @@ def fetch(url: str, folder: Path, expected: str | None = None, about: str = "") 
         raise UserError(f"{url!r} is not an http address of a file")
     folder.mkdir(parents=True, exist_ok=True)
     target, ledger = folder / name, folder / "checksums.json"
-    known = json.loads(ledger.read_text(encoding="utf-8")) if ledger.is_file() else {}
+    known = read_json(ledger, {str: {"sha256?": str}}) if ledger.is_file() else {}
     expected = (expected or known.get(name, {}).get("sha256") or "").lower()
     if target.is_file():
         digest = sha256(target)

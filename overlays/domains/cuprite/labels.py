@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from overlays.domains.cuprite.classes import BY_NAME, CLASSES
 from overlays.domains.cuprite.labellers import LABELLERS
 from overlays.domains.cuprite.questions import MINERAL_NAMES
 from overlays.errors import UserError
+from overlays.files import read_json
 
 
 def ferric_iron(reflectance: np.ndarray, wavelength_nm: np.ndarray) -> np.ndarray | None:
@@ -84,6 +84,8 @@ def read_label_raster(path: str | Path, shape: tuple[int, int], class_map: str |
             values = np.load(path, allow_pickle=False)
         except NUMPY_ERRORS as error:
             raise UserError(f"label raster {path} cannot be read: {error}") from None
+        if not isinstance(values, np.ndarray) or values.dtype.kind not in "biuf":
+            raise UserError(f"label raster {path} must hold one array of numbers")
         values = values[:, :, 0] if values.ndim == 3 and values.shape[2] == 1 else values
         if values.ndim != 2:
             raise UserError(f"label raster {path} must have one band, its shape is {tuple(values.shape)}")
@@ -157,10 +159,10 @@ def _class_table(path: Path, class_map: str | Path | None, names: Sequence[str])
             return {float(mineral.code): mineral.code for mineral in CLASSES}
         known = {"unclassified": 0, "background": 0, **{name: BY_NAME[own].code for name, own in MINERAL_NAMES.items()}}
         return {float(value): known.get(name.lower(), name) for value, name in enumerate(names)}
+    entries = read_json(class_map, {str: (str, int)}, "it must map a raster value to a class name")
     try:
-        entries = json.loads(Path(class_map).read_text(encoding="utf-8"))
         numbers = {float(key): value for key, value in entries.items()}
-    except (OSError, ValueError, AttributeError) as error:
+    except ValueError as error:
         raise UserError(f"class map {class_map} is not a JSON object of raster value -> class name: {error}") from None
     table = {}
     for number, name in numbers.items():

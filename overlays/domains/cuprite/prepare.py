@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import re
@@ -39,11 +38,15 @@ from overlays.domains.cuprite.labels import read_label_raster
 from overlays.domains.cuprite.questions import tile_records
 from overlays.domains.cuprite.scan import AL_OH_ZERO_NM, Scan, scan, valid_pixels
 from overlays.errors import UserError
-from overlays.files import sha256, write_jsonl
+from overlays.files import misfit, read_json, sha256, write_jsonl
 from overlays.flags import check_choices, option
 from overlays.paths import ROOT, relative
 
 TILE_PX = 224  # side of a tile
+METADATA = {  # what rendering a window reads of metadata.json
+    "parameters": {"tile_size": int, "wavelengths?": str, "scale?": float}, "bands": [{"wavelength_nm": float}],
+    "cube?": {"files?": [{"bytes": int, "sha256": str}]}, "composites": {str: {"bands": [int], "limits": [[float]]}},
+}
 NO_LABEL = 255  # of labels.tif where there is no data
 
 
@@ -210,16 +213,16 @@ def _read_window(cube_path: str | Path, row: int, col: int, metadata: dict | str
                  ) -> tuple[Cube, np.ndarray, np.ndarray, dict, bool]:
     """(cube, reflectance (tile, tile, bands) with NaN where not valid, good bands, metadata, same bands as there)."""
     if not isinstance(metadata, dict):
-        try:
-            metadata = json.loads(Path(metadata).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise UserError(f"metadata {metadata} of the prepared data cannot be read: {error}") from None
+        metadata = read_json(metadata, hint="prepare the data again")
+    problem = misfit(metadata, METADATA)
+    if problem:
+        raise UserError(f"metadata.json of the prepared data is damaged: {problem}; prepare the data again")
     known, tile = metadata["parameters"], metadata["parameters"]["tile_size"]
     mat = {}
     if _is_prepared_cube(Path(cube_path), metadata):
         # metadata.json names files inside the project relative to it.
-        wavelengths = wavelengths or (ROOT / known["wavelengths"] if known["wavelengths"] else None)
-        scale = known["scale"] if scale is None else scale
+        wavelengths = wavelengths or (ROOT / known["wavelengths"] if known.get("wavelengths") else None)
+        scale = known.get("scale") if scale is None else scale
         mat = {key: known[key] for key in ("mat_variable", "mat_shape") if known.get(key)}
     cube = open_cube(cube_path, wavelengths, scale, **mat)
     rows, cols, _ = cube.shape
@@ -236,7 +239,7 @@ def _read_window(cube_path: str | Path, row: int, col: int, metadata: dict | str
 
 def _is_prepared_cube(path: Path, metadata: dict) -> bool:
     """Whether a cube is the one that was prepared, by the checksums of its files."""
-    known = {(row["bytes"], row["sha256"]) for row in metadata["cube"]["files"]}
+    known = {(row["bytes"], row["sha256"]) for row in metadata.get("cube", {}).get("files", ())}
     files = rasters.files_of(path)
     sizes = {size for size, _ in known}
     return all(file.stat().st_size in sizes for file in files) and all(

@@ -98,8 +98,3 @@ def _pair(text: str) -> tuple[float, float] | None:
         return None
     v, k = (float(number.replace("\u2212", "-").replace("\u2013", "-")) for number in match.groups())
     return (v, k) if abs(v) <= MAX_SPEED_MPS and abs(k) <= MAX_CURVATURE else None
-
-
-def parse_pairs(text: str, n: int) -> np.ndarray | None:
-    """(n, 2) velocities and curvatures of an answer, the last pair held where some are missing; None without any."""
-    return read_answer(text, n).pairs

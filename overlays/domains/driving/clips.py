@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import os
 import re
 import shutil
 import zipfile
@@ -17,13 +16,16 @@ from pathlib import Path
 import numpy as np
 
 from overlays import archives
+from overlays.data.tables import check_rows
 from overlays.data.video import opened
 from overlays.domains.driving.skips import ClipSkip, no_room
 from overlays.errors import UserError
-from overlays.files import atomic_path
+from overlays.files import atomic_path, link
 
 CAMERA = "camera_front_wide_120fov"
-MEDIA = re.compile(r"[\w][\w.-]*\.[0-9a-f]{12}(?:-\d{5,})?\.mp4")  # what prepare calls its videos
+VIDEO_SUFFIXES = (".mp4", ".mov", ".mkv", ".webm")  # in any case; the first of a clip's is taken
+# What prepare calls its videos.
+MEDIA = re.compile(rf"[\w][\w.-]*\.[0-9a-f]{{12}}(?:-\d{{5,}})?({'|'.join(map(re.escape, VIDEO_SUFFIXES))})")
 SPLIT_NAMES = {"train": "train", "val": "val", "validation": "val", "valid": "val", "test": "test"}
 
 
@@ -33,6 +35,11 @@ class File:
 
     path: Path
     member: zipfile.ZipInfo | None = None
+
+    @property
+    def suffix(self) -> str:
+        """Of its name, in lower case."""
+        return Path(self.member.filename if self.member else self.path).suffix.lower()
 
     def read(self) -> bytes:
         """Its content. Raises UserError where it is damaged."""
@@ -48,7 +55,7 @@ class File:
         return hashlib.sha256(json.dumps(state).encode()).hexdigest()[:12]
 
     def place(self, target: Path) -> None:
-        """Put it at `target`: unpacked, else a hard link, else a symbolic one. One that is there in full stays."""
+        """Put it at `target`: unpacked, else a hard link, else a copy. One that is there in full stays."""
         if self.member:
             if target.is_symlink() or not archives.is_member(target, self.member):
                 target.unlink(missing_ok=True)
@@ -57,15 +64,12 @@ class File:
         if target.is_file() and target.samefile(self.path):
             return
         with atomic_path(target) as temporary:
-            try:
-                os.link(self.path.resolve(), temporary)
-            except OSError:
-                temporary.symlink_to(self.path.resolve())
+            link(self.path, temporary)
 
 
 @dataclass(frozen=True)
 class Clip:
-    """What belongs to one clip; None where it is missing. `split` and `valid` are the index's."""
+    """What belongs to one clip; None where it is missing. `split`, `valid` and `road` (its kind) are the index's."""
 
     name: str
     video: File | None
@@ -73,6 +77,7 @@ class Clip:
     egomotion: File | None
     split: str | None = None
     valid: bool = True
+    road: str | None = None
 
 
 def find(raw: Path, camera: str = CAMERA) -> tuple[list[Clip], list[dict]]:
@@ -95,22 +100,19 @@ def find(raw: Path, camera: str = CAMERA) -> tuple[list[Clip], list[dict]]:
     pictures = _files(folder, refused)
     motion = _files(raw / "labels" / "egomotion", refused)
     files_of: dict[str, dict[str, File]] = {}
-    kinds = ((pictures, f".{camera}.mp4", "video"), (pictures, f".{camera}.timestamps.parquet", "timestamps"),
-             (motion, ".egomotion.parquet", "egomotion"))
+    kinds = (*((pictures, f".{camera}{suffix}", "video") for suffix in VIDEO_SUFFIXES),
+             (pictures, f".{camera}.timestamps.parquet", "timestamps"), (motion, ".egomotion.parquet", "egomotion"))
     for files, suffix, kind in kinds:
         for name, file in files.items():
-            clip = name.removesuffix(suffix)
-            if clip != name and re.fullmatch(r"[\w][\w.-]*", clip):
-                files_of.setdefault(clip, {})[kind] = file
+            clip = name[:-len(suffix)]
+            if name.lower().endswith(suffix.lower()) and re.fullmatch(r"[\w][\w.-]*", clip):
+                files_of.setdefault(clip, {}).setdefault(kind, file)
     if not files_of and not refused:
-        raise UserError(f"{raw} holds no clip of {camera}: neither archives nor <clip>.{camera}.mp4")
+        raise UserError(f"{raw} holds no clip of {camera}: neither archives nor <clip>.{camera}.mp4 (or "
+                        f"{', '.join(VIDEO_SUFFIXES[1:])})")
     index = read_index(raw)
-    clips = []
-    for name in sorted(files_of):
-        valid, split = index.get(name, (True, None))
-        files = files_of[name]
-        clips.append(Clip(name, files.get("video"), files.get("timestamps"), files.get("egomotion"), split, valid))
-    return clips, refused
+    return [Clip(name, **{kind: files_of[name].get(kind) for kind in ("video", "timestamps", "egomotion")},
+                 **index.get(name, {})) for name in sorted(files_of)], refused
 
 
 def _files(folder: Path, refused: list[dict]) -> dict[str, File]:
@@ -122,11 +124,13 @@ def _files(folder: Path, refused: list[dict]) -> dict[str, File]:
         except UserError as error:
             refused.append({"archive": archive.name, "reason": "refused archive", "detail": str(error)})
     return files | {path.name: File(path) for path in sorted(folder.rglob("*"))
-                    if path.suffix in (".mp4", ".parquet") and path.is_file()}
+                    if path.suffix.lower() in (*VIDEO_SUFFIXES, ".parquet") and path.is_file()}
 
 
-def read_index(raw: Path) -> dict[str, tuple[bool, str | None]]:
-    """Clip -> (valid, split) of clip_index.parquet; splits/default.parquet goes before its own. Empty without one.
+def read_index(raw: Path) -> dict[str, dict]:
+    """Clip -> {"valid", "split", "road"} of clip_index.parquet; splits/default.parquet goes before its own split.
+
+    Empty without one. The column `road` (the kind of road) is ours: the sample has it.
 
     Raises:
         UserError: an index that cannot be read.
@@ -137,18 +141,21 @@ def read_index(raw: Path) -> dict[str, tuple[bool, str | None]]:
     if not path.is_file():
         return {}
     try:
+        check_rows(path)
         table = pd.read_parquet(path)
         table = table.set_index("clip_id") if "clip_id" in table.columns else table
         if splits.is_file():
+            check_rows(splits)
             labels = pd.read_parquet(splits)
             labels = labels.set_index("clip_id") if "clip_id" in labels.columns else labels
             table["split"] = labels["split"]
     except Exception as error:  # pyarrow raises many kinds on bad bytes
         raise UserError(f"{path} or {splits} cannot be read: {' '.join(str(error).split())[:200]}") from None
     valid = table["clip_is_valid"].map(_is_true) if "clip_is_valid" in table else [True] * len(table)
-    split = table["split"] if "split" in table else [None] * len(table)
-    return {str(name): (ok, part if isinstance(part, str) else None)
-            for name, ok, part in zip(table.index, valid, split, strict=True)}
+    texts = [[value if isinstance(value, str) else None for value in table[name]] if name in table
+             else [None] * len(table) for name in ("split", "road")]
+    return {str(name): {"valid": ok, "split": split, "road": road}
+            for name, ok, split, road in zip(table.index, valid, *texts, strict=True)}
 
 
 def _is_true(value: object) -> bool:
@@ -166,7 +173,8 @@ def read_timestamps(file: File, name: str) -> np.ndarray:
     import pandas as pd
 
     try:
-        table = pd.read_parquet(io.BytesIO(file.read()))
+        check_rows(content := io.BytesIO(file.read()))
+        table = pd.read_parquet(content)
     except MemoryError:
         raise
     except Exception as error:  # pyarrow raises many kinds on bad bytes
@@ -225,13 +233,13 @@ def _opened(path: Path) -> Iterator[tuple]:
         raise ClipSkip("unreadable video", f"{path.name}: {' '.join(str(error).split())}") from None
 
 
-def cut(path: Path, stamps: np.ndarray, starts: list[int], frames: int, targets: list[Path],
+def cut(path: Path, stamps: np.ndarray, stretches: list[tuple[int, int]], targets: list[Path],
         quality: int = 0) -> list[int]:
-    """Write stretches of `frames` frames of a video as files of their own, frame by frame the same.
+    """Write stretches of a video as files of their own, frame by frame the same.
 
     Args:
         stamps: as `frame_stamps` gives them; frames are known by these, not by counting what is decoded.
-        starts: first frame of each stretch, ascending, counted in the order of showing from 0.
+        stretches: (first frame, the one after the last), ascending, counted in the order of showing from 0.
         targets: file of each stretch.
         quality: x264's: 0 is lossless, and then every frame is read again and compared; 18 looks the same.
 
@@ -242,7 +250,7 @@ def cut(path: Path, stamps: np.ndarray, starts: list[int], frames: int, targets:
         ClipSkip: a video that cannot be decoded or written so, or a file that differs from its source.
     """
     number_of = {stamp: number for number, stamp in enumerate(stamps.tolist())}
-    waiting = list(zip(starts, targets, strict=True))
+    waiting = [(*ends, target) for ends, target in zip(stretches, targets, strict=True)]
     held: dict[int, object] = {}  # frame by number, from the first that is wanted
     lost = []
     with _opened(path) as (container, stream):
@@ -254,19 +262,19 @@ def cut(path: Path, stamps: np.ndarray, starts: list[int], frames: int, targets:
                 continue
             if getattr(frame, "rotation", 0):
                 raise ClipSkip("rotated video", f"{path.name} is rotated: prepare it without --cut")
-            while waiting and number >= waiting[0][0] + frames:  # its last frame never came
+            while waiting and number >= waiting[0][1]:  # its last frame never came
                 lost.append(waiting.pop(0)[0])
             if not waiting:
                 break
             held[number] = frame
             held = {known: kept for known, kept in held.items() if known >= waiting[0][0]}
-            if number == waiting[0][0] + frames - 1:
-                start, target = waiting.pop(0)
-                if len(held) == frames:
+            if number == waiting[0][1] - 1:
+                start, end, target = waiting.pop(0)
+                if len(held) == end - start:
                     _encode(list(held.values()), target, rate, quality)
                 else:
                     lost.append(start)
-    return lost + [start for start, _ in waiting]
+    return lost + [start for start, *_ in waiting]
 
 
 def _encode(pictures: list, target: Path, rate, quality: int) -> None:
@@ -306,7 +314,7 @@ def remove_leftovers(folder: Path) -> None:
     """Delete what a run that was killed had not finished."""
     for place in folder.glob(".video.*"):
         shutil.rmtree(place, ignore_errors=True)
-    for pattern in (".*.tmp.json*", "messages/.*.tmp.jsonl", "clips/.*.tmp.mp4", "segments/.*.tmp.mp4"):
+    for pattern in (".*.tmp.json*", "messages/.*.tmp.jsonl", "clips/.*.tmp.*", "segments/.*.tmp.*"):
         for file in folder.glob(pattern):
             file.unlink()
 

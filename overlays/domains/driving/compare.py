@@ -6,13 +6,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 
 from overlays import errors, paths
 from overlays.domains.driving import prepare
 from overlays.errors import UserError
+from overlays.files import read_json
 from overlays.flags import Parser
 
 MEASURED = ("mae_v", "mae_k", "rmse_v", "rmse_k", "ade", "fde", "turn_sign_accuracy", "parse_rate")
@@ -49,12 +49,9 @@ def prepare_past(video: Path, past: Path, workers: int = 2) -> None:
 
 def _metadata(folder: Path) -> dict:
     file = folder / "metadata.json"
-    try:
-        metadata = json.loads(file.read_text(encoding="utf-8"))
-        if metadata["domain"] != "driving":
-            raise ValueError
-    except (OSError, ValueError, KeyError, TypeError):
-        raise UserError(f"{file} is not that of prepared driving clips: prepare them again") from None
+    metadata = read_json(file, {"domain": str, "parameters": dict, "counts": dict}, "prepare the clips again")
+    if metadata["domain"] != "driving":
+        raise UserError(f"{file} is not that of prepared driving clips: prepare them again")
     return metadata
 
 
@@ -67,8 +64,9 @@ def _differences(one: dict, other: dict) -> list[str]:
 
 def table(folder: Path) -> str:
     """The metrics of the runs `video` and `past` below a folder beside the baselines, as text."""
-    metrics = {name: json.loads((folder / name / "test" / "metrics.json").read_text(encoding="utf-8"))
-             for name in ("video", "past")}
+    row = dict.fromkeys(MEASURED, (float, None))
+    metrics = {name: read_json(folder / name / "test" / "metrics.json", {**row, "baseline": {str: (row, None)}},
+                               "score the run again") for name in ("video", "past")}
     rows = {"video only": metrics["video"], "video and past motion": metrics["past"], **metrics["past"]["baseline"]}
     lines = [f"{'':<24}" + "".join(f"{key.replace('turn_sign_accuracy', 'turn sign'):>12}" for key in MEASURED)]
     for name, row in rows.items():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from argparse import ArgumentParser, Namespace
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,11 +11,13 @@ import numpy as np
 from overlays import paths, report
 from overlays.data import records, video
 from overlays.domains.base import Domain, Evaluation, Metric
-from overlays.domains.driving import plots, prepare, score
+from overlays.domains.driving import clips, plots, prepare, score
+from overlays.domains.driving.windows import PAIRS
 from overlays.errors import UserError
 from overlays.report import Paragraph, Picture, Section, Table
 
 SHOWN = 12  # windows in the report
+SHOWN_DROPS = 5  # clips that prepare names on the screen; metadata.json has them all
 
 
 class Driving(Domain):
@@ -33,6 +35,7 @@ class Driving(Domain):
         Metric("ade", "path, mean distance (ADE)", "m", lower_is_better=True),
         Metric("fde", "path, distance at the end (FDE)", "m", lower_is_better=True),
         Metric("turn_sign_accuracy", "turns with the right sign", over="{n_turns} turns"),
+        Metric("speed_correlation", "speed within a kind of road: correlation"),
         Metric("parse_rate", "parse rate", over="{n} windows"),
     )
 
@@ -51,14 +54,18 @@ class Driving(Domain):
         yield (f"windows of one second: {counts['windows']} = {counts['train']} train + {counts['val']} val + "
                f"{counts['test']} test ({'the index' if metadata['splits_by'] == 'index' else 'own'} splits, by clip)"
                f"{f'; dropped: {dropped}' if dropped else ''}")
+        if metadata["consistency"]:
+            yield from _agreement(metadata["consistency"].values())
+        for clip, fault in list(metadata["contradictions_kept"].items())[:SHOWN_DROPS]:
+            yield f"warning: {clip} contradicts itself and is kept: {fault}"
         if counts["curvature_fitted"]:
             bent = counts["curvature_out_of_range"]
             yield (f"curvature fitted from yaw rate where the file has none: {counts['curvature_fitted']} clips"
                    f"{f', {bent} rows of them for values that no car drives' if bent else ''}")
         yield (f"next second: {future['v_min']:.1f} to {future['v_max']:.1f} m/s, curvature {future['k_min']:.5f} to "
                f"{future['k_max']:.5f} 1/m; {counts['low_speed']} windows with less than 1 m/s, scored apart")
-        if parameters["pairs"] is not None:
-            yield f"answers hold {parameters['pairs']} pairs, spread over the second (--pairs; one a frame is 30)"
+        if parameters["pairs"] != PAIRS:
+            yield f"answers hold {parameters['pairs']} pairs, spread over the second (--pairs)"
         if parameters["messages"] and not parameters["cut"]:
             yield "note: messages name frames of whole clips (video_start, video_end); for other trainers add --cut"
         if counts["clips_dropped"] or counts["windows_dropped"] or refused:
@@ -95,25 +102,29 @@ class Driving(Domain):
         return [f"{metrics['n']} windows of one second ({metrics['task'].replace('_', ' ')}), {metrics['n_turns']} of "
                 f"them turns (mean curvature of at least {metrics['turn_threshold_per_m']} 1/m), "
                 f"{metrics['low_speed']['n']} under 1 m/s; {metrics['n_unreadable']} answers unreadable, "
-                f"{metrics['n_partial']} with too few pairs.",
-                "Errors over all pairs; paths by integrating velocity and curvature. An unreadable answer counts as if "
-                "the last known motion went on. Train mean knows nothing of the clip; the other baselines know the "
-                "last second's true motion, which a model that sees only the video does not."]
+                f"{metrics['n_partial']} with too few pairs{_of_readable(metrics['readable'])}.",
+                "Errors over all pairs; paths by integrating velocity and curvature. An unreadable answer is replaced "
+                "by what its question tells: the training mean, or the last motion where the past is told; its turn "
+                "counts as wrong. Train mean knows nothing of the clip; the other baselines know the last second's "
+                "true motion, which a model that sees only the video does not."]
 
     def sections(self, predictions: Sequence[dict], metrics: dict, data: Path, out: Path) -> list[Section]:
         mean = score.train_mean(records.read(data / "train.jsonl"))
         rows = [score.read_row(row, mean) for row in predictions]
-        plots.draw_scatter(rows, out / "plots" / "scatter.png")
-        windows = []
+        answered, scatter, windows = [row for row in rows if row.answered], out / "plots" / "scatter.png", []
+        if answered:
+            plots.draw_scatter(answered, scatter)
         for place, number in enumerate(shown_rows(len(rows))):
             row, file = rows[number], out / "plots" / f"window_{place:02d}.png"
             plots.draw_window(row, file)
             windows.append(Picture(file, f"{row.id}{'' if row.status == 'whole' else f'; the answer is {row.status}'}"))
-        slow, moving = metrics["low_speed"]["n"], metrics["moving"]["n"]
+        slow, moving, readable = (metrics[group]["n"] for group in ("low_speed", "moving", "readable"))
         return [
             Section("By horizon", [self._by_horizon(metrics)]),
-            Section("All pairs", [Picture(out / "plots" / "scatter.png", "Predicted against true; on the line a "
-                                          "prediction is exact.")]),
+            Section("All pairs", [Picture(scatter, f"Predicted against true in the {len(answered)} answers with a "
+                                          "readable pair; on the line a prediction is exact.")] if answered else []),
+            Section(f"Readable answers: {readable} windows", [Table(["", "model"], self._rows(
+                {"model": metrics["readable"]}))] if 0 < readable < metrics["n"] else []),
             Section(f"Moving: {moving} windows", [self._of_group(metrics, "moving")] if slow and moving else []),
             Section(f"Under 1 m/s: {slow} windows", [self._of_group(metrics, "low_speed")] if slow else []),
             Section("Windows", [Paragraph("Evenly spread over the split, not picked by result.", True), *windows]),
@@ -125,9 +136,13 @@ class Driving(Domain):
 
     def _of_group(self, metrics: dict, group: str) -> Table:
         beside = self._beside(metrics)
-        return Table(["", *beside], [
-            [f"{metric.label}, {metric.unit}", *(report.number(metrics_of[group].get(metric.key), metric.decimals)
-                                                 for metrics_of in beside.values())] for metric in self.metrics[:-1]])
+        return Table(["", *beside], self._rows({name: row[group] for name, row in beside.items()}))
+
+    def _rows(self, beside: dict[str, dict]) -> list[list[str]]:
+        """Rows of a table: every metric of a group of windows but the parse rate."""
+        return [[", ".join(filter(None, (metric.label, metric.unit))),
+                 *(report.number(column.get(metric.key), metric.decimals) for column in beside.values())]
+                for metric in self.metrics if metric.key != "parse_rate"]
 
     def _by_horizon(self, metrics: dict) -> Table:
         beside, rows = self._beside(metrics), []
@@ -148,6 +163,7 @@ class Driving(Domain):
             row = predictions[number]
             start, stop = _future_frames(row)
             path = records.media_file(evaluation.media_root, records.media_names(row, "video")[0])
+            stop = min(stop, len(clips.frame_stamps(path)[0]))  # where frames are missing the next second has fewer
             shown.append((score.read_row(row, mean), video.read_frames(path, np.arange(start, stop))))
         plots.write_overlay(shown, file, float(stop - start))
         print(f"video of {len(shown)} windows: {file}")
@@ -165,6 +181,28 @@ def _future_frames(row: dict) -> tuple[int, int]:
 def shown_rows(count: int) -> list[int]:
     """Up to SHOWN numbers below `count`, evenly spread."""
     return [i * count // min(SHOWN, count) for i in range(min(SHOWN, count))]
+
+
+def _of_readable(metrics: dict) -> str:
+    return (f"; the {metrics['n']} that can be read in full alone: velocity {metrics['mae_v']:.3f} m/s, curvature "
+            f"{metrics['mae_k']:.5f} 1/m off") if metrics["n"] else ""
+
+
+def _agreement(rows: Iterable[dict]) -> Iterator[str]:
+    """Median and worst of what the columns of the clips say of each other."""
+    rows, parts = list(rows), []
+    for key, label, right in (("across_heading", "speed across the heading", 0),
+                              ("path_over_speed", "path over speed", 1),
+                              ("curvature_sign", "sign of curvature with the yaw rate", 1)):
+        values = [row[key] for row in rows if row[key] is not None]
+        if values:
+            worst = max(values, key=lambda value: abs(value - right))
+            parts.append(f"{label} {np.median(values):.3f}, worst {worst:.3f} ({len(values)} clips, {right} is right)")
+    yield "consistency: " + ("; ".join(parts) or "nothing moves enough to tell")
+    for key, label, unit in (("position_jumps", "position jumps", ""), ("frozen_s", "equal rows in motion", " s")):
+        values = [row[key] for row in rows if row[key]]
+        if values:
+            yield f"{label}: in {len(values)} clips, at most {max(values):g}{unit}"
 
 
 def _listed(numbers: dict[str, int]) -> str:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from io import BytesIO
+from itertools import product
 from pathlib import Path
 
 import numpy as np
 from scipy.interpolate import CubicSpline
 from scipy.spatial.transform import Rotation, Slerp
 
+from overlays.data.tables import check_rows
 from overlays.domains.driving.answers import MAX_CURVATURE, MAX_SPEED_MPS
 from overlays.domains.driving.skips import ClipSkip, check_unit
 
@@ -17,7 +20,39 @@ POSE = ("qx", "qy", "qz", "qw", "x", "y", "z")
 VELOCITY = ("vx", "vy", "vz")
 MAX_GAP_S = 0.1  # longest stretch between two rows that is interpolated, unless rows are usually further apart
 FIT_S = 1.0  # span of the least-squares fit of curvature
+JUMP_M = 1.0  # a step of the position, beyond twice the way that the speed explains
+FROZEN_S = 0.5  # equal rows of a moving car for longer are a sensor that stands; satellite receivers repeat theirs
 LOW_SPEED_MPS = 1.0  # under this speed curvature is hardly defined: such moments are flagged and scored apart
+
+VELOCITY_FRAMES, QUATERNION_ORDERS, CURVATURE_SIGNS = ("start", "car"), ("xyzw", "wxyz"), ("left", "right")
+SPEED_UNITS = {"m/s": 1.0, "km/h": 1 / 3.6, "mph": 0.44704}  # in m/s
+
+
+@dataclass(frozen=True)
+class Conventions:
+    """How an egomotion file is read; each field is a flag of prepare.
+
+    Attributes:
+        velocity_frame: of vx vy vz: "start", the rig's at t = 0, or "car", the rig's at the row's own time.
+        quaternion_order: of the columns qx qy qz qw; "wxyz" where the first of them holds w.
+        curvature_sign: the side to which curvature is positive.
+        speed_unit: of vx vy vz.
+    """
+
+    velocity_frame: str = "start"
+    quaternion_order: str = "xyzw"
+    curvature_sign: str = "left"
+    speed_unit: str = "m/s"
+
+    def flags(self, other: Conventions) -> str:
+        """The flags of what differs from `other`."""
+        return " ".join(f"--{name.replace('_', '-')} {value}" for name, value in vars(self).items()
+                        if value != getattr(other, name))
+
+    def others(self) -> Iterator[Conventions]:
+        """Every other way to read a file."""
+        every = product(VELOCITY_FRAMES, QUATERNION_ORDERS, CURVATURE_SIGNS, SPEED_UNITS)
+        return (other for other in (Conventions(*values) for values in every) if other != self)
 
 
 @dataclass(frozen=True)
@@ -43,7 +78,7 @@ class Egomotion:
 
     Attributes:
         times_us: (N,) int64, microseconds; 0 is the start of the clip, rows may lie before it.
-        position: (N, 3) m. rotation: N rotations. speed: (N,) m/s along the heading, signed.
+        position: (N, 3) m. rotation: N rotations. velocity: (N, 3) m/s. speed: (N,) m/s along the heading, signed.
         curvature: (N,) 1/m, + to the left. fitted: (N,) bool, where it was fitted for want of a value in the file.
         repairs: rows left out while reading: {"repeated": n, "not finite": n, "too fast": n}.
         bent: rows whose curvature, beyond MAX_CURVATURE, counts as missing.
@@ -52,6 +87,7 @@ class Egomotion:
     times_us: np.ndarray
     position: np.ndarray
     rotation: Rotation
+    velocity: np.ndarray
     speed: np.ndarray
     curvature: np.ndarray
     fitted: np.ndarray
@@ -68,16 +104,36 @@ class Egomotion:
         wide = np.flatnonzero(np.diff(self.times_us) > longest_s * 1e6)
         return np.stack([self.times_us[wide], self.times_us[wide + 1]], 1)
 
+    @property
+    def jumps(self) -> np.ndarray:
+        """(N - 1,) bool: steps of the position far beyond what the speed explains."""
+        speed, seconds = np.linalg.norm(self.velocity, axis=1), np.diff(self.times_us) / 1e6
+        return np.linalg.norm(np.diff(self.position, axis=0), axis=1) > JUMP_M + 2 * seconds * np.maximum(
+            speed[1:], speed[:-1])
+
+    def frozen(self, longest_s: float) -> np.ndarray:
+        """(G, 2) int64: first and last microsecond of every longer run of equal rows in which the car moves."""
+        rows = np.concatenate([self.position, self.rotation.as_quat(), self.velocity], 1)
+        equal = (rows[1:] == rows[:-1]).all(1) & (np.abs(self.speed[1:]) > LOW_SPEED_MPS)
+        edges = np.flatnonzero(np.diff(np.concatenate([[False], equal, [False]]).astype(int))).reshape(-1, 2)
+        spans = self.times_us[edges].reshape(-1, 2)
+        return spans[np.diff(spans, axis=1)[:, 0] > longest_s * 1e6]
+
     def problem(self, first_us: int, last_us: int, longest_s: float) -> tuple[str, str] | None:
         """Why nothing can be said about the motion between two times: a reason and what exactly, or None."""
         if first_us < self.times_us[0] or last_us > self.times_us[-1]:
             return "outside the egomotion", (f"{first_us / 1e6:.3f} to {last_us / 1e6:.3f} s, the egomotion runs from "
                                              f"{self.times_us[0] / 1e6:.3f} to {self.times_us[-1] / 1e6:.3f} s")
-        gaps = self.gaps(longest_s)
-        gaps = gaps[(gaps[:, 0] < last_us) & (gaps[:, 1] > first_us)]
-        if len(gaps):
-            return "gap in the egomotion", (f"{np.diff(gaps).max() / 1e6:.3f} s without a row, above {longest_s:.3f} s "
-                                            "(--max-gap)")
+        jumps = np.stack([self.times_us[:-1], self.times_us[1:]], 1)[self.jumps]
+        for spans, reason, detail in (
+                (self.gaps(longest_s), "gap in the egomotion", "s without a row, above {longest:.3f} s (--max-gap)"),
+                (self.frozen(max(longest_s, FROZEN_S)), "frozen egomotion",
+                 "s of equal rows, though the car moves, above {frozen:.3f} s"),
+                (jumps, "position jump", "s for a step of the position that the speed does not explain")):
+            spans = spans[(spans[:, 0] < last_us) & (spans[:, 1] > first_us)]
+            if len(spans):
+                return reason, f"{np.diff(spans).max() / 1e6:.3f} {detail}".format(
+                    longest=longest_s, frozen=max(longest_s, FROZEN_S))
         return None
 
     def at(self, times_us: np.ndarray) -> Motion:
@@ -98,10 +154,10 @@ class Egomotion:
         )
 
 
-def read(source: Path | bytes, name: str = "") -> Egomotion:
+def read(source: Path | bytes, name: str = "", conventions: Conventions = Conventions()) -> Egomotion:
     """An egomotion parquet file, its path or its content.
 
-    Columns `timestamp` (microseconds), qx qy qz qw, x y z (m), vx vy vz (m/s), and `curvature` (1/m), which is fitted
+    Columns `timestamp` (microseconds), qx qy qz qw, x y z (m), vx vy vz, and `curvature` (1/m), which is fitted
     (`fit_curvature`) where it is missing, not a number or beyond MAX_CURVATURE, which a standing car's may be. Rows
     repeated with the same time and rows with a number that is not finite or a speed above MAX_SPEED_MPS are left out,
     which may open a gap.
@@ -114,7 +170,8 @@ def read(source: Path | bytes, name: str = "") -> Egomotion:
 
     name = name or (source.name if isinstance(source, Path) else "egomotion")
     try:
-        table = pd.read_parquet(BytesIO(source) if isinstance(source, bytes) else source)
+        check_rows(content := BytesIO(source) if isinstance(source, bytes) else source)
+        table = pd.read_parquet(content)
     except MemoryError:
         raise
     except Exception as error:  # pyarrow raises many kinds on bad bytes
@@ -133,6 +190,9 @@ def read(source: Path | bytes, name: str = "") -> Egomotion:
         raise ClipSkip("egomotion out of order", f"{name}: row {row} ({times[row]} us) is before the row above it "
                                                   f"({times[row - 1]} us)")
     values = np.stack([_numbers(table, column, name) for column in (*POSE, *VELOCITY)], 1)
+    values[:, 7:10] *= SPEED_UNITS[conventions.speed_unit]
+    if conventions.quaternion_order == "wxyz":
+        values[:, :4] = np.roll(values[:, :4], -1, axis=1)
     finite = np.isfinite(values).all(1) & (np.linalg.norm(values[:, :4], axis=1) > 0.5)
     sound = finite & (np.linalg.norm(values[:, 7:10], axis=1) <= MAX_SPEED_MPS)
     first = np.concatenate([[True], np.diff(times[sound]) > 0])[: sound.sum()]
@@ -146,13 +206,21 @@ def read(source: Path | bytes, name: str = "") -> Egomotion:
                                                 f"{f' (left out: {left_out})' if left_out else ''}")
     check_unit(times[kept], name)
     times, values = times[kept], values[kept]
-    rotation = Rotation.from_quat(values[:, :4])
-    speed = (values[:, 7:10] * rotation.apply([1.0, 0.0, 0.0])).sum(1)
+    rotation, velocity = Rotation.from_quat(values[:, :4]), values[:, 7:10]
+    if conventions.velocity_frame == "car":
+        velocity = rotation.apply(velocity)
+    speed = forward_speed(rotation, velocity)
     given = (_numbers(table, "curvature", name) if "curvature" in table.columns else np.full(len(table), np.nan))[kept]
     fitted = ~(np.abs(given) <= MAX_CURVATURE)
-    curvature = np.where(fitted, fit_curvature(times, rotation, speed), given) if fitted.any() else given
-    return Egomotion(times, values[:, 4:7], rotation, speed, curvature, fitted, repairs,
+    curvature = given if conventions.curvature_sign == "left" else -given
+    curvature = np.where(fitted, fit_curvature(times, rotation, speed), curvature) if fitted.any() else curvature
+    return Egomotion(times, values[:, 4:7], rotation, velocity, speed, curvature, fitted, repairs,
                      int((np.abs(given) > MAX_CURVATURE).sum()))
+
+
+def forward_speed(rotation: Rotation, velocity: np.ndarray) -> np.ndarray:
+    """(N,) m/s along the heading of N rotations, negative when reversing."""
+    return (velocity * rotation.apply([1.0, 0.0, 0.0])).sum(1)
 
 
 def _numbers(table, column: str, name: str) -> np.ndarray:

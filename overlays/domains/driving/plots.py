@@ -19,9 +19,8 @@ def draw_window(row: Row, file: Path) -> None:
     """Velocity, curvature and path of one window, predicted, true and (before 0 s) past, as a PNG."""
     figure = plotting.figure(9.6, 2.7)
     speed, bend, way = figure.subplots(1, 3, width_ratios=(1.25, 1.25, 1))
-    unread = row.status == "unreadable"
-    style = {"color": PREDICTED, "marker": "o", "markersize": 4, "linestyle": ":" if unread else "-",
-             "label": "held (unreadable)" if unread else "predicted"}
+    style = {"color": PREDICTED, "marker": "o", "markersize": 4, "linestyle": "-" if row.answered else ":",
+             "label": "predicted" if row.answered else _replacement(row)}
     for axes, column, unit in ((speed, 0, "velocity (m/s)"), (bend, 1, "curvature (1/m)")):
         if len(row.past) > 1:
             axes.plot(row.past_times, row.past[:, column], color=PAST, marker="o", markersize=3, label="past")
@@ -43,6 +42,11 @@ def draw_window(row: Row, file: Path) -> None:
     way.set(xlabel="left (m)", ylabel="forward (m)", xlim=(reach, -reach))
     way.grid(alpha=0.3)
     plotting.save(figure, file)
+
+
+def _replacement(row: Row) -> str:
+    """What stands in for an answer that cannot be read."""
+    return f"unreadable: {'the past is held' if row.told else 'the training mean'}"
 
 
 def draw_scatter(rows: Sequence[Row], file: Path) -> None:
@@ -115,6 +119,6 @@ def _overlay(row: Row, frame: np.ndarray, second: float) -> np.ndarray:
         v, k = (np.interp(second, row.times, pairs[:, column]) for column in (0, 1))
         for place, text in ((12, name), (92, f"{v:.2f} m/s"), (180, f"{k:+.4f} 1/m")):
             pen.text((left + place, line), text, fill=colour, font=big)
-    if row.status == "unreadable":
-        pen.text((left + 12, 54), "answer unreadable: the past is held", fill="white", font=big)
+    if not row.answered:
+        pen.text((left + 12, 54), _replacement(row), fill="white", font=big)
     return np.asarray(picture)

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -19,11 +19,13 @@ from tqdm import tqdm
 from overlays import samples
 from overlays.data import records as annotation
 from overlays.domains.base import SPLITS, check_output, parameters, unfinished_mark, write_metadata
-from overlays.domains.driving import clips, egomotion
+from overlays.domains.driving import clips, consistency, egomotion
 from overlays.domains.driving.answers import format_pairs, question
 from overlays.domains.driving.clips import CAMERA, SPLIT_NAMES, Clip
+from overlays.domains.driving.consistency import Agreement
+from overlays.domains.driving.egomotion import Conventions
 from overlays.domains.driving.skips import ClipSkip, no_room
-from overlays.domains.driving.windows import Drop, Pairs, Window, cut, frame_rate
+from overlays.domains.driving.windows import PAIRS, Drop, Pairs, Window, cut, frame_rate
 from overlays.errors import UserError
 from overlays.files import temporary_folder, write_jsonl
 from overlays.flags import check_choices, option
@@ -37,12 +39,22 @@ class Settings:
                               "the sample clips, made in data/raw/driving/sample)")
     camera: str = option(CAMERA, "which camera")
     output: Path | None = option(None, "folder (default: data/prepared/driving; driving_motion with --motion-only)")
-    pairs: int | None = option(None, "pairs in an answer, spread evenly over the second (default: one a frame, 30, "
-                               "or what suits the sample)")
+    pairs: int | None = option(None, "pairs in an answer, spread evenly over the second, whatever the frame rate "
+                               f"(default: {PAIRS}, or what suits the sample)")
     past_motion: bool = option(False, "tell the pairs of the second that is seen")
     stride: int | None = option(None, "frames from one window to the next (default: one second)")
     max_gap_s: float | None = option(None, "seconds without egomotion that are still interpolated (default: 0.1, or "
                                      "1.5 times the usual step of a clip with fewer rows)", flag="max-gap")
+    max_frame_gap_s: float | None = option(None, "seconds between two frames, where some are missing (default: 0.1, or "
+                                           "1.5 times the usual step)", flag="max-frame-gap")
+    velocity_frame: Literal["start", "car"] = option("start", "frame of vx vy vz: the rig's at t = 0, or the car's own "
+                                                     "at the time of the row")
+    quaternion_order: Literal["xyzw", "wxyz"] = option("xyzw", "order of the columns qx qy qz qw; wxyz: the first one "
+                                                       "holds w")
+    curvature_sign: Literal["left", "right"] = option("left", "the side to which curvature is positive")
+    speed_unit: Literal["m/s", "km/h", "mph"] = option("m/s", "unit of vx vy vz")
+    contradictions: Literal["drop", "keep"] = option("drop", "what becomes of a clip whose heading, velocity, position "
+                                                     "and curvature contradict each other; keep: it is only listed")
     cut: bool = option(False, "write every window as a video of its own")
     cut_quality: int = option(0, "x264 quality of these: 0 lossless, 18 looks so")
     splits: Literal["auto", "index", "own"] = option(
@@ -71,6 +83,8 @@ class Outcome:
     repairs: dict[str, int] = field(default_factory=dict)
     bent: int = 0
     fitted: bool = False
+    agreement: Agreement | None = None
+    remedy: str = ""  # flags under which a clip that contradicts itself agrees
 
 
 def prepare(settings: Settings) -> dict:
@@ -100,6 +114,7 @@ def prepare(settings: Settings) -> dict:
         unfinished.touch()
     clips.remove_leftovers(output)
     outcomes = list(_run(all_clips, settings))
+    _check_conventions(outcomes, settings)
     split_of, splits_by = _splits(all_clips, outcomes, settings)
     records: dict[str, list[dict]] = {split: [] for split in SPLITS}
     for outcome in outcomes:
@@ -110,7 +125,7 @@ def prepare(settings: Settings) -> dict:
     metadata = _metadata(settings, outcomes, refused, records, splits_by)
     if not metadata["counts"]["windows"]:
         reasons = metadata["dropped"]["archives"] + metadata["dropped"]["clips"] + metadata["dropped"]["windows"]
-        first = f": {reasons[0].get('detail') or reasons[0]['reason']}" if reasons else ""
+        first = "".join(f": {row['reason']}, {row['detail']}" for row in reasons[:1])
         raise UserError(f"not one window could be made of {len(all_clips)} clips in {settings.raw} "
                         f"({len(reasons)} drops{first})")
     _write(output, settings, records)
@@ -125,12 +140,13 @@ def _resolve(settings: Settings) -> Settings:
     if settings.raw is None:
         values["raw"] = samples.ensure("driving")
     if settings.pairs is None:
-        values["pairs"] = samples.settings_beside(Path(values["raw"])).get("pairs")
+        values["pairs"] = samples.settings_beside(Path(values["raw"])).get("pairs", PAIRS)
     for name in ("pairs", "stride", "limit", "workers"):
         if values[name] is not None and values[name] < 1:
             raise UserError(f"--{name} must be at least 1, got {values[name]}")
-    if settings.max_gap_s is not None and not 0 < settings.max_gap_s < math.inf:
-        raise UserError(f"--max-gap must be a number of seconds above 0, got {settings.max_gap_s}")
+    for flag, gap in (("max-gap", settings.max_gap_s), ("max-frame-gap", settings.max_frame_gap_s)):
+        if gap is not None and not 0 < gap < math.inf:
+            raise UserError(f"--{flag} must be a number of seconds above 0, got {gap}")
     if not 0 <= settings.cut_quality <= 51:
         raise UserError(f"--cut-quality must lie between 0 (lossless) and 51, got {settings.cut_quality}")
     check_choices(settings)
@@ -189,39 +205,70 @@ def _fill(outcome: Outcome, clip: Clip, settings: Settings) -> None:
     if clip.timestamps is None:
         raise ClipSkip("no timestamps", f"{clip.name} has no .{settings.camera}.timestamps.parquet")
     if clip.video is None and not settings.motion_only:
-        raise ClipSkip("no video", f"{clip.name} has no .{settings.camera}.mp4")
-    motion = egomotion.read(clip.egomotion.read(), f"{clip.name}.egomotion.parquet")
+        raise ClipSkip("no video", f"{clip.name} has no .{settings.camera}.mp4, "
+                                   f"{', '.join(clips.VIDEO_SUFFIXES[1:-1])} or {clips.VIDEO_SUFFIXES[-1]}")
+    motion = egomotion.read(clip.egomotion.read(), f"{clip.name}.egomotion.parquet", _conventions(settings))
     outcome.repairs, outcome.fitted, outcome.bent = motion.repairs, bool(motion.fitted.any()), motion.bent
+    outcome.agreement = consistency.measure(motion)
+    fault = outcome.agreement.fault()
+    if fault and settings.contradictions == "drop":
+        outcome.remedy = consistency.remedy(motion, _conventions(settings))
+        raise ClipSkip(fault[0], f"{clip.name}: {fault[1]}"
+                                 f"{f'; it agrees with {outcome.remedy}' if outcome.remedy else ''}")
     times = clips.read_timestamps(clip.timestamps, clip.name)
     outcome.fps = frame_rate(times, clip.name)
-    windows, outcome.dropped = cut(times, motion, settings.pairs, settings.stride, settings.max_gap_s, clip.name)
+    windows, outcome.dropped = cut(times, motion, settings.pairs, settings.stride, settings.max_gap_s,
+                                   settings.max_frame_gap_s, clip.name)
     if settings.motion_only:
         outcome.records = [_motion(clip, window) for window in windows]
         return
     if not windows:
         return
     name = f"{clip.name}.{clip.video.digest()}"
-    length = windows[0].end - windows[0].start
     if settings.cut:
         with temporary_folder(settings.output, f"video.{clip.name}") as temporary:
-            video = temporary / f"{clip.name}.mp4"
+            video = temporary / f"{clip.name}{clip.video.suffix}"
             clip.video.place(video)
             stamps, _ = _stamps(video, times)
             names = {window.start: f"segments/{name}-{window.start:05d}.mp4" for window in windows}
-            lost = clips.cut(video, stamps, list(names), length, [settings.output / name for name in names.values()],
-                             settings.cut_quality)
+            lost = clips.cut(video, stamps, [(window.start, window.end) for window in windows],
+                             [settings.output / name for name in names.values()], settings.cut_quality)
         media = {start: {"video": name} for start, name in names.items()}
     else:
-        video = settings.output / "clips" / f"{name}.mp4"
+        name += clip.video.suffix
+        video = settings.output / "clips" / name
         clip.video.place(video)
         _, leading = _stamps(video, times)
         lost = [window.start for window in windows if window.start < leading]
-        media = {window.start: {"video": f"clips/{name}.mp4", "video_start": window.start, "video_end": window.end}
+        media = {window.start: {"video": f"clips/{name}", "video_start": window.start, "video_end": window.end}
                  for window in windows}
-    outcome.dropped += [(start, "frames that cannot be decoded", f"frames {start} to {start + length - 1}")
-                        for start in lost]
+    outcome.dropped += [(window.start, "frames that cannot be decoded", f"frames {window.start} to {window.end - 1}")
+                        for window in windows if window.start in lost]
     outcome.records = [_record(clip, window, outcome.fps, settings, media[window.start]) for window in windows
                        if window.start not in lost]
+
+
+def _conventions(settings: Settings) -> Conventions:
+    return Conventions(**{item.name: getattr(settings, item.name) for item in fields(Conventions)})
+
+
+def _check_conventions(outcomes: list[Outcome], settings: Settings) -> None:
+    """Refuse a set whose clips follow other conventions: those that go straight would be kept, and be wrong.
+
+    Raises:
+        UserError: for a flag that is not given, more clips contradict themselves without it than do not.
+    """
+    other = [outcome for outcome in outcomes if outcome.remedy]
+    wanted = []
+    for flag in sorted({f"--{words.strip()}" for outcome in other for words in outcome.remedy.split("--")[1:]}):
+        without = sum(flag not in outcome.remedy and outcome.agreement.tells(flag) for outcome in outcomes
+                      if outcome.agreement and (outcome.remedy or not outcome.agreement.fault()))
+        if sum(flag in outcome.remedy for outcome in other) > without:
+            wanted.append(flag)
+    if wanted:
+        raise UserError(f"{len(other)} of {len(outcomes)} clips in {settings.raw} contradict themselves "
+                        f"({other[0].skip_reason[0]}: {other[0].skip_reason[1].partition(';')[0]}) and agree when they "
+                        f"are read with {' '.join(wanted)}: run again with that")
 
 
 def _stamps(video: Path, times: np.ndarray) -> tuple[np.ndarray, int]:
@@ -246,6 +293,7 @@ def _motion(clip: Clip, window: Window) -> dict:
         "id": f"{clip.name}-{window.start:05d}", "clip": clip.name, "start_us": window.start_us,
         "times": _numbers(window.future.times, 6), "future": _pairs(window.future),
         "past": {"times": _numbers(window.past.times, 6), **_pairs(window.past)}, "low_speed": window.low_speed,
+        **({"road": clip.road} if clip.road else {}),
     }
 
 
@@ -295,6 +343,10 @@ def _metadata(settings: Settings, outcomes: list[Outcome], refused: list[dict], 
     return {
         "format": 1, "parameters": parameters(settings), "splits_by": splits_by,
         "fps": sorted({outcome.fps for outcome in outcomes if outcome.records}),
+        "consistency": {outcome.clip: outcome.agreement.numbers() for outcome in outcomes if outcome.agreement},
+        "contradictions_kept": {} if settings.contradictions == "drop" else {
+            outcome.clip: ", ".join(outcome.agreement.fault()) for outcome in outcomes
+            if outcome.agreement and outcome.agreement.fault()},
         "counts": {
             "clips": len(outcomes), "clips_used": sum(bool(outcome.records) for outcome in outcomes),
             "clips_dropped": dict(Counter(row["reason"] for row in lost_clips)),

@@ -60,7 +60,7 @@ def read(file: Path, counts: Counts) -> Iterator[Tap | tuple[str, str]]:
 
 def _tap(file: Path, line: dict, where: str, counts: Counts) -> Tap | str:
     user = str(line.get("user_id", line.get("user")))
-    if not user.isdecimal():
+    if not user.isdecimal() or len(user) > 9:
         return "no user number (user_id or user)"
     episode = str(line.get("session") or line.get("episode") or "0")
     turns = _turns(line.get("messages"))

@@ -6,6 +6,7 @@ predictions.jsonl and, written last, metrics.json. <output>/folds.json lists the
 
 import hashlib
 import json
+import logging
 import re
 import shutil
 from collections.abc import Callable, Sequence
@@ -16,8 +17,10 @@ from typing import Literal
 from overlays.data import records
 from overlays.domains.gui.folds import KINDS, make_folds
 from overlays.errors import UserError
-from overlays.files import write_json
+from overlays.files import read_json, write_json
 from overlays.flags import option
+
+log = logging.getLogger(__name__)
 
 DONE = "metrics.json"  # the last file of a fold's folder
 ROWS = "predictions.jsonl"
@@ -61,7 +64,7 @@ class Job:
         return f"user_{self.user}/{self.kind}_fold_{self.fold}"
 
 
-def jobs(records: Sequence[dict], settings: Settings, note: Callable[[str], None] = print,
+def jobs(records: Sequence[dict], settings: Settings, note: Callable[[str], None] = log.info,
          seed: int = 42) -> list[Job]:
     """Every user, kind of folds and fold; a user with too few episodes is left out and told.
 
@@ -132,22 +135,21 @@ def begin(output: Path, checkpoint: Path, identities: dict[str, dict], note: Cal
 def _read_job(output: Path) -> dict:
     """{"checkpoint", "folds": {name: identity}} of an output folder, by name; no folds where it has no sound one."""
     try:
-        job = json.loads((output / JOB).read_text(encoding="utf-8"))
-        folds = {name: dict(job["folds"][name]) for name in sorted(job["folds"])}
-        return {"checkpoint": str(job["checkpoint"]), "folds": folds}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        job = read_json(output / JOB, {"checkpoint": str, "folds": {str: dict}})
+        return {"checkpoint": job["checkpoint"], "folds": dict(sorted(job["folds"].items()))}
+    except UserError:
         return {"checkpoint": "", "folds": {}}
 
 
 def finished(folder: Path, identity: dict) -> list[dict] | None:
     """The rows of a fold that was finished with the same settings, records and global checkpoint; else None."""
     try:
-        metrics = json.loads((folder / DONE).read_text(encoding="utf-8"))
+        metrics = read_json(folder / DONE, {"identity": dict, "n": int})
         if metrics["identity"] != identity:
             return None
         rows = read_rows(folder / ROWS)
         return rows if len(rows) == metrics["n"] else None
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, UserError):
         return None
 
 
@@ -206,13 +208,13 @@ def current_folds(folder: Path, asked: Sequence[dict]) -> dict[str, list[dict]]:
                         "scripts/train_gui_personal.sh")
     left = unfinished(folder)
     if left:
-        print(f"note: {len(left)} folds are not finished: {', '.join(left[:10])}")
+        log.warning("%d folds are not finished: %s", len(left), ", ".join(left[:10]))
     for kind, rows in kinds.items():
         present = {row["id"] for row in rows}
         missing = [record for record in asked if record["id"] not in present]
         if missing:
             users = ", ".join(dict.fromkeys(str(record["user"]) for record in missing))
-            print(f"note: {len(missing)} of {len(asked)} taps are in no finished fold by {kind}: user {users}")
+            log.warning("%d of %d taps are in no finished fold by %s: user %s", len(missing), len(asked), kind, users)
     return kinds
 
 
@@ -222,8 +224,8 @@ def global_rows(folder: Path, rows: Sequence[dict]) -> list[dict]:
     answered = {row.get("id"): row for row in read_rows(file)}
     if all(_asks_the_same(answered.get(row["id"], {}), row) for row in rows):
         return [answered[row["id"]] for row in rows]
-    print(f"note: no predictions of the global model for all these taps in {file}: run python scripts/evaluate_gui.py "
-          f"--checkpoint {folder.parent} --split {folder.name} first to see both side by side")
+    log.warning("no predictions of the global model for all these taps in %s: run python scripts/evaluate_gui.py "
+                "--checkpoint %s --split %s first to see both side by side", file, folder.parent, folder.name)
     return []
 
 

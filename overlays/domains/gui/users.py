@@ -1,10 +1,13 @@
 """Users: numbers and ranges in words, and the records of some of them."""
 
+import logging
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from overlays.errors import UserError
+
+log = logging.getLogger(__name__)
 
 _PLAIN = re.compile(r"[\w.@ -]{1,64}")  # users name folders
 
@@ -49,5 +52,5 @@ def of_users(records: Sequence[dict], users: Sequence[str] | None, file: Path) -
         raise UserError(f"{file} holds no tap of user {', '.join(missing)}; its users are "
                         f"{', '.join(sorted(there, key=lambda user: (len(user), user)))}")
     if missing:
-        print(f"note: no taps of user {', '.join(missing)} in {file}")
+        log.warning("no taps of user %s in %s", ", ".join(missing), file)
     return [record for record in records if str(record["user"]) in set(wanted)]

@@ -6,8 +6,11 @@ import csv
 from dataclasses import dataclass
 from pathlib import Path
 
+from overlays import archives
 from overlays.errors import UserError
 
+MAX_CELLS = 10_000_000  # of a sheet, the empty ones before its last cell included
+MAX_WORKBOOK_BYTES = 256 << 20  # unpacked
 HEADER_ROWS = 12  # rows at the top among which a header is looked for
 
 
@@ -55,9 +58,31 @@ def read_sheets(path: Path) -> list[Sheet]:
     return sheets
 
 
+def _check_cells(path: Path) -> None:
+    """Raise UserError where a sheet of a workbook would fill memory: a cell far out makes all before it."""
+    from openpyxl import load_workbook
+
+    archives.members(path, MAX_WORKBOOK_BYTES, flat=False)
+    book = load_workbook(path, read_only=True)
+    try:
+        for number, sheet in enumerate(book.worksheets):
+            sheet.reset_dimensions()  # the file's own word on its size
+            height = width = 0
+            for row, cells in enumerate(sheet.iter_rows(values_only=True), start=1):
+                if cells:
+                    height, width = row, max(width, len(cells))
+                if height * width > MAX_CELLS:
+                    which = "its first sheet" if number == 0 else f"its sheet {sheet.title}"
+                    raise UserError(f"{which} reaches to row {height} and column {width}, beyond {MAX_CELLS} cells: "
+                                    "delete what stands far from the table")
+    finally:
+        book.close()
+
+
 def _workbook(path: Path) -> list[Sheet]:
     from openpyxl import load_workbook
 
+    _check_cells(path)
     sheets = []
     for sheet in load_workbook(path, data_only=True).worksheets:
         rows = [[_value(cell) for cell in row] for row in sheet.iter_rows()]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +21,7 @@ from overlays.domains.satellite.embeddings import Raster, is_scales, off_length,
 from overlays.domains.satellite.labels import Labels, key, match_tiles, read_labels
 from overlays.domains.satellite.score import r2
 from overlays.errors import UserError
-from overlays.files import atomic_path, reserve, sha256, write_jsonl
+from overlays.files import atomic_path, read_json, reserve, sha256, write_jsonl
 from overlays.flags import check_choices, option
 from overlays.paths import relative
 
@@ -136,10 +135,9 @@ def find_tiles(folder: Path) -> list[Path]:
 def _truth(file: Path) -> dict:
     """What the sample notes about itself; nothing where it does not."""
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return read_json(file)
+    except UserError:
         return {}
-    return found if isinstance(found, dict) else {}
 
 
 def _inputs(settings: Settings) -> tuple[Path, Path]:

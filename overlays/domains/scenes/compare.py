@@ -9,6 +9,7 @@ from pathlib import Path
 from overlays import report
 from overlays.domains.scenes.score import HEADLINES
 from overlays.errors import UserError
+from overlays.files import read_json
 
 COLUMNS = ("method", "steps", "n", "n_where", "n_what", *HEADLINES, "by_type", "baseline")  # of the table
 SAME = {"steps": "the runs have different numbers of steps",
@@ -21,8 +22,8 @@ def steps_of(folder: Path) -> int | None:
     """Optimisation steps of a run, from its trainer state."""
     for candidate in (folder, folder.parent):
         try:
-            return json.loads((candidate / "trainer_state.json").read_text(encoding="utf-8"))["global_step"]
-        except (OSError, ValueError, KeyError):
+            return read_json(candidate / "trainer_state.json", {"global_step": int})["global_step"]
+        except UserError:
             continue
     return None
 
@@ -32,10 +33,7 @@ def read_metrics(folder: Path) -> dict:
     file = folder / "metrics.json"
     if not file.is_file():
         raise UserError(f"there is no {file}: run scripts/evaluate_scenes.py --checkpoint {folder.parent} first")
-    try:
-        metrics = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{file} is damaged: {error}; score the run again") from None
+    metrics = read_json(file, hint="score the run again")
     if not is_complete(metrics):
         raise UserError(f"{file} does not hold the metrics of scenes; score the run again")
     return metrics

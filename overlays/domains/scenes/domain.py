@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from argparse import ArgumentParser, Namespace
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from statistics import median
 
 from overlays import report
 from overlays.domains.base import Domain, Evaluation, Metric, training_sources
@@ -43,6 +44,9 @@ class Scenes(Domain):
                + f"; {counts['scenes_without_questions']} scenes of the infos files have no question")
         yield "depth: " + ", ".join(f"{scale} units a metre in {number} frames"
                                     for scale, number in counts["frames_by_depth_scale"].items())
+        yield from _agreement(metadata["consistency"])
+        for scene, fault in list(metadata["contradictions_kept"].items())[:SHOWN_DROPS]:
+            yield f"warning: {scene} contradicts itself and is kept: {fault}"
         types = sorted({name for split in counts["by_type"].values() for name in split})
         yield f"{'questions':<20}" + "".join(f"{split:>8}" for split in counts["questions"])
         for name in types:
@@ -132,6 +136,22 @@ class Scenes(Domain):
                 "Question types in turn, not picked by result. A token stands at the mean of the valid points of its "
                 "block of the picture; one without valid depth is not drawn.", True), *shown]),
         ]
+
+
+def _agreement(scenes: dict[str, dict]) -> Iterator[str]:
+    """Median and lowest of what depth and poses of the scenes say of each other."""
+    values = {name: row["agreement"] for name, row in scenes.items() if row["agreement"] is not None}
+    if values:
+        lowest = min(values, key=values.get)
+        yield (f"agreement of depth and poses: median {median(values.values()):.2f}, lowest {values[lowest]:.2f} "
+               f"({lowest}) in {len(values)} scenes")
+    if len(values) < len(scenes):
+        yield (f"agreement of depth and poses: not told by {len(scenes) - len(values)} scenes, whose frames hardly "
+               "overlap")
+    coverage = {name: row["depth_coverage"] for name, row in scenes.items()}
+    if coverage:
+        lowest = min(coverage, key=coverage.get)
+        yield f"valid depth: {median(coverage.values()):.1%} of the pixels, lowest {coverage[lowest]:.1%} ({lowest})"
 
 
 def shown_rows(predictions: Sequence[dict]) -> list[dict]:

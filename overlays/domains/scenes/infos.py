@@ -19,6 +19,49 @@ from overlays.files import SURROGATE
 
 DEPTH_UNITS = {"matterport3d": 4000.0}  # stored depth units per metre; 1000 elsewhere
 
+# OpenCV's camera axes (x right, y down, z forward) in others: OpenGL's x right, y up, z back; x forward, y left, z up.
+CAMERA_AXES = {"opencv": np.eye(4), "opengl": np.diag([1.0, -1.0, -1.0, 1.0]),
+               "ros": np.array([[0.0, 0, 1, 0], [-1, 0, 0, 0], [0, -1, 0, 0], [0, 0, 0, 1]])}
+POSES, POSE_UNITS = ("camera-to-world", "world-to-camera"), {"m": 1.0, "cm": 0.01, "mm": 0.001}
+DEPTH_ENCODINGS = {"plain": 0, "sun3d": 3}  # bits to the left by which the 16 bits of a pixel are rotated
+
+
+@dataclass(frozen=True)
+class Conventions:
+    """How poses and depth are read; each field is a flag of prepare. `pose_unit` is that of axis_align_matrix too."""
+
+    pose: str = "camera-to-world"
+    camera_axes: str = "opencv"
+    pose_unit: str = "m"
+    depth_encoding: str = "plain"
+    depth_scale: float | None = None  # stored units per metre; None: DEPTH_UNITS, else 1000
+
+    def flags(self, other: Conventions) -> str:
+        """The flags of what differs from `other`."""
+        return " ".join(f"--{name.replace('_', '-')} {f'{value:g}' if isinstance(value, float) else value}"
+                        for name, value in vars(self).items() if value != getattr(other, name))
+
+    @property
+    def rotated_bits(self) -> int:
+        """Of depth pixels, see DEPTH_ENCODINGS."""
+        return DEPTH_ENCODINGS[self.depth_encoding]
+
+    def in_metres(self, matrix: np.ndarray) -> np.ndarray:
+        """(4, 4) rigid motion whose translation is in `pose_unit`, in metres."""
+        return matrix * np.where(np.arange(4) < 3, 1.0, POSE_UNITS[self.pose_unit]) + np.diag(
+            [0, 0, 0, 1 - POSE_UNITS[self.pose_unit]])
+
+    def camera_to_world(self, stored: np.ndarray) -> np.ndarray:
+        """(4, 4) camera to world, metres, OpenCV axes, of a pose as a file has it."""
+        moved = np.linalg.inv(stored) if self.pose == "world-to-camera" else stored
+        return self.in_metres(moved) @ CAMERA_AXES[self.camera_axes]
+
+    def as_stored(self, pose: np.ndarray) -> np.ndarray:
+        """What `camera_to_world` was made of."""
+        moved = pose @ CAMERA_AXES[self.camera_axes].T
+        moved[:3, 3] /= POSE_UNITS[self.pose_unit]
+        return np.linalg.inv(moved) if self.pose == "world-to-camera" else moved
+
 
 @dataclass(frozen=True)
 class Frame:
@@ -149,14 +192,14 @@ def load_pickle(path: Path) -> object:
 
 
 def read_infos(path: Path, split: str, root: Path, wanted: Container[str] | None = None,
-               depth_scale: float | None = None) -> list[Scene]:
+               conventions: Conventions = Conventions()) -> list[Scene]:
     """Scenes of an infos file, in its order.
 
     Args:
         path: embodiedscan_infos_<split>.pkl.
         root: folder that the file's picture paths start from, with or without the source's name ("scannet/") before.
         wanted: names of scenes whose frames are looked at; the others come without frames. None looks at all.
-        depth_scale: stored depth units per metre; None takes DEPTH_UNITS. A scene's own "depth_scale" goes first.
+        conventions: of poses and depth. A scene's own "depth_scale" goes first.
 
     Raises:
         UserError: the file as a whole is of no use; a scene or frame that is not has its reason in the Scene.
@@ -166,8 +209,65 @@ def read_infos(path: Path, split: str, root: Path, wanted: Container[str] | None
     if not isinstance(rows, list):
         raise UserError(f"{path} is not an infos file of EmbodiedScan: it has no data_list")
     shown = tqdm(rows, desc=f"reading {path.name}", unit="scene", disable=None)
-    return [_scene(row, f"entry {number} of {path.name}", split, root, wanted, depth_scale)
+    return [_scene(row, f"entry {number} of {path.name}", split, root, wanted, conventions)
             for number, row in enumerate(shown)]
+
+
+# Names by which scene_metadata.pkl may call what an infos file has: of a scene, of a frame.
+_SCENE_NAMES = {"axis_align_matrix": ("axis_alignment", "axis_align"), "depth_scale": ("depth_shift",),
+                "cam2img": ("intrinsic", "intrinsics", "color_intrinsic", "camera_intrinsics"),
+                "depth_cam2img": ("depth_intrinsic", "depth_intrinsics"), "images": ("frames", "views")}
+_FRAME_NAMES = {"img_path": ("image_path", "image", "color_path", "rgb_path", "file_path"),
+                "depth_path": ("depth_image_path", "depth", "depth_file"),
+                "cam2global": ("pose", "extrinsic", "camera_pose", "cam2world", "camera_to_world"),
+                "cam2img": ("intrinsic", "intrinsics"), "depth_cam2img": ("depth_intrinsic",)}
+_LISTS = {"img_path": ("image_paths", "img_paths", "image_files"), "depth_path": ("depth_paths", "depth_files"),
+          "cam2global": ("poses", "extrinsics", "camera_poses")}
+
+
+def read_scene_metadata(path: Path, root: Path, wanted: Container[str] | None = None,
+                        conventions: Conventions = Conventions()) -> list[Scene]:
+    """Scenes of a scene_metadata.pkl: {scene: {"frames": [{"image_path", "depth_path", "pose", ...}], ...}}, the same
+    under "scenes", or a list with "scene_id". Frames may also be lists side by side: image_paths, depth_paths, poses.
+
+    A scene's split is its own "split", "" without one. Names that are not those of an infos file: _SCENE_NAMES,
+    _FRAME_NAMES, _LISTS. Paths are taken from "posed_images" on.
+
+    Raises:
+        UserError: as `read_infos`.
+    """
+    content = load_pickle(path)
+    rows = content.get("scenes", content) if isinstance(content, dict) else content
+    if isinstance(rows, dict):
+        rows = [{"scene_id": name, **row} if isinstance(row, dict) else None for name, row in rows.items()]
+    if not isinstance(rows, list) or not rows or not all(isinstance(row, dict) for row in rows):
+        raise UserError(f"{path} is not a scene_metadata.pkl: it does not map scenes to their frames")
+    shown = tqdm(rows, desc=f"reading {path.name}", unit="scene", disable=None)
+    return [_scene(_as_info(row), f"entry {number} of {path.name}", str(row.get("split") or ""), root, wanted,
+                   conventions) for number, row in enumerate(shown)]
+
+
+def _as_info(row: dict) -> dict:
+    """An entry of scene_metadata.pkl as one of an infos file."""
+    info = _renamed(row, _SCENE_NAMES) | {"sample_idx": row.get("sample_idx", row.get("scene_id", row.get("scene")))}
+    columns = _renamed({name: row[name] for names in _LISTS.values() for name in names if name in row}, _LISTS)
+    if "images" not in info and columns and all(isinstance(value, list | tuple | np.ndarray)
+                                                for value in columns.values()):
+        info["images"] = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=False)]
+    if isinstance(info.get("images"), list | tuple):
+        info["images"] = [_renamed({"img_path": image} if isinstance(image, str) else image, _FRAME_NAMES)
+                          for image in info["images"] if isinstance(image, str | dict)]
+        for image in info["images"]:
+            for key in ("img_path", "depth_path"):
+                if isinstance(image.get(key), str) and "posed_images/" in image[key]:
+                    image[key] = "posed_images/" + image[key].rpartition("posed_images/")[2]
+    return info
+
+
+def _renamed(row: dict, names: dict[str, tuple[str, ...]]) -> dict:
+    """A row whose keys have the first of their names."""
+    first = {other: name for name, others in names.items() for other in others if name not in row}
+    return {first.get(key, key): value for key, value in row.items()}
 
 
 def scene_name(index: str) -> str:
@@ -182,13 +282,14 @@ def _is_folder_name(name: str) -> bool:
 
 
 def _scene(row: object, entry: str, split: str, root: Path, wanted: Container[str] | None,
-           depth_scale: float | None) -> Scene:
+           conventions: Conventions) -> Scene:
     index = row.get("sample_idx") if isinstance(row, dict) else None
     if not isinstance(index, str) or not _is_folder_name(index):
         said = "no sample_idx" if index is None else f"its sample_idx {str(index)[:100]!r} names no folder"
         return Scene(entry, split, "", np.eye(4), 1000.0, problem=printable(said))
     source = index.partition("/")[0] if "/" in index else ""
-    scene = Scene(scene_name(index), split, source, np.eye(4), depth_scale or DEPTH_UNITS.get(source, 1000.0))
+    scene = Scene(scene_name(index), split, source, np.eye(4),
+                  conventions.depth_scale or DEPTH_UNITS.get(source, 1000.0))
     if wanted is not None and scene.name not in wanted:
         return scene
     if row.get("depth_scale") is not None:
@@ -203,13 +304,14 @@ def _scene(row: object, entry: str, split: str, root: Path, wanted: Container[st
         if problem:
             scene.problem = f"axis_align_matrix {problem}"
             return scene
+        scene.axis_align = conventions.in_metres(scene.axis_align)
     images = row.get("images")
     if not isinstance(images, list | tuple) or not images:
         scene.problem = "no images in its entry"
         return scene
     seen = set()
     for image in images:
-        frame, reason = _frame(image, row, root, source)
+        frame, reason = _frame(image, row, root, source, conventions)
         if frame is not None and frame.image in seen:
             frame, reason = None, "named before in its entry"
         if frame is None:
@@ -223,7 +325,7 @@ def _scene(row: object, entry: str, split: str, root: Path, wanted: Container[st
     return scene
 
 
-def _frame(image: object, row: dict, root: Path, source: str) -> tuple[Frame | None, str]:
+def _frame(image: object, row: dict, root: Path, source: str, conventions: Conventions) -> tuple[Frame | None, str]:
     """(frame, "") or (None, reason)."""
     if not isinstance(image, dict) or not isinstance(image.get("img_path"), str):
         return None, "no img_path in its entry"
@@ -252,7 +354,7 @@ def _frame(image: object, row: dict, root: Path, source: str) -> tuple[Frame | N
     depth_k, problem = (color_k, "") if own is None else _intrinsic(own)
     if problem:
         return None, f"depth intrinsics {problem}"
-    return Frame(color, depth, pose, color_k, depth_k, own is None), ""
+    return Frame(color, depth, conventions.camera_to_world(pose), color_k, depth_k, own is None), ""
 
 
 def _locate(name: str, root: Path, source: str, what: str) -> tuple[Path | None, str]:

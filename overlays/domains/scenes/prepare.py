@@ -11,8 +11,8 @@ lists them, because the frames cost far more than a question does. Validation an
 scene_metadata.npz has one row per kept frame in each array: scene, image, depth (paths from the media root), pose
 (4, 4) camera-to-world in metres with OpenCV axes, axis_align (4, 4) world to axis-aligned frame, depth_intrinsic and
 color_intrinsic (3, 3) at depth_size and color_size (height, width), depth_scale (stored units per metre). Depth 0 and
-65535 are invalid. Both cameras of a frame share its pose. Depth without intrinsics of its own is a picture of the
-colour camera, at its size or at another one of the same proportions.
+65535 are invalid, and its bits are rotated by depth_rotated_bits. Both cameras of a frame share its pose. Depth without
+intrinsics of its own is a picture of the colour camera, at its size or at another one of the same proportions.
 """
 
 from __future__ import annotations
@@ -20,20 +20,22 @@ from __future__ import annotations
 import math
 import random
 from collections import Counter
-from collections.abc import Container
-from dataclasses import dataclass, replace
+from collections.abc import Container, Iterable
+from dataclasses import dataclass, fields, replace
 from itertools import chain, count
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from PIL import Image
 from tqdm import tqdm
 
 from overlays import samples
-from overlays.data.geometry import depth_problem, is_turned
+from overlays.data.records import split_groups
 from overlays.domains.base import SPLITS, prepared_folder, write_metadata
-from overlays.domains.scenes.infos import Frame, Scene, read_infos
+from overlays.domains.scenes import consistency
+from overlays.domains.scenes.cameras import OwnSizes, Size, fit, parse_size, sizes
+from overlays.domains.scenes.consistency import Agreement
+from overlays.domains.scenes.infos import Conventions, Frame, Scene, read_infos, read_scene_metadata
 from overlays.domains.scenes.question_files import Question, find_files, question_type, read_questions, task_of
 from overlays.errors import UserError
 from overlays.files import link, sha256, write_jsonl
@@ -41,19 +43,21 @@ from overlays.flags import check_choices, option
 
 METADATA = "scene_metadata.npz"
 INSTRUCTION = "Answer with a word or a phrase."
+SCENE_METADATA = "scene_metadata.pkl"  # as the LLaMA-Factory line keeps its scenes
 NUM_FRAMES = 32
+REREAD = 8  # scenes at most that are read again to find how they agree
 
 
 @dataclass(frozen=True)
 class Settings:
     """Prepare questions about posed RGB-D scenes; without --data, from the sample rooms."""
 
-    data: Path | None = option(None, "folder with embodiedscan_infos_*.pkl and posed_images or scannet/posed_images "
-                               "(default: the sample, made in data/raw/scenes/sample)")
+    data: Path | None = option(None, "folder with embodiedscan_infos_*.pkl, or scene_metadata.pkl, and posed_images or "
+                               "scannet/posed_images (default: the sample, made in data/raw/scenes/sample)")
     infos: tuple[Path, ...] = option((), "infos files that lie elsewhere; their names hold train, val or test",
                                      listed=True)
-    questions: tuple[Path, ...] = option((), "SQA3D, ScanQA or Video-3D-LLM files, or folders of them (default: "
-                                         "DATA/questions)", listed=True)
+    questions: tuple[Path, ...] = option((), "SQA3D, ScanQA, Video-3D-LLM or LLaMA-Factory files, or folders of them "
+                                         "(default: DATA/questions, or DATA/merged_training_data.json)", listed=True)
     output: Path | None = option(None, "folder (default: data/prepared/scenes)")
     num_frames: int | None = option(None, "frames of a scene at most, evenly spaced (default: "
                                     f"{NUM_FRAMES}, or what suits the sample)")
@@ -64,6 +68,28 @@ class Settings:
     seed: int = option(0, "of the order in which questions share records")
     depth_scale: float | None = option(None, "stored depth units per metre, e.g. 5000 for TUM, 6553.5 for Replica "
                                        "(default: 1000; 4000 for Matterport3D)")
+    depth_encoding: Literal["plain", "sun3d"] = option("plain", "how depth pixels are stored; sun3d: with their bits "
+                                                       "rotated by three")
+    pose: Literal["camera-to-world", "world-to-camera"] = option("camera-to-world", "what a pose matrix maps to what")
+    camera_axes: Literal["opencv", "opengl", "ros"] = option(
+        "opencv", "axes of the camera: x right, y down, z forward; x right, y up, z back; x forward, y left, z up")
+    pose_unit: Literal["m", "cm", "mm"] = option("m", "unit of the translations of poses and axis_align_matrix")
+    color_size: tuple[int, int] | None = option(None, "width x height, such as 1296x968, that the colour intrinsics "
+                                                "belong to (default: of the pictures, or what their middle says)",
+                                                parse=parse_size)
+    depth_size: tuple[int, int] | None = option(None, "the same of the depth intrinsics", parse=parse_size)
+    contradictions: Literal["drop", "keep"] = option("drop", "what becomes of a scene whose depth and poses contradict "
+                                                     "each other; keep: it is only listed")
+
+    @property
+    def conventions(self) -> Conventions:
+        """Of poses and depth."""
+        return Conventions(**{item.name: getattr(self, item.name) for item in fields(Conventions)})
+
+    @property
+    def own_sizes(self) -> OwnSizes:
+        """(height, width) of the intrinsics of the colour and the depth camera."""
+        return self.color_size, self.depth_size
 
 
 def prepare(settings: Settings) -> dict:
@@ -83,8 +109,9 @@ def prepare(settings: Settings) -> dict:
     asked = Counter(question.scene for question in questions if not question.problem)
     scenes, repeated = _read_scenes(settings, asked)
     wanted = [scene for scene in scenes.values() if asked[scene.name] and not scene.problem]
+    agreements = _check_agreement(wanted, settings)
     with prepared_folder(settings.output, "scenes") as folder:
-        rows, frame_rows = _write_frames(folder, wanted, settings.num_frames)
+        rows, frame_rows = _write_frames(folder, [scene for scene in wanted if not scene.problem], settings)
         lost = _unusable(scenes, questions)
         kept, more = _split(questions, {name: scene for name, scene in scenes.items() if name in frame_rows}, settings)
         _check_splits(kept, settings, lost, more)
@@ -98,9 +125,13 @@ def prepare(settings: Settings) -> dict:
         np.savez_compressed(folder / METADATA, **rows)
         return write_metadata(folder, "scenes", {
             "source": source, "parameters": {
-                "num_frames": settings.num_frames, "turns": settings.turns, "split": settings.split,
-                "seed": settings.seed, "depth_scale": settings.depth_scale, "instruction": INSTRUCTION},
+                **{name: getattr(settings, name) for name in ("num_frames", "turns", "split", "seed", "own_sizes",
+                                                              "contradictions")},
+                **vars(settings.conventions), "instruction": INSTRUCTION},
             "files": files, "counts": _counts(kept, records, scenes, rows, questions),
+            "consistency": {name: agreement.numbers() for name, agreement in agreements.items()},
+            "contradictions_kept": {name: agreement.fault for name, agreement in agreements.items()
+                                    if agreement.fault and settings.contradictions == "keep"},
             "dropped": {"frames": [{"scene": scene.name, "frame": frame, "reason": reason}
                                    for scene in scenes.values() for frame, reason in scene.dropped],
                         "scenes": lost + repeated, "questions": more},
@@ -123,12 +154,19 @@ def _resolve(settings: Settings) -> tuple[Settings, str]:
         frames, turns = frames or suited["num_frames"], turns or suited["turns"]
     if not data.is_dir():
         raise UserError(f"there is no data folder {data}")
-    infos = settings.infos or tuple(sorted(data.glob("embodiedscan_infos_*.pkl")))
+    infos = settings.infos or _first(sorted((data / folder).glob(name)) for name in (
+        "embodiedscan_infos_*.pkl", SCENE_METADATA) for folder in (".", "embodiedscan"))
     if not infos:
-        raise UserError(f"there is no embodiedscan_infos_*.pkl in {data}: name the files with --infos")
-    questions = settings.questions or (data / "questions",)
+        raise UserError(f"there is no embodiedscan_infos_*.pkl and no {SCENE_METADATA} in {data} or its folder "
+                        "embodiedscan: name the files with --infos")
+    questions = settings.questions or _first([path] if path.exists() else [] for path in (
+        data / "questions", data / "merged_training_data.json")) or (data / "questions",)
     return replace(settings, data=data, infos=infos, questions=questions, num_frames=frames or NUM_FRAMES,
                    turns=turns or 1), source
+
+
+def _first(choices: Iterable[list[Path]]) -> tuple[Path, ...]:
+    return tuple(next(filter(None, choices), ()))
 
 
 def _read_scenes(settings: Settings, asked: Counter) -> tuple[dict[str, Scene], list[dict]]:
@@ -137,14 +175,28 @@ def _read_scenes(settings: Settings, asked: Counter) -> tuple[dict[str, Scene], 
     repeated = []
     for path in settings.infos:
         split = next((name for name in SPLITS if f"_{name}" in f"_{path.stem.lower()}"), None)
-        if split is None:
+        if path.name == SCENE_METADATA:
+            read = read_scene_metadata(path, settings.data, asked, settings.conventions)
+            _assign([scene for scene in read if scene.split not in SPLITS and asked[scene.name]], settings.seed)
+        elif split is None:
             raise UserError(f"the name of the infos file {path} says neither train, val nor test")
-        for scene in read_infos(path, split, settings.data, asked, settings.depth_scale):
+        else:
+            read = read_infos(path, split, settings.data, asked, settings.conventions)
+        for scene in read:
             if scene.name in scenes:
                 repeated.append({"scene": scene.name, "reason": f"named again in {path.name}", "questions": 0})
             else:
                 scenes[scene.name] = scene
     return scenes, repeated
+
+
+def _assign(scenes: list[Scene], seed: int) -> None:
+    """Assign at random a split to each scene, 80 %, 10 % and 10 %."""
+    rows = [{"scene": scene.name} for scene in scenes]
+    assigned = split_groups(rows, dict(zip(SPLITS, (0.8, 0.1, 0.1), strict=True)), "scene", seed)
+    split_of = {row["scene"]: split for split, members in assigned.items() for row in members}
+    for scene in scenes:
+        scene.split = split_of[scene.name]
 
 
 def _read_questions(settings: Settings) -> tuple[list[Question], list[dict]]:
@@ -167,15 +219,43 @@ def _unusable(scenes: dict[str, Scene], questions: list[Question]) -> list[dict]
 
 # ---------------------------------------------------------------- frames
 
-def _write_frames(folder: Path, scenes: list[Scene], number: int) -> tuple[dict[str, np.ndarray], dict[str, list[int]]]:
+def _check_agreement(scenes: list[Scene], settings: Settings) -> dict[str, Agreement]:
+    """Agreement of depth and poses by scene; a scene that contradicts itself gets its problem.
+
+    Raises:
+        UserError: most scenes contradict themselves, and they agree when they are read with other flags.
+    """
+    used, own = settings.conventions, settings.own_sizes
+    found = {scene.name: consistency.measure(scene, used, own=own)[0]
+             for scene in tqdm(scenes, desc="comparing depth and poses", unit="scene", disable=None)}
+    if settings.contradictions == "keep" or not scenes:
+        return found
+    together = consistency.pool(list(found.values()))
+    doubtful = [scene for scene in scenes if found[scene.name].fault or found[scene.name].value is None]
+    unclear = together.fault or together.value is None
+    if any(agreement.fault for agreement in found.values()) or unclear:
+        overlapping = sorted(doubtful, key=lambda scene: -len(found[scene.name].near))
+        way, value = consistency.remedy(overlapping[:REREAD], used, own)
+        if way and unclear:
+            raise UserError(f"{together.fault or 'the frames of the scenes do not overlap'}; they agree in {value:.2f} "
+                            f"of them when they are read with {way}: run again with that")
+        for scene in doubtful:
+            fault = found[scene.name].fault or together.fault
+            if fault:
+                scene.problem = f"{fault}{f'; many such scenes agree with {way}' if way else ''}"
+    return found
+
+
+def _write_frames(folder: Path, scenes: list[Scene],
+                  settings: Settings) -> tuple[dict[str, np.ndarray], dict[str, list[int]]]:
     """Link the chosen frames; (arrays of scene_metadata.npz, rows of each scene)."""
     rows: dict[str, list] = {name: [] for name in (
         "scene", "image", "depth", "pose", "axis_align", "depth_intrinsic", "color_intrinsic", "depth_size",
-        "color_size", "depth_scale")}
+        "color_size", "depth_scale", "depth_rotated_bits")}
     frame_rows: dict[str, list[int]] = {}
     for scene in tqdm(scenes, desc="choosing frames", unit="scene", disable=None):
         folder_of_scene, names = Path("posed_images") / scene.name, {}
-        for frame, color_size, depth_size in choose_frames(scene, number):
+        for frame, color_size, depth_size in choose_frames(scene, settings.num_frames, settings.own_sizes):
             for source in (frame.image, frame.depth):
                 if source not in names:
                     names[source] = _free_name(source, names.values())
@@ -185,43 +265,44 @@ def _write_frames(folder: Path, scenes: list[Scene], number: int) -> tuple[dict[
                       "depth": (folder_of_scene / names[frame.depth]).as_posix(), "pose": frame.pose,
                       "axis_align": scene.axis_align, "depth_intrinsic": frame.depth_intrinsic,
                       "color_intrinsic": frame.color_intrinsic, "depth_size": depth_size, "color_size": color_size,
-                      "depth_scale": scene.depth_scale}
+                      "depth_scale": scene.depth_scale, "depth_rotated_bits": settings.conventions.rotated_bits}
             for name, value in values.items():
                 rows[name].append(value)
-    kinds = {"scene": str, "image": str, "depth": str, "depth_size": np.int32, "color_size": np.int32}
+    kinds = {"scene": str, "image": str, "depth": str, "depth_size": np.int32, "color_size": np.int32,
+             "depth_rotated_bits": np.int32}
     return {name: np.array(values, dtype=kinds.get(name, np.float64)) for name, values in rows.items()}, frame_rows
 
 
-def choose_frames(scene: Scene, count: int) -> list[tuple[Frame, tuple[int, int], tuple[int, int]]]:
+def choose_frames(scene: Scene, count: int, own: OwnSizes = (None, None)) -> list[tuple[Frame, Size, Size]]:
     """Up to `count` frames by linspace over those that can be used, with the sizes (height, width) of both pictures.
 
     Only chosen frames are opened; where one turns out unusable it moves to `scene.dropped` and the choice is made
     anew over the rest. Returns nothing, and sets `scene.problem`, where none is left.
     """
-    opened: dict[Path, tuple] = {}  # (colour size, depth size, what is wrong)
+    opened: dict[Path, tuple] = {}  # (colour size, depth size, what is wrong, frame with fitting intrinsics)
     while scene.frames:
         number = len(scene.frames)
         places = np.linspace(0, number - 1, min(count, number)).round().astype(int)
         picked = [scene.frames[i] for i in places]
         for frame in picked:
             if frame.image not in opened:
-                color, depth, problem = _sizes(frame)
-                opened[frame.image] = color, depth, problem or _misfit(frame, color, depth)
+                color, depth, problem = sizes(frame)
+                fitted, problem = (frame, problem) if problem else fit(frame, color, depth, own)
+                opened[frame.image] = color, depth, problem, fitted
         # The sizes of a camera are those of most of its frames that fit its intrinsics.
-        sizes: dict[bytes, Counter] = {}
+        sizes_of: dict[bytes, Counter] = {}
         for frame in scene.frames:
             if frame.image in opened and not opened[frame.image][2]:
-                sizes.setdefault(_camera(frame), Counter())[opened[frame.image][:2]] += 1
+                sizes_of.setdefault(_camera(frame), Counter())[opened[frame.image][:2]] += 1
         bad = {}
         for frame in picked:
-            color, depth, problem = opened[frame.image]
-            if not problem and (color, depth) != sizes[_camera(frame)].most_common(1)[0][0]:
+            color, depth, problem, _ = opened[frame.image]
+            if not problem and (color, depth) != sizes_of[_camera(frame)].most_common(1)[0][0]:
                 problem = "sizes of its pictures are not those of the scene's other frames"
             if problem:
                 bad[frame.image] = problem
         if not bad:
-            return [(_with_depth_camera(frame, *opened[frame.image][:2]), *opened[frame.image][:2])
-                    for frame in picked]
+            return [(opened[frame.image][3], *opened[frame.image][:2]) for frame in picked]
         scene.dropped += [(image.name, reason) for image, reason in bad.items()]
         scene.frames = [frame for frame in scene.frames if frame.image not in bad]
     scene.problem = f"none of its frames can be used ({scene.dropped[-1][1]})"
@@ -230,53 +311,6 @@ def choose_frames(scene: Scene, count: int) -> list[tuple[Frame, tuple[int, int]
 
 def _camera(frame: Frame) -> bytes:
     return frame.color_intrinsic.tobytes() + frame.depth_intrinsic.tobytes()
-
-
-def _with_depth_camera(frame: Frame, color: tuple[int, int], depth: tuple[int, int]) -> Frame:
-    """The frame with intrinsics at the size of its depth picture where that has none of its own."""
-    if not frame.depth_like_color or color == depth:
-        return frame
-    matrix = frame.depth_intrinsic.copy()
-    for axis in (0, 1):
-        ratio = depth[1 - axis] / color[1 - axis]
-        matrix[axis, axis] *= ratio
-        matrix[axis, 2] = (matrix[axis, 2] + 0.5) * ratio - 0.5  # pixel centres are at whole numbers
-    return replace(frame, depth_intrinsic=matrix)
-
-
-def _sizes(frame: Frame) -> tuple[tuple[int, int], tuple[int, int], str]:
-    """((height, width) of the colour picture, of the depth picture, what is wrong or "")."""
-    sizes = []
-    for path, what in ((frame.image, "colour"), (frame.depth, "depth")):
-        try:
-            with Image.open(path) as picture:
-                problem = depth_problem(picture) if what == "depth" else _color_problem(picture)
-                if problem:
-                    return (0, 0), (0, 0), f"{what} picture {problem}"
-                sizes.append((picture.height, picture.width))
-        except Exception:  # decoders raise what they like on bad bytes: OSError, SyntaxError, struct.error, ...
-            return (0, 0), (0, 0), f"{what} picture cannot be read"
-    return sizes[0], sizes[1], ""
-
-
-def _color_problem(picture: Image.Image) -> str:
-    if picture.mode.startswith(("I", "F")):
-        return f"has more than 8 bits a channel (mode {picture.mode})"
-    return "is turned by its EXIF orientation, unlike depth and intrinsics" if is_turned(picture) else ""
-
-
-def _misfit(frame: Frame, color: tuple[int, int], depth: tuple[int, int]) -> str:
-    """Why the intrinsics cannot be those of the pictures, "" where they can."""
-    # Of the same proportions: less than a pixel off, as rounding leaves it. ScanNet's two cameras are two pixels apart.
-    if frame.depth_like_color and abs(depth[0] - depth[1] * color[0] / color[1]) >= 1:
-        return f"no depth intrinsics, and depth is {depth[1]} x {depth[0]}, colour {color[1]} x {color[0]}"
-    frame = _with_depth_camera(frame, color, depth)
-    for what, matrix, size in (("colour", frame.color_intrinsic, color), ("depth", frame.depth_intrinsic, depth)):
-        # A principal point far from the middle means intrinsics of another resolution.
-        if not all(0.3 < matrix[i, 2] / size[1 - i] < 0.7 for i in (0, 1)):
-            return (f"{what} intrinsics do not fit a picture of {size[1]} x {size[0]} "
-                    f"(principal point {matrix[0, 2]:.0f}, {matrix[1, 2]:.0f})")
-    return ""
 
 
 def _free_name(source: Path, taken: Container[str]) -> str:

@@ -1,4 +1,5 @@
-"""Question files as SQA3D, ScanQA and Video-3D-LLM publish them -> one kind of row, and what a question asks for."""
+"""Question files as SQA3D, ScanQA and Video-3D-LLM publish them, and training data of LLaMA-Factory -> one kind of row;
+and what a question asks for."""
 
 from __future__ import annotations
 
@@ -6,8 +7,9 @@ import json
 import math
 import re
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
+from overlays.data import formats
 from overlays.domains.base import SPLITS
 from overlays.domains.scenes.infos import is_half, printable, scene_name
 from overlays.errors import UserError
@@ -76,23 +78,27 @@ def find_files(paths: list[Path]) -> list[Path]:
 
 
 def read_questions(path: Path) -> list[Question]:
-    """Questions of a file in any of the three layouts, told apart by its content.
+    """Questions of a file in any of the known layouts, told apart by its content.
 
     Raises:
         UserError: no JSON, an unknown layout, or SQA3D questions without their annotations.
     """
     content = _json(path)
-    split = next((name for name in SPLITS if re.search(rf"(?:^|[_\-.]){name}(?:[_\-.]|$)", path.name.lower())), None)
+    split = next((name for name in SPLITS if re.search(rf"(?:^|[_\-.]){name}(?:ing)?(?:[_\-.]|$)", path.name.lower())),
+                 None)
     if isinstance(content, dict) and isinstance(content.get("questions"), list):
         return _sqa3d(path, content["questions"], split)
     if isinstance(content, list):
         first = next((row for row in content if isinstance(row, dict)), {})
+        if {"instruction", "messages"} & first.keys() or "images" in first:
+            return [question for number, row in enumerate(content) for question in _turns(row, path, split, number)]
         if "conversations" in first:
             return [_video3dllm(row, path, split, number) for number, row in enumerate(content)]
         if "question" in first and "scene_id" in first:
             return [_scanqa(row, split, number) for number, row in enumerate(content)]
     raise UserError(f"{path} is in none of the known layouts: SQA3D (questions), ScanQA (a list with question and "
-                    "scene_id) or Video-3D-LLM (a list with video and conversations)")
+                    "scene_id), Video-3D-LLM (a list with video and conversations) or LLaMA-Factory (a list with "
+                    "instruction or messages, and images)")
 
 
 def _json(path: Path) -> object:
@@ -173,6 +179,39 @@ def _scanqa(row: object, split: str | None, number: int) -> Question:
     row = row if isinstance(row, dict) else {}
     return _make("scanqa", _id(row.get("question_id"), number), row.get("scene_id"), row.get("question"),
                  _answers(row), row.get("situation"), split)
+
+
+def _turns(row: object, path: Path, split: str | None, number: int) -> list[Question]:
+    """The questions of a row of alpaca or ShareGPT, one for each answer; the scene is named or its pictures' folder."""
+    row = row if isinstance(row, dict) else {}
+    name, problem, turns = _id(row.get("id"), number), "", []
+    scene = row.get("scene_id") or row.get("scene")
+    try:
+        record = formats.to_record({key: value for key, value in row.items()
+                                    if key not in ("id", "scene", "scene_id", "split", "metadata")})
+        turns = record.get("conversations") or []
+        scene = scene or _scene_of(record.get("image") or record.get("video"))
+    except UserError as error:
+        problem = str(error)
+    found, asked = [], None
+    for turn in turns:
+        if turn["from"] == "human":
+            asked = turn["value"]
+        elif turn["from"] == "gpt":
+            found.append(_make(path.stem, name if not found else f"{name}-{len(found) + 1}", scene, asked,
+                               _texts(turn["value"]), split=str(row.get("split") or "") or split))
+    return found or [_make(path.stem, name, scene, asked, (), split=split, problem=problem)]
+
+
+def _scene_of(media: object) -> str | None:
+    """"scene0000_00" of "scannet/posed_images/scene0000_00/00000.jpg", or of a folder of that name."""
+    first = media[0] if isinstance(media, list) and media else media
+    if not isinstance(first, str):
+        return None
+    parts = PurePosixPath(first.replace("\\", "/")).parts
+    if "posed_images" in parts[:-1]:
+        return parts[parts.index("posed_images") + 1]
+    return parts[-2] if len(parts) > 1 and PurePosixPath(parts[-1]).suffix else parts[-1] if parts else None
 
 
 def _video3dllm(row: object, path: Path, split: str | None, number: int) -> Question:

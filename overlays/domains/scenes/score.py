@@ -24,6 +24,7 @@ from overlays.domains.scenes.question_files import question_type, task_of
 from overlays.errors import UserError
 
 HEADLINES = ("em", "em_r", "where_em", "what_em", "cider")
+TASKS_OF = {key: ("where", "what") for key in HEADLINES} | {"where_em": ("where",), "what_em": ("what",)}
 _WORDS = ("zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen "
           "seventeen eighteen nineteen twenty").split()
 
@@ -63,8 +64,8 @@ def score(predictions: Sequence[dict], train: Sequence[dict] = ()) -> dict:
 
     Returns:
         `n`, `n_where`, `n_what`, HEADLINES (EM of all, where and what rows; None without a row), `by_type`: question
-        type -> {task, n, em, em_r, cider}, and `baseline` with the same keys and its `answers` by type; None where
-        training lacks a type.
+        type -> {task, n, em, em_r, cider}, and `baseline` with the same keys and its `answers` by type. Where training
+        lacks a type, so does the baseline, and what is over several types, that one among them, is None.
 
     Raises:
         UserError: a row without a true answer.
@@ -72,10 +73,11 @@ def score(predictions: Sequence[dict], train: Sequence[dict] = ()) -> dict:
     rows = [_typed(row) for row in predictions]
     metrics = _measure(rows)
     majority_answers = majority(train)
-    metrics["baseline"] = None
-    if rows and {kind for kind, _, _ in rows} <= set(majority_answers):
-        metrics["baseline"] = _measure([(kind, majority_answers[kind], answers) for kind, _, answers in rows]) | {
-            "answers": majority_answers}
+    known = [(kind, majority_answers[kind], answers) for kind, _, answers in rows if kind in majority_answers]
+    metrics["baseline"] = _measure(known) | {"answers": majority_answers} if known else None
+    for key, tasks in () if len(known) == len(rows) or not known else TASKS_OF.items():
+        if any(kind not in majority_answers and task_of(kind) in tasks for kind, _, _ in rows):
+            metrics["baseline"][key] = None  # it would be of other questions than the model's
     return metrics
 
 

@@ -7,7 +7,7 @@ import os
 import uuid
 import zipfile
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
 
@@ -19,16 +19,17 @@ from overlays.errors import UserError
 from overlays.files import atomic_path, temporary_folder, write_json
 from overlays.samples.driving import road
 
-VERSION = 3  # raised with every change of the clips; an older sample is made anew
+VERSION = 4  # raised with every change of the clips; an older sample is made anew
 CAMERA = "camera_front_wide_120fov"
 FPS = 30
 CLIPS, SECONDS, CHUNK = 200, 6, 50
 TEXTURE_M = 600.0
 # What a clip shows, and the kinds of road on which it may happen.
 ROADS = {
-    "cruise": tuple(road.KINDS), "left": ("town", "country"), "right": ("town", "country"),
+    "cruise": ("town", "country", "motorway"), "left": ("town", "country"), "right": ("town", "country"),
     "bends": ("town", "country"), "start": ("town",), "stop": ("town",), "slow left": ("town",),
     "slow right": ("town",), "faster": ("country", "motorway"), "slower": ("country", "motorway"),
+    "any speed": ("open",),  # the only cue to the speed is how fast the ground moves
 }
 KINDS = tuple(ROADS)
 # What prepare takes where the user names neither data nor parameters.
@@ -90,11 +91,12 @@ def draw(rng: np.random.Generator, kind: str, seconds: float) -> Drive:
         speeds = np.clip(speeds, max(slowest - 2, 2), fastest)
     drive = Drive(kind, place, knots, speeds, np.array([0.0, 1.0]), np.zeros(2))
     # A knot of the road about every two seconds of driving, and on to where the camera sees.
-    spacing = max(2.0 * float(speeds.mean()), 12.0)
+    unrelated = kind == "any speed"  # then neither bends nor their distance may tell the speed
+    spacing = max(2.0 * (fastest if unrelated else float(speeds.mean())), 12.0)
     start, end = drive.way(np.array([knots[0], knots[-1]]))
     ways = np.arange(start - road.BEHIND_M - spacing, end + road.AHEAD_M + 2 * spacing, spacing)
     passing = np.maximum(np.interp(ways, drive.way(knots) + np.arange(len(knots)) * 1e-6, speeds), 3.0)
-    limit = np.minimum(3.0 / passing**2, 0.09)
+    limit = np.minimum(3.0 / (fastest if unrelated else passing) ** 2, 0.09) * np.ones(len(ways))
     side = {"left": 1, "slow left": 1, "right": -1, "slow right": -1}.get(kind, 0)
     if side:
         curvatures = side * rng.uniform(0.35, 0.9, len(ways)) * limit
@@ -185,6 +187,8 @@ def pictures(seed: int, number: int, seconds: float, camera: road.Camera):
     """Frames of a clip one by one, taken at its camera's own times."""
     drive, (frame_us, _) = drive_of(seed, number, seconds), clocks(seed, number, seconds)
     rng = np.random.default_rng([seed, number, 2])
+    if drive.road == "open":
+        camera = replace(camera, shutter_s=0.0)  # blur would tell the speed in each picture
     ways, speeds = drive.way(frame_us / 1e6), drive.speed(frame_us / 1e6)
     line = np.arange(ways[0] - road.BEHIND_M, ways[-1] + road.AHEAD_M, 0.5)
     scene = road.Road(road.Look.draw(rng, drive.road), _texture(seed), int(rng.integers(TEXTURE_M / road.STEP_M)), line,
@@ -245,6 +249,7 @@ def write(folder: str | Path, seed: int = 0, *, clips: int = CLIPS, seconds: flo
         index = pd.DataFrame({
             "clip_is_valid": True, "chunk": [number // CHUNK for number in range(clips)],
             "split": [split_of(number) for number in range(clips)],
+            "road": [drive_of(seed, number, seconds).road for number in range(clips)],
         }, index=pd.Index([clip_name(seed, number) for number in range(clips)], name="clip_id"))
         with atomic_path(output / "clip_index.parquet") as path:
             index.to_parquet(path)

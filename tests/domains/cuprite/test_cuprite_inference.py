@@ -105,7 +105,7 @@ def test_a_run_of_other_data_is_warned_about(asked, run_folder, prepared, capsys
     with (prepared / "train.jsonl").open("a", encoding="utf-8") as out:
         out.write("\n")
     metrics = evaluate(run_folder, prepared, "--limit", "3")
-    assert "warning: this run was trained on another file" in capsys.readouterr().out
+    assert "warning: this run was trained on another file" in capsys.readouterr().err
     assert metrics["warning"] in (run_folder / "test" / "report.html").read_text(encoding="utf-8")
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from overlays.domains.driving.answers import format_pairs, parse_pairs, question, read_answer
+from overlays.domains.driving.answers import format_pairs, question, read_answer
 
 
 def test_the_question_names_rate_and_number_of_pairs_and_tells_the_past_where_asked():
@@ -18,12 +18,12 @@ def test_written_pairs_keep_sign_and_five_decimals_of_curvature():
     v, k = [12.3, 0.0, -1.25], [0.00123, -0.00001, -0.0000004]
     text = format_pairs(v, k)
     assert text == "[(12.30, 0.00123), (0.00, -0.00001), (-1.25, 0.00000)]"
-    assert np.allclose(parse_pairs(text, 3), np.array([v, k]).T, atol=5e-6)
+    assert np.allclose(read_answer(text, 3).pairs, np.array([v, k]).T, atol=5e-6)
 
 
 def test_a_highway_is_not_all_zeros():
     k = np.random.default_rng(0).uniform(-0.0013, 0.0013, 30)
-    read = parse_pairs(format_pairs(np.full(30, 30.0), k), 30)
+    read = read_answer(format_pairs(np.full(30, 30.0), k), 30).pairs
     assert np.abs(read[:, 1] - k).max() <= 5.1e-6 and (read[:, 1] != 0).mean() > 0.95
 
 
@@ -73,4 +73,4 @@ def test_a_broken_first_pair_does_not_shift_the_others(first):
                                   "[(12, 90)]", "(1, 2, 3)", "[(1.2.3, 0.1)]"))
 def test_what_holds_no_pair_is_unreadable(text):
     answer = read_answer(text, 2)
-    assert (answer.pairs, answer.status, answer.given) == (None, "unreadable", 0) and parse_pairs(text, 2) is None
+    assert (answer.pairs, answer.status, answer.given) == (None, "unreadable", 0) and read_answer(text, 2).pairs is None

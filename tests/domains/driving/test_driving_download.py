@@ -136,3 +136,19 @@ def test_odd_directories_of_archives_are_one_sentence(tmp_path):
         archive.write_bytes(spoilt)
         with pytest.raises(UserError, match="cannot be read"):
             archives.members(archive)
+
+
+def test_a_snapshot_in_the_cache_of_the_hub_is_read(sample_clips, tmp_path):
+    """Its files are links to blobs elsewhere; so physical_ai_av and the hub's library leave them."""
+    from overlays.domains.driving import clips
+
+    for number, path in enumerate(sorted(path for path in sample_clips.rglob("*") if path.is_file())):
+        blob, link = tmp_path / "blobs" / str(number), tmp_path / "snapshot" / path.relative_to(sample_clips)
+        for place in (blob, link):
+            place.parent.mkdir(parents=True, exist_ok=True)
+        blob.write_bytes(path.read_bytes())
+        link.symlink_to(blob)
+    found, refused = clips.find(tmp_path / "snapshot")
+    assert len(found) == 10 and not refused and all(clip.video and clip.egomotion for clip in found)
+    found[0].video.place(tmp_path / "video.mp4")
+    assert len(clips.frame_stamps(tmp_path / "video.mp4")[0]) > 80

@@ -13,15 +13,16 @@ from tests.domains.driving.motions import parquet, steady, times
 
 
 @pytest.mark.parametrize("number", range(2 * len(KINDS)))
-def test_targets_agree_with_the_known_motion_of_exactly_their_frames(number):
+def test_targets_agree_with_the_known_motion_at_exactly_their_times(number):
     drive, (frame_us, ego_us) = drive_of(0, number), clocks(0, number, 6)
     windows, dropped = cut(frame_us, egomotion.read(parquet(egomotion_table(drive, ego_us))))
     assert len(windows) == 5 and not dropped
     for place, window in enumerate(windows):
         assert (window.start, window.end) == (30 * place, 30 * place + 30)
-        for pairs, first in ((window.past, window.start), (window.future, window.end)):
-            seconds = frame_us[first:first + 30] / 1e6
-            assert pairs.times == pytest.approx(seconds - frame_us[window.end - 1] / 1e6, abs=1e-9)
+        last = frame_us[window.end - 1] / 1e6
+        for pairs, first in ((window.past, -29), (window.future, 1)):
+            assert pairs.times == pytest.approx(np.arange(first, first + 30) / 30, abs=0.001)
+            seconds = last + pairs.times
             speed, curvature = drive.speed(seconds), drive.curvature(seconds)
             assert np.abs(pairs.v - speed).max() < 0.02
             assert np.abs(pairs.k - curvature)[speed > 1].max(initial=0) < 1e-4
@@ -30,7 +31,7 @@ def test_targets_agree_with_the_known_motion_of_exactly_their_frames(number):
 def test_a_shift_by_one_frame_would_be_seen():
     drive, (frame_us, ego_us) = drive_of(0, KINDS.index("start")), clocks(0, KINDS.index("start"), 6)
     windows, _ = cut(frame_us, egomotion.read(parquet(egomotion_table(drive, ego_us))))
-    error = {shift: max(np.abs(w.future.v - drive.speed(frame_us[w.end + shift:w.end + shift + 30] / 1e6)).max()
+    error = {shift: max(np.abs(w.future.v - drive.speed(frame_us[w.end - 1] / 1e6 + w.future.times + shift / 30)).max()
                         for w in windows) for shift in (-1, 0, 1)}
     assert error[0] < 0.001 and min(error[-1], error[1]) > 0.04
 

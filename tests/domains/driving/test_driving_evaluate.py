@@ -70,7 +70,8 @@ def test_metrics_page_plots_and_video_are_written(run, tmp_path, monkeypatch, ca
     assert set(metrics["baseline"]) == {"train_mean", "hold_v_zero_k", "hold_both", "linear_v_hold_k"}
     page = (folder / "test" / "report.html").read_text()
     for said in ("train mean", "linear v, hold k", "base model", "By horizon", "clip-2; the answer is partial",
-                 "Warning: this run was trained on another file", "1 answers unreadable"):
+                 "Warning: this run was trained on another file", "1 answers unreadable",
+                 "in the 2 answers with a readable pair", "Readable answers: 1 windows"):
         assert said in page, said
     assert page.count("<img") == 4 and len(list((folder / "test" / "plots").glob("*.png"))) == 4
     told = capsys.readouterr().out

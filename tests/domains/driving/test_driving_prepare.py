@@ -16,12 +16,12 @@ import pytest
 from overlays.data import records
 from overlays.data.video import read_frames
 from overlays.domains.driving import clips, egomotion
-from overlays.domains.driving.answers import parse_pairs
+from overlays.domains.driving.answers import read_answer
 from overlays.domains.driving.prepare import Settings, prepare
 from overlays.errors import UserError
 from overlays.files import write_jsonl
-from overlays.samples.driving import CAMERA, clip_name, clocks, drive_of, split_of
-from tests.domains.driving.motions import write_clip
+from overlays.samples.driving import CAMERA, Drive, clip_name, clocks, drive_of, egomotion_table, split_of
+from tests.domains.driving.motions import times, write_clip
 
 ALL = ("train", "val", "test")
 
@@ -72,13 +72,13 @@ def test_records_are_sound_and_say_what_the_motion_was(prepared):
         for row in own:
             assert records.check_record(row, folder) == []
             assert row["task"] == "video_only" and row["start_us"] == frame_us[row["video_start"]]
-            at = frame_us[row["video_end"] + np.array([7, 14, 21, 29])]
-            assert row["times"] == pytest.approx((at - frame_us[row["video_end"] - 1]) / 1e6, abs=1e-6)
+            at = frame_us[row["video_end"] - 1] + np.array([0.25, 0.5, 0.75, 1.0]) * 1e6
+            assert row["times"] == pytest.approx([0.25, 0.5, 0.75, 1.0], abs=1e-6)
             assert row["future"]["v"] == pytest.approx(drive.speed(at / 1e6), abs=0.02)
             assert row["past"]["times"][-1] == 0.0
             last = frame_us[row["video_end"] - 1] / 1e6
             assert row["past"]["v"][-1] == pytest.approx(float(drive.speed(last)), abs=0.02)
-            said = parse_pairs(row["conversations"][1]["value"], 4)
+            said = read_answer(row["conversations"][1]["value"], 4).pairs
             assert said[:, 0] == pytest.approx(row["future"]["v"], abs=0.006)
             assert said[:, 1] == pytest.approx(row["future"]["k"], abs=6e-6)
 
@@ -90,7 +90,7 @@ def test_past_motion_changes_the_question_and_nothing_else(prepared, sample_clip
             assert told["task"] == "past_motion"
             asked = told["conversations"][0]["value"]
             assert asked.startswith(plain["conversations"][0]["value"])
-            assert parse_pairs(asked, 4)[:, 0] == pytest.approx(told["past"]["v"], abs=0.006)
+            assert read_answer(asked, 4).pairs[:, 0] == pytest.approx(told["past"]["v"], abs=0.006)
             for key in ("id", "video", "future", "past", "times"):
                 assert told[key] == plain[key]
             assert told["conversations"][1] == plain["conversations"][1]
@@ -143,7 +143,7 @@ def test_messages_are_written_on_request_and_pairs_can_be_one_a_frame(sample_cli
     message, *_ = records.read(tmp_path / "out" / "messages" / f"{split}.jsonl", convert=False)
     assert message["messages"][0]["content"][0] == {"type": "video", "video": row["video"]}
     assert to_record(message) == row
-    assert len(row["future"]["v"]) == 30 and parse_pairs(row["conversations"][1]["value"], 30).shape == (30, 2)
+    assert len(row["future"]["v"]) == 30 and read_answer(row["conversations"][1]["value"], 30).pairs.shape == (30, 2)
 
 
 def test_own_splits_keep_clips_whole(unpacked, tmp_path):
@@ -159,6 +159,58 @@ def test_plain_files_are_linked_not_copied(unpacked, tmp_path):
     prepare(Settings(raw=unpacked, output=tmp_path / "out", workers=1, limit=1))
     (placed,) = (tmp_path / "out" / "clips").iterdir()
     assert placed.samefile(unpacked / "camera" / CAMERA / f"{placed.name.split('.')[0]}.{CAMERA}.mp4")
+
+
+# ---- other cameras
+
+
+CODECS = {".mov": "libx264", ".mkv": "libx264", ".MP4": "mpeg4", ".webm": "libvpx-vp9"}
+
+
+def write_recording(raw: Path, name: str, suffix: str, fps: float, missing: tuple[int, ...] = ()) -> None:
+    """Four seconds of a car whose speed grows by 1 m/s a second."""
+    stamps = np.rint(np.delete(np.arange(round(4 * fps)), missing) * 1e6 / fps).astype(np.int64)
+    camera, labels = raw / "camera" / CAMERA, raw / "labels" / "egomotion"
+    camera.mkdir(parents=True, exist_ok=True)
+    labels.mkdir(parents=True, exist_ok=True)
+    write_clip(camera / f"{name}.{CAMERA}{suffix}", len(stamps), codec=CODECS.get(suffix, "libx264"))
+    pd.DataFrame({"timestamp": stamps}).to_parquet(camera / f"{name}.{CAMERA}.timestamps.parquet")
+    drive = Drive("steady", "country", np.array([-2.0, 8.0]), np.array([8.0, 18.0]), np.array([-500.0, 500.0]),
+                  np.zeros(2))
+    egomotion_table(drive, times(-0.5, 6.0)).to_parquet(labels / f"{name}.egomotion.parquet")
+
+
+def test_videos_of_other_containers_are_read(tmp_path):
+    for suffix in CODECS:
+        write_recording(tmp_path / "raw", f"clip{suffix[1:]}", suffix, 30)
+    metadata = prepare(Settings(raw=tmp_path / "raw", output=tmp_path / "out", workers=1))
+    assert metadata["counts"]["windows"] == 4 * 3 and not metadata["dropped"]["clips"]
+    every = [row for split in ALL for row in rows(tmp_path / "out", split)]
+    assert {Path(row["video"]).suffix for row in every} == {".mov", ".mkv", ".mp4", ".webm"}
+    assert all(records.check_record(row, tmp_path / "out") == [] for row in every)
+    for row in every:
+        shown = read_frames(tmp_path / "out" / row["video"], np.arange(row["video_start"], row["video_end"]))
+        assert len(shown) == 30 and abs(int(shown[5, 0, 0, 0]) - 2 * (row["video_start"] + 5)) < 12
+    kept = {path.name for path in (tmp_path / "out" / "clips").iterdir()}
+    prepare(Settings(raw=tmp_path / "raw", output=tmp_path / "out", workers=1, cut=True))
+    assert len(list((tmp_path / "out" / "segments").iterdir())) == 12 and kept
+    assert not (tmp_path / "out" / "clips").exists()
+
+
+def test_a_set_of_many_frame_rates_has_one_number_of_pairs(tmp_path):
+    for fps in (24, 25, 29.97, 30, 50, 60):
+        write_recording(tmp_path / "raw", f"clip{fps}".replace(".", "_"), ".mp4", fps)
+    write_recording(tmp_path / "raw", "phone", ".mp4", 30, missing=(7, 21, 40, 41, 77, 100))
+    for cut in (False, True):
+        metadata = prepare(Settings(raw=tmp_path / "raw", output=tmp_path / "out", workers=1, cut=cut))
+        assert metadata["counts"]["windows"] == 7 * 3 and not metadata["counts"]["windows_dropped"]
+        assert metadata["fps"] == [24, 25, 30, 50, 60] and metadata["parameters"]["pairs"] == 30
+        for row in (row for split in ALL for row in rows(tmp_path / "out", split)):
+            assert "exactly 30 pairs" in row["conversations"][0]["value"]
+            assert len(read_answer(row["conversations"][1]["value"], 30).pairs) == 30
+            last = row["future"]["v"][0] - row["times"][0]
+            assert row["times"] == pytest.approx(np.arange(1, 31) / 30, abs=1e-5)
+            assert row["future"]["v"] == pytest.approx(last + np.arange(1, 31) / 30, abs=2e-4)
 
 
 # ---- folders that are there
@@ -218,15 +270,16 @@ def test_real_recordings_give_the_windows_counted_by_hand(real_clips, tmp_path):
     assert 0.4 < min(walk) < max(walk) < 1.6  # metres per second on foot
     drone = next(row for row in every if row["id"] == "gopro-karma-drone-00000")
     table = pd.read_parquet(real_clips / "labels" / "egomotion" / "gopro-karma-drone.egomotion.parquet")
-    assert drone["future"]["v"] == pytest.approx(table.vx[30:60] * np.cos(2 * np.arcsin(table.qz[30:60]))
-                                                 + table.vy[30:60] * np.sin(2 * np.arcsin(table.qz[30:60])), abs=1e-3)
+    speed = table.vx * np.cos(2 * np.arcsin(table.qz)) + table.vy * np.sin(2 * np.arcsin(table.qz))
+    seconds = table.timestamp[29] / 1e6 + np.arange(1, 31) / 30
+    assert drone["future"]["v"] == pytest.approx(np.interp(seconds, table.timestamp / 1e6, speed), abs=1e-3)
 
 
 def test_curvature_of_a_highway_is_not_all_zero(real_clips, tmp_path):
     metadata = prepare(Settings(raw=real_clips, output=tmp_path / "motion", workers=1, motion_only=True))
     assert metadata["counts"]["windows"] == 59 + 11 + 9
     car = [row for row in records.read(tmp_path / "motion" / "motion.jsonl") if row["clip"].startswith("comma")]
-    assert len(car) == 59 and {len(row["future"]["k"]) for row in car} == {20}
+    assert len(car) == 59 and {len(row["future"]["k"]) for row in car} == {30}
     curvature = np.array([row["future"]["k"] for row in car])
     assert np.abs(curvature).max() < 0.0013
     assert (np.round(curvature, 3) == 0).mean() > 0.9 and (np.round(curvature, 5) == 0).mean() < 0.05
@@ -288,10 +341,10 @@ def test_one_odd_clip_does_not_stop_the_others(unpacked, tmp_path, monkeypatch):
     table.to_parquet(stamps)
     read = egomotion.read
 
-    def odd(content, name):
+    def odd(content, name, conventions):
         if name.startswith(names[1]):
             raise error
-        return read(content, name)
+        return read(content, name, conventions)
 
     monkeypatch.setattr(egomotion, "read", odd)
     settings = Settings(raw=unpacked, output=tmp_path / "out", workers=1, limit=3)
@@ -355,7 +408,7 @@ def test_segments_look_as_their_source_does(tmp_path):
     for tags in ("colorprim=bt709:transfer=bt709:colormatrix=bt709", "fullrange=on"):
         source = write_clip(tmp_path / "a.mp4", frames=4, options={"x264-params": tags})
         stamps, _ = clips.frame_stamps(source)
-        assert clips.cut(source, stamps, [1], 2, [tmp_path / "b.mp4"]) == []
+        assert clips.cut(source, stamps, [(1, 3)], [tmp_path / "b.mp4"]) == []
         assert np.array_equal(read_frames(tmp_path / "b.mp4", np.arange(2)), read_frames(source, np.arange(1, 3)))
         with av.open(str(source)) as one, av.open(str(tmp_path / "b.mp4")) as other:
             for name in ("colorspace", "color_range", "color_primaries", "color_trc"):
@@ -370,10 +423,10 @@ def test_what_cannot_be_cut_is_one_sentence(tmp_path):
     content[matrix:matrix + 36] = struct.pack(">9i", 0, 65536, 0, -65536, 0, 0, 48 * 65536, 0, 0x40000000)
     source.write_bytes(content)
     with pytest.raises(UserError, match="a.mp4 is rotated: prepare it without --cut"):
-        clips.cut(source, clips.frame_stamps(source)[0], [0], 2, [tmp_path / "b.mp4"])
+        clips.cut(source, clips.frame_stamps(source)[0], [(0, 2)], [tmp_path / "b.mp4"])
     odd = write_clip(tmp_path / "odd.mp4", frames=3, size=(65, 49), codec="libvpx-vp9", options={"cpu-used": "8"})
     with pytest.raises(UserError, match="H.264 takes no 65 x 49 yuv420p.*without --cut"):
-        clips.cut(odd, clips.frame_stamps(odd)[0], [0], 2, [tmp_path / "b.mp4"])
+        clips.cut(odd, clips.frame_stamps(odd)[0], [(0, 2)], [tmp_path / "b.mp4"])
     assert not (tmp_path / "b.mp4").exists()
 
 
@@ -427,7 +480,8 @@ def test_user_mistakes_are_one_sentence(sample_clips, tmp_path):
         (dict(split_fractions=(0.5, 0.1, 0.1)), "sum to 1"), (dict(max_gap_s=0), "--max-gap"),
         (dict(split_fractions=(float("nan"), 0.5, 0.5)), "sum to 1"), (dict(max_gap_s=float("nan")), "--max-gap"),
         (dict(output=tmp_path / "full"), "holds other files"), (dict(cut_quality=60), "--cut-quality"),
-        (dict(pairs=31), "not one window.*10 drops.*31 pairs"), (dict(splits="mine"), "--splits"),
+        (dict(max_frame_gap_s=0), "--max-frame-gap"),
+        (dict(velocity_frame="mine"), "--velocity-frame must be start or car"), (dict(splits="mine"), "--splits"),
     )
     for change, message in cases:
         with pytest.raises(UserError, match=message):

@@ -23,7 +23,7 @@ def test_the_layout_is_the_real_one(sample_clips):
     assert list(table.columns) == ["timestamp", "qx", "qy", "qz", "qw", "x", "y", "z", "vx", "vy", "vz", "ax", "ay",
                                    "az", "curvature"]
     index = pd.read_parquet(sample_clips / "clip_index.parquet")
-    assert index.index.name == "clip_id" and list(index.columns) == ["clip_is_valid", "chunk", "split"]
+    assert index.index.name == "clip_id" and list(index.columns) == ["clip_is_valid", "chunk", "split", "road"]
     assert len(index) == 10
 
 
@@ -114,3 +114,28 @@ def test_pictures_move_with_the_speed_and_bend_with_the_curvature():
     assert dash > 2 * 32 / 30 and dash / STEP_M > 20  # no speed moves a dash to the place of the next one
     paint = {k: (road(k).view(15.0, 0.0)[26:30] > 150).all(-1).nonzero()[1].mean() for k in (-0.02, 0.0, 0.02)}
     assert paint[0.02] < paint[0.0] - 3 and paint[-0.02] > paint[0.0] + 3
+
+
+def test_on_the_open_road_neither_looks_nor_blur_tell_the_speed(monkeypatch):
+    number = sample.KINDS.index("any speed")
+    assert KINDS["open"].speeds_mps == (4, 33)
+    assert {sample.drive_of(0, number + i * len(sample.KINDS)).road for i in range(20)} == {"open"}
+    drives = [sample.drive_of(0, number + i * len(sample.KINDS)) for i in range(60)]
+    speeds = [drive.speeds_mps.mean() for drive in drives]
+    for cue in ([np.abs(drive.curvatures).mean() for drive in drives], [np.diff(drive.ways_m)[0] for drive in drives]):
+        assert np.ptp(cue) == 0 or abs(np.corrcoef(speeds, cue)[0, 1]) < 0.35  # slow roads do not bend more
+    cameras = []
+    monkeypatch.setattr(sample.road, "Road", lambda *arguments: cameras.append(arguments[-1]) or Road(*arguments))
+    still = next(sample.pictures(0, number, 2, Camera()))
+    next(sample.pictures(0, sample.KINDS.index("left"), 2, Camera()))
+    assert [camera.shutter_s > 0 for camera in cameras] == [False, True] and still.any()
+
+
+def test_records_and_index_tell_the_kind_of_road(sample_clips, tmp_path):
+    from overlays.data import records
+    from overlays.domains.driving.prepare import Settings, prepare
+
+    prepare(Settings(raw=sample_clips, output=tmp_path / "out", workers=1, limit=3))
+    rows = [row for split in ("train", "val", "test") for row in records.read(tmp_path / "out" / f"{split}.jsonl")]
+    roads = {sample.clip_name(0, number): sample.drive_of(0, number, 3).road for number in range(10)}
+    assert rows and all(row["road"] == roads[row["clip"]] for row in rows)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from overlays.domains.driving.answers import format_pairs
-from overlays.domains.driving.score import BASELINES, MEASURED, guess, integrate, read_row, score
+from overlays.domains.driving.score import BASELINES, MEASURED, guess, integrate, read_row, score, statistic
 from overlays.errors import UserError
 
 TIMES = [0.25, 0.5, 0.75, 1.0]
@@ -68,16 +68,46 @@ def test_the_baselines_are_those_of_the_field():
     assert score([row(*constant(10.0, 0.01))])["baseline"]["train_mean"] is None
 
 
-def test_a_failed_parse_counts_as_the_last_known_motion_and_is_not_dropped():
-    good, bad = row(*constant(10.0, 0.01)), row(*constant(13.0, 0.01), said="no idea")
-    metrics = score([good, bad])
+def test_a_failed_answer_of_a_video_only_model_never_beats_an_honest_one():
+    train = [row(*constant(4.0, 0.0))]
+    failed = row(*constant(10.0, 0.02), said="sorry", past_v=(10.0, 10.0), past_k=(0.02, 0.02), task="video_only")
+    honest = score([{**failed, "prediction": format_pairs(*constant(10.5, 0.02))}], train)
+    metrics = score([failed], train)
+    assert honest["mae_v"] == pytest.approx(0.5) and honest["turn_sign_accuracy"] == 1.0
+    assert metrics["mae_v"] == pytest.approx(6.0) and metrics["mae_k"] == pytest.approx(0.02)  # the training mean
+    assert metrics["turn_sign_accuracy"] == 0.0 and metrics["readable"]["n"] == 0
+    assert score([failed])["mae_v"] == pytest.approx(10.0)  # without training data: a car that stands
+    assert metrics["baseline"]["hold_both"]["turn_sign_accuracy"] == 1.0
+
+
+def test_a_failed_parse_where_the_past_is_told_counts_as_the_last_motion_and_is_not_dropped():
+    good = row(*constant(10.0, 0.01), task="past_motion")
+    bad = row(*constant(13.0, 0.01), said="no idea", task="past_motion")
+    metrics = score([good, bad], [row(*constant(4.0, 0.0))])
     assert (metrics["n"], metrics["parse_rate"], metrics["n_unreadable"]) == (2, 0.5, 1)
     assert metrics["mae_v"] == pytest.approx(1.5)  # 13 true, 10 held, over two rows
+    assert metrics["turn_sign_accuracy"] == 0.5  # the held curvature has the right sign, but nobody answered
     assert (metrics["readable"]["n"], metrics["readable"]["mae_v"]) == (1, 0.0)
     partial = score([row([10.0, 11.0, 12.0, 13.0], [0.0] * 4, said="[(10.00, 0.0), (11.00, 0.0)")])
     assert (partial["parse_rate"], partial["n_partial"]) == (0.0, 1) and partial["mae_v"] == pytest.approx(0.75)
     lost = dict(bad, past=None)
     assert score([lost], [row(*constant(4.0, 0.0))])["mae_v"] == pytest.approx(9.0)  # no past: the train mean
+
+
+def test_speed_is_correlated_within_a_kind_of_road():
+    def driven(road, true, said):
+        return row(*constant(true, 0.0), said=format_pairs(*constant(said, 0.0)), road=road)
+
+    looks = [driven("town", v, 7.0) for v in (5.0, 9.0)] + [driven("motorway", v, 28.0) for v in (25.0, 31.0)]
+    assert score(looks)["speed_correlation"] is None  # the road's own mean and nothing else
+    flow = [driven("town", v, v + 2) for v in (5.0, 9.0)] + [driven("motorway", v, v - 9) for v in (25.0, 31.0)]
+    rows = [*flow, driven("", 3.0, 30.0)]
+    metrics, measure = score(rows), statistic(rows, [])
+    assert metrics["speed_correlation"] == pytest.approx(1.0)
+    assert measure(np.arange(5))["speed_correlation"] == pytest.approx(1.0)
+    assert set(metrics["roads"]) == {"town", "motorway"} and metrics["roads"]["town"]["mae_v"] == pytest.approx(2.0)
+    assert score(rows[-1:])["speed_correlation"] is None
+    assert metrics["baseline"]["hold_both"]["speed_correlation"] is None
 
 
 def test_the_sign_of_turns_is_counted_over_turns_alone():

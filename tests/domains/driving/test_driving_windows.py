@@ -5,7 +5,7 @@ import pytest
 
 from overlays.domains.driving import egomotion
 from overlays.domains.driving.skips import ClipSkip
-from overlays.domains.driving.windows import cut, frame_rate, pair_frames
+from overlays.domains.driving.windows import cut, frame_rate
 from overlays.samples.driving import egomotion_table
 from tests.domains.driving.motions import parquet, steady, times
 
@@ -59,20 +59,55 @@ def test_a_slow_and_uneven_log_loses_no_window():
                                                                   (30, "gap in the egomotion")]
 
 
-def test_windows_with_a_missing_frame_are_lost(motion):
-    stamps = np.delete(frames(241), 100)
+def test_a_few_missing_frames_are_tolerated_up_to_a_limit(motion):
+    stamps = np.delete(frames(241), [100, 101])
     found, dropped = cut(stamps, motion)
-    assert [window.start for window in found] == [0, 30, 120, 150, 180]
-    told = "gap in the camera timestamps", "0.067 s, 0.033 s is usual"
+    assert not dropped and len(found) == 7
+    found, dropped = cut(stamps, motion, max_frame_gap_s=0.05)
+    assert [window.start for window in found] == [0, 30, 118, 148, 178]
+    told = "gap in the camera timestamps", "0.100 s, above 0.050 s (--max-frame-gap)"
     assert dropped == [(60, *told), (90, *told)]
+    lost = cut(np.delete(frames(241), range(100, 104)), motion)[1]
+    assert [drop[1] for drop in lost] == ["gap in the camera timestamps"] * 2
+
+
+def test_a_phone_that_misses_frames_keeps_its_windows_and_their_times(motion):
+    stamps = frames(600)[np.random.default_rng(0).random(600) > 0.05]
+    found, dropped = cut(stamps, motion)
+    assert len(found) >= 18 and not dropped
+    for window in found:
+        assert 25 <= window.end - window.start <= 30
+        assert stamps[window.end] - stamps[window.start] == pytest.approx(1e6, abs=35_000)
+        assert window.future.times == pytest.approx(np.arange(1, 31) / 30, abs=1e-6)
+
+
+@pytest.mark.parametrize("fps", [24, 25, 29.97, 30, 50, 60])
+def test_thirty_pairs_stand_at_times_whatever_the_frame_rate(motion, fps):
+    found, dropped = cut(frames(round(4 * fps), fps), motion)
+    assert len(found) == 3 and not dropped
+    for window in found:
+        assert window.future.times == pytest.approx(np.arange(1, 31) / 30, abs=1e-6)
+        assert window.past.times[-1] == 0 and window.past.times == pytest.approx(np.arange(-29, 1) / 30, abs=0.009)
+        assert window.end - window.start == round(fps)
+
+
+def test_pairs_stand_at_times_in_a_video_of_variable_frame_rate():
+    table = egomotion_table(steady(10.0, 0.0), times(-0.5, 10.0, 50))
+    table["vx"] = 5 + table.timestamp / 1e6  # 1 m/s faster every second
+    steps = np.tile([20_000, 40_000, 33_000, 60_000], 60)
+    stamps = np.cumsum(steps)
+    (window, *_), _ = cut(stamps, egomotion.read(parquet(table)))
+    last = stamps[window.end - 1] / 1e6
+    assert window.future.times == pytest.approx(np.arange(1, 31) / 30, abs=1e-6)
+    assert window.future.v == pytest.approx(5 + last + np.arange(1, 31) / 30, abs=1e-6)
 
 
 def test_fewer_pairs_are_spread_over_the_second_and_end_with_it(motion):
-    assert pair_frames(30, 30).tolist() == list(range(30))
-    assert pair_frames(30, 4).tolist() == [7, 14, 21, 29]
-    (window,), _ = cut(frames(60), motion, pairs=2)
-    assert window.future.times == pytest.approx([0.5, 1.0], abs=1e-5)
-    assert window.past.times == pytest.approx([-0.5, 0.0], abs=1e-5)
+    (window,), _ = cut(frames(60), motion, pairs=4)
+    assert window.future.times == pytest.approx([0.25, 0.5, 0.75, 1.0], abs=1e-5)
+    assert window.past.times == pytest.approx([-0.75, -0.5, -0.25, 0.0], abs=1e-5)
+    (window,), _ = cut(frames(60), motion, pairs=1)
+    assert window.future.times == pytest.approx([1.0]) and window.past.times == pytest.approx([0.0])
 
 
 def test_a_stride_moves_the_windows(motion):
@@ -94,6 +129,4 @@ def test_clocks_that_cannot_be_right_are_refused(motion):
                             (frames(90) // 1000, "lie 33 apart, as if it were milliseconds")):
         with pytest.raises(ClipSkip, match=message):
             cut(stamps, motion)
-    with pytest.raises(ClipSkip, match="20 frames a second, 30 pairs"):
-        cut(frames(90, 20), motion, pairs=30)
     assert frame_rate(frames(90, 29.97)) == 30

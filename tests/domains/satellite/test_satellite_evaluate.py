@@ -70,7 +70,7 @@ def test_answers_in_words_are_parsed_and_counted(run_folder, prepared, monkeypat
 
     model(monkeypatch, HEAD)
 
-    def answers(model, processor, chosen, root, batch, tokens, out, identity, note):
+    def answers(model, processor, chosen, root, batch, tokens, out, identity, note, keep=False):
         texts = ["no idea", *(str(record["target"]["population_growth"]) for record in chosen[1:])]
         return [predict.prediction_row(record, text) for record, text in zip(chosen, texts, strict=True)]
 
@@ -87,7 +87,7 @@ def test_other_training_data_are_warned_of(run_folder, monkeypatch, capsys):
     model(monkeypatch, HEAD)
     write_json(run_folder / "run.json", {"data": {"train": [{"name": "satellite_train", "sha256": "other"}]}})
     found = evaluate()
-    assert "may have seen cases" in found["warning"] and "may have seen cases" in capsys.readouterr().out
+    assert "may have seen cases" in found["warning"] and "may have seen cases" in capsys.readouterr().err
 
 
 def test_mistakes_are_one_sentence(run_folder, tmp_path, monkeypatch):
@@ -115,8 +115,8 @@ def test_damaged_or_foreign_data_are_one_sentence(run_folder, prepared, tmp_path
     np.savez(data / "means.npz", other=np.zeros(64))
     with pytest.raises(UserError, match="means.npz cannot be read or lacks a record"):
         evaluate(*flags)
-    for text, words in (("{", "metadata.json cannot be read"), ('{"domain": "cuprite"}', "holds other data"),
-                        ('{"family": "gui"}', "holds other data"), ("[]", "metadata.json cannot be read")):
+    for text, words in (("{", "metadata.json is damaged"), ('{"domain": "cuprite"}', "holds other data"),
+                        ('{"family": "gui"}', "holds other data"), ("[]", "metadata.json is damaged")):
         (data / "metadata.json").write_text(text)
         with pytest.raises(UserError, match=words):
             evaluate(*flags)

@@ -198,7 +198,7 @@ def test_a_damaged_prepared_folder_is_one_sentence(prepared, tmp_path):
         prepare_rgb(tmp_path / "damaged", tmp_path / "rgb")
     with pytest.raises(UserError, match="pca.npz is not a PCA"):
         prepare_rgb(damaged("pca.npz", 1000), tmp_path / "rgb")
-    with pytest.raises(UserError, match="metadata.json cannot be read"):
+    with pytest.raises(UserError, match="metadata.json is damaged"):
         compute(damaged("metadata.json", 10))
     (tmp_path / "damaged" / "metadata.json").write_text('{"domain": "scenes"}')
     with pytest.raises(UserError, match="holds other data than the domain satellite prepares"):

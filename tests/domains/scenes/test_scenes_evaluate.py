@@ -51,11 +51,12 @@ def test_report_shows_frames_top_views_and_answers(sections, rows, prepared, tmp
         assert text in page
 
 
-def test_report_takes_rows_without_what_prepare_adds(sections, prepared, tmp_path, capsys):
+def test_report_takes_rows_without_what_prepare_adds(sections, prepared, tmp_path, capsys, monkeypatch):
     """Text alone, no type, no group, no scene, frames without a place, one picture by name, broken depth, a raster."""
     folder = tmp_path / "data"
     whole = next(iter(records.read(prepared[0] / "test.jsonl")))
     folder.mkdir()
+    monkeypatch.setenv("OVERLAYS_ALLOW_SYMLINKS", "1")
     for name in ("scene_metadata.npz", "posed_images"):
         (folder / name).symlink_to(prepared[0] / name)
     bare = {key: whole[key] for key in ("id", "image", "conversations", "scene")}

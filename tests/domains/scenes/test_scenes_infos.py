@@ -151,9 +151,10 @@ def test_a_scene_is_named_after_a_folder_below_the_output(tmp_path, entry, index
 
 
 def test_depth_units_are_those_asked_for_unless_the_scene_names_its_own(tmp_path, entry):
-    assert infos.read_infos(write(tmp_path, entry), "train", tmp_path, None, 5000)[0].depth_scale == 5000
+    tum = infos.Conventions(depth_scale=5000)
+    assert infos.read_infos(write(tmp_path, entry), "train", tmp_path, None, tum)[0].depth_scale == 5000
     path = write(tmp_path, entry | {"depth_scale": 6553.5}, entry | {"depth_scale": -1}, entry | {"depth_scale": "x"})
-    own, *broken = infos.read_infos(path, "train", tmp_path, None, 5000)
+    own, *broken = infos.read_infos(path, "train", tmp_path, None, tum)
     assert own.depth_scale == 6553.5 and own.frames
     assert {scene.problem for scene in broken} == {"its depth_scale is not a number above 0"}
 
@@ -227,3 +228,42 @@ def test_one_camera_for_both_and_other_depth_units_as_in_matterport(tmp_path, en
     scene, = infos.read_infos(write(tmp_path, entry), "train", tmp_path)
     assert (scene.source, scene.name) == ("matterport3d", "17DRP5sb8fy/region0") and scene.depth_scale == 4000
     assert scene.frames[0].depth_like_color and scene.frames[0].depth_intrinsic[0, 0] == 82
+
+
+FORMS = {
+    "by scene": lambda name, frames, rest: {name: {"frames": frames, **rest}},
+    "below scenes": lambda name, frames, rest: {"scenes": {name: {"images": frames, **rest}}},
+    "a list": lambda name, frames, rest: [{"scene_id": name, "frames": frames, **rest}],
+    "columns": lambda name, frames, rest: {name: {
+        "image_paths": [frame["image_path"] for frame in frames],
+        "depth_paths": [frame["depth_path"] for frame in frames],
+        "poses": np.array([frame["pose"] for frame in frames]), **rest}},
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_scene_metadata_of_the_llama_factory_line_is_read_as_data(tmp_path, entry, form):
+    frames = [{"image_path": f"/home/me/{image['img_path']}", "depth_path": f"/home/me/{image['depth_path']}",
+               "pose": image["cam2global"].tolist()} for image in entry["images"]]
+    rest = {"intrinsic": entry["cam2img"], "depth_intrinsic": entry["depth_cam2img"], "axis_align_matrix": np.eye(4)}
+    path = tmp_path / "scene_metadata.pkl"
+    path.write_bytes(pickle.dumps(FORMS[form]("scene0000_00", frames, rest)))
+    scene, = infos.read_scene_metadata(path, tmp_path)
+    expected, = infos.read_infos(write(tmp_path, entry), "train", tmp_path)
+    assert (scene.name, scene.split, scene.problem, scene.dropped) == ("scene0000_00", "", "", [])
+    for one, other in zip(scene.frames, expected.frames, strict=True):
+        assert (one.image, one.depth) == (other.image, other.depth)
+        np.testing.assert_array_equal(one.pose, other.pose)
+        np.testing.assert_array_equal(one.depth_intrinsic, other.depth_intrinsic)
+
+
+def test_scene_metadata_with_code_or_of_another_shape_is_refused(tmp_path):
+    path, trace = tmp_path / "scene_metadata.pkl", tmp_path / "trace"
+    path.write_bytes(pickle.dumps({"scene0000_00": Evil(trace)}))
+    with pytest.raises(UserError, match="refused: it asks for"):
+        infos.read_scene_metadata(path, tmp_path)
+    assert not trace.exists()
+    for content in ({}, [], 3, {"scene0000_00": 4}, [1]):
+        path.write_bytes(pickle.dumps(content))
+        with pytest.raises(UserError, match="is not a scene_metadata.pkl"):
+            infos.read_scene_metadata(path, tmp_path)

@@ -17,7 +17,7 @@ from overlays.errors import UserError
 from overlays.samples.scenes import COLOUR, DEPTH, FRAMES
 
 ARRAYS = {"scene", "image", "depth", "pose", "axis_align", "depth_intrinsic", "color_intrinsic", "depth_size",
-          "color_size", "depth_scale"}
+          "color_size", "depth_scale", "depth_rotated_bits"}
 
 
 def read(folder, split):
@@ -108,7 +108,8 @@ def test_frames_whose_pictures_are_of_no_use_are_left_out_and_the_choice_made_an
     scene = infos.read_infos(copy / "embodiedscan_infos_train.pkl", "train", copy)[0]
     assert [frame.image.name for frame, *_ in choose_frames(scene, 3)] == ["00001.jpg", "00002.jpg"]
     assert dict(scene.dropped) == {
-        "00000.jpg": "depth intrinsics do not fit a picture of 20 x 16 (principal point 24, 23)",
+        "00000.jpg": "depth intrinsics do not fit a picture of 20 x 16 (principal point 24, 23); --depth-size "
+                     "WIDTHxHEIGHT says which they fit",
         f"{FRAMES - 1:05d}.jpg": "depth picture cannot be read"}
 
 
@@ -213,13 +214,14 @@ def test_a_folder_that_takes_no_file_is_no_reason_to_copy(copy, tmp_path, monkey
         raise OSError(errno.ENOSPC, "no space left")
 
     monkeypatch.setattr("os.link", full)
-    with pytest.raises(OSError, match="no space left"):
+    with pytest.raises(OSError, match="(?i)no space left"):
         prepare(Settings(copy, output=tmp_path / "out"))
     assert not (tmp_path / "out").exists()
 
 
 def test_depth_units_that_are_given_are_used_and_told(raw, tmp_path):
-    metadata = prepare(Settings(raw, output=tmp_path / "out", num_frames=1, depth_scale=5000))
+    metadata = prepare(Settings(raw, output=tmp_path / "out", num_frames=1, depth_scale=5000,
+                                contradictions="keep"))
     assert metadata["parameters"]["depth_scale"] == 5000
     assert metadata["counts"]["frames_by_depth_scale"] == {"5000": metadata["counts"]["frames"]}
     with np.load(tmp_path / "out" / METADATA) as file:
@@ -321,3 +323,28 @@ def test_what_is_missing_is_named(tmp_path, raw):
     (write / "file").touch()
     with pytest.raises(UserError, match="holds other files"):
         prepare(Settings(raw, output=write))
+
+
+def test_a_folder_of_the_llama_factory_line_is_prepared(copy, tmp_path):
+    """Infos below embodiedscan/, merged training data beside it; then scenes by their own pickle alone."""
+    (copy / "embodiedscan").mkdir()
+    rows, scenes = [], {}
+    for path in sorted(copy.glob("embodiedscan_infos_*.pkl")):
+        for entry in infos.load_pickle(path)["data_list"]:
+            images = [image["img_path"] for image in entry["images"]]
+            rows.append({"instruction": "<image>" * len(images), "input": "What colour is the box?", "output": "red",
+                         "images": images})
+            scenes[entry["sample_idx"].split("/")[1]] = {
+                "frames": [{"image_path": image["img_path"], "depth_path": image["depth_path"],
+                            "pose": image["cam2global"]} for image in entry["images"]],
+                "intrinsic": entry["cam2img"], "depth_intrinsic": entry["depth_cam2img"],
+                "axis_align_matrix": entry["axis_align_matrix"]}
+        path.rename(copy / "embodiedscan" / path.name)
+    shutil.rmtree(copy / "questions")
+    (copy / "merged_training_data.json").write_text(json.dumps(rows))
+    metadata = prepare(Settings(copy, output=tmp_path / "out"))
+    assert metadata["counts"]["questions"] == {"train": 11, "val": 2, "test": 3}
+    shutil.rmtree(copy / "embodiedscan")
+    (copy / "scene_metadata.pkl").write_bytes(pickle.dumps(scenes))
+    metadata = prepare(Settings(copy, output=tmp_path / "own"))
+    assert sum(metadata["counts"]["questions"].values()) == 16 and all(metadata["counts"]["questions"].values())

@@ -52,6 +52,33 @@ def test_video_3d_llm_rows_lose_placeholder_and_instruction(tmp_path):
     assert "box" in second.problem
 
 
+ALPACA = {"instruction": "<image><image>\nAnswer in a word.", "input": "What colour is the sofa?", "output": "red",
+          "images": [f"data/scannet/posed_images/scene0011_00/{number}.jpg" for number in ("00000", "00020")]}
+SHAREGPT = {"messages": [{"role": "user", "content": "<image>Where is the bed?"},
+                         {"role": "assistant", "content": "by the window"},
+                         {"role": "user", "content": "How many chairs are there?"},
+                         {"role": "assistant", "content": "2"}],
+            "images": ["scene0012_00/00000.jpg"]}
+
+
+def test_training_data_of_llama_factory_are_read(tmp_path):
+    path = write(tmp_path / "merged_training_data.json", [ALPACA, {**ALPACA, "scene_id": "scene0001_00", "output": ""}])
+    first, second = read_questions(path)
+    assert first == Question("merged_training_data", "row 0", "scene0011_00",
+                             "Answer in a word.\nWhat colour is the sofa?", ("red",), "", "train")
+    assert (second.scene, second.problem) == ("scene0001_00", "no answer")
+    for row in (SHAREGPT, {"conversations": [{"from": {"user": "human", "assistant": "gpt"}[turn["role"]],
+                                              "value": turn["content"]} for turn in SHAREGPT["messages"]],
+                           "images": SHAREGPT["images"]}):
+        where, count = read_questions(write(tmp_path / "merged.json", [row]))
+        assert (where.id, where.scene, where.text, where.answers) == ("row 0", "scene0012_00", "Where is the bed?",
+                                                                      ("by the window",))
+        assert (count.id, count.scene, count.text, count.answers) == ("row 0-2", "scene0012_00",
+                                                                      "How many chairs are there?", ("2",))
+    odd = {**ALPACA, "audios": ["a.wav"]}
+    assert "audios" in read_questions(write(tmp_path / "merged.json", [odd, 3]))[0].problem
+
+
 SCANQA = {"scene_id": "scene0000_00", "question_id": "a-1", "question": "What colour?", "answers": ["brown"]}
 
 

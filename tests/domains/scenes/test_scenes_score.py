@@ -73,6 +73,17 @@ def test_figures_by_task_and_type_beside_the_majority_answer():
     assert score(rows)["baseline"] is None
 
 
+def test_the_baseline_is_given_for_the_types_that_training_has():
+    train = [{"question_type": "height", "conversations": [{"from": "human", "value": "?"},
+                                                          {"from": "gpt", "value": "low"}]}]
+    rows = [row("height", "high", "low"), row("height", "low", "high"), row("colour", "red", "red")]
+    baseline = score(rows, train)["baseline"]
+    assert baseline["by_type"] == {"height": {"task": "where", "n": 2, "em": 0.5, "em_r": 0.5, "cider": 1.25}}
+    assert baseline["where_em"] == 0.5 and baseline["answers"] == {"height": "low"}
+    assert baseline["what_em"] is baseline["em"] is baseline["em_r"] is baseline["cider"] is None
+    assert score(rows[2:], train)["baseline"] is None
+
+
 def test_types_and_answers_are_read_from_the_words_where_a_row_lacks_them():
     metrics = score([{"id": "a", "question": "Hint.\nHow many chairs are there?", "answer": "two", "prediction": "2"}])
     assert metrics["by_type"] == {"count": {"task": "what", "n": 1, "em": 1.0, "em_r": 1.0, "cider": 0.0}}

@@ -1,0 +1,184 @@
+"""Whether depth and poses of a scene agree: what one frame measures is where another frame sees it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from itertools import combinations, pairwise, product
+from statistics import median
+
+import numpy as np
+
+from overlays.data.geometry import INVALID, read_depth, rotate_right
+from overlays.domains.scenes.cameras import OwnSizes, fit, sizes
+from overlays.domains.scenes.infos import CAMERA_AXES, DEPTH_ENCODINGS, POSE_UNITS, POSES, Conventions, Scene
+from overlays.errors import UserError
+
+FRAMES = 32  # evenly spaced, whose neighbours are compared
+PAIRS, FEW_FRAMES = 5, 4  # so many pairs of neighbours; of as few frames, each with every other one
+APART = (16, 8, 4, 2)  # frames between two that are far apart; the first at which they overlap
+POINTS = 2500  # of a frame that are followed, at most
+RELATIVE, ABSOLUTE_M = 0.03, 0.02  # within which two depths are the same
+OVERLAP = 0.3  # share of points that both frames must see for a pair to count
+LEAST_PAIRS, LEAST_SPARSE = 3, 5  # a single pair of wrong data may agree by chance, and one of few frames be hidden
+NEEDED, FOUND = 0.6, 0.8  # agreement that is needed, and that another convention must reach
+SEEN_THROUGH = 0.15  # above; with less, and half of what is needed, much is hidden between frames that are far apart
+COVERED = 0.01  # share of valid depth below which there is none to speak of
+MOST_CHANGES = 3  # of conventions at once
+DEPTH_SCALES = (1000.0, 4000.0, 5000.0, 6553.5)  # ScanNet, Matterport3D, TUM, Replica
+
+# Of two frames: the share of points that both measure at one place, within 3 % and 2 cm; and of these and those in
+# front, the share that the other frame looks through. A point behind what the other sees is hidden, as it may be.
+Pair = tuple[float, float]
+
+
+def _agreement(pairs: Sequence[Pair], least: int = LEAST_PAIRS) -> float | None:
+    return median(pair[0] for pair in pairs) if len(pairs) >= least else None
+
+
+def _contradicts(value: float | None, pairs: Sequence[Pair]) -> bool:
+    return value is not None and value < NEEDED and (value < NEEDED / 2 or median(
+        pair[1] for pair in pairs) > SEEN_THROUGH)
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """Of the frames of one scene, or of several.
+
+    Attributes:
+        near, far: pairs of neighbouring frames, and of frames farther apart, which tell a wrong scale.
+        coverage: share of valid pixels of each depth picture.
+        same_pose: whether all frames have one pose.
+        sparse: whether the frames are few, and then far apart, so that it takes more pairs to tell.
+    """
+
+    near: tuple[Pair, ...] = ()
+    far: tuple[Pair, ...] = ()
+    coverage: tuple[float, ...] = ()
+    same_pose: bool = False
+    sparse: bool = False
+
+    @property
+    def value(self) -> float | None:
+        """Median agreement of neighbouring frames; None where too few of them overlap."""
+        return _agreement(self.near, LEAST_SPARSE if self.sparse else LEAST_PAIRS)
+
+    @property
+    def lowest(self) -> float:
+        """The lower one of neighbours and frames farther apart; 0 where too few overlap."""
+        return min(self.value or 0.0, 1.0 if _agreement(self.far) is None else _agreement(self.far))
+
+    @property
+    def fault(self) -> str:
+        """What contradicts itself, in words; "" where nothing does or too little overlaps to tell."""
+        if self.coverage and np.mean(self.coverage) < COVERED:
+            return f"depth is empty: {np.mean(self.coverage):.1%} of its pixels are valid"
+        if not (_contradicts(self.value, self.near) or _contradicts(_agreement(self.far), self.far)):
+            return ""
+        if self.same_pose:
+            return "all frames have one pose, but not the same depth"
+        return f"depth and poses agree in {self.lowest:.2f} of the points that two frames see (0.95 is usual)"
+
+    def numbers(self) -> dict[str, float | int | None]:
+        """As metadata.json keeps them."""
+        values = {"agreement": self.value, "agreement_far_apart": _agreement(self.far),
+                  "depth_coverage": float(np.mean(self.coverage)) if self.coverage else 0.0}
+        return {"pairs": len(self.near),
+                **{name: None if value is None else round(value, 4) for name, value in values.items()}}
+
+
+def pool(agreements: Sequence[Agreement]) -> Agreement:
+    """Several scenes as one."""
+    near, far, coverage = (tuple(item for agreement in agreements for item in getattr(agreement, name))
+                           for name in ("near", "far", "coverage"))
+    return Agreement(near, far, coverage, *(all(getattr(agreement, name) for agreement in agreements)
+                                            for name in ("same_pose", "sparse")))
+
+
+def measure(scene: Scene, used: Conventions, others: Sequence[Conventions] = (),
+            own: OwnSizes = (None, None)) -> list[Agreement]:
+    """Agreement of a scene as it was read by `used`, and as it would be if it were read by each of `others`."""
+    count = min(FRAMES, len(scene.frames))
+    frames = [scene.frames[i] for i in np.linspace(0, len(scene.frames) - 1, count).round().astype(int)]
+    starts = np.unique(np.linspace(0, count - 2, min(PAIRS, max(count - 1, 1))).round().astype(int)).tolist()
+    near = list(combinations(range(count), 2)) if count <= FEW_FRAMES else [(start, start + 1) for start in starts]
+    coverage = {}
+
+    @cache
+    def stored(number: int) -> tuple[np.ndarray, np.ndarray] | None:
+        """Depth and intrinsics of a frame; None where it cannot be used, which is named where it is chosen."""
+        color, depth, problem = sizes(frames[number])
+        frame, problem = (None, problem) if problem else fit(frames[number], color, depth, own)
+        try:
+            image = None if problem else read_depth(frame.depth, depth, used.rotated_bits)
+        except UserError:
+            return None
+        if image is None:
+            return None
+        coverage[number] = float(((image != INVALID[0]) & (image != INVALID[1])).mean())
+        return image, frame.depth_intrinsic
+
+    @cache
+    def metres(number: int, bits: int, scale: float) -> np.ndarray:
+        depth = rotate_right(stored(number)[0], bits)
+        return np.where(depth == INVALID[1], 0, depth).astype(np.float32) / np.float32(scale)
+
+    def compare(way: Conventions, one: int, two: int) -> tuple[int, int, int, int]:
+        if stored(one) is None or stored(two) is None:
+            return 0, 0, 0, 0
+        scale = scene.depth_scale if way.depth_scale == used.depth_scale else way.depth_scale
+        a, b = ((metres(n, way.rotated_bits - used.rotated_bits, scale), stored(n)[1],
+                 way.camera_to_world(used.as_stored(frames[n].pose))) for n in (one, two))
+        return tuple(map(sum, zip(_project(*a, *b), _project(*b, *a), strict=True)))
+
+    def pairs(way: Conventions, choices: Sequence[Sequence[tuple[int, int]]]) -> tuple[Pair, ...]:
+        """Of each choice the first pair that overlaps."""
+        found = []
+        for choice in choices:
+            for one, two in choice:
+                points, both, same, front = compare(way, one, two)
+                if both > OVERLAP * points:
+                    found.append((same / both, front / max(same + front, 1)))
+                    break
+        return tuple(found)
+
+    apart = [[(start, start + gap) for gap in APART if start + gap < count] for start in starts]
+    measured = [(pairs(way, [[pair] for pair in near]), pairs(way, apart)) for way in (used, *others)]
+    same = count > 1 and all(np.allclose(one.pose, two.pose, atol=1e-6) for one, two in pairwise(frames))
+    return [Agreement(*found, tuple(coverage.values()), same, count <= FEW_FRAMES) for found in measured]
+
+
+def _project(depth: np.ndarray, k: np.ndarray, pose: np.ndarray, other: np.ndarray, other_k: np.ndarray,
+             other_pose: np.ndarray) -> tuple[int, int, int, int]:
+    """Numbers of points of a frame: all, those that the other one measures, at the same place, farther away."""
+    step = max(1, int(np.ceil(np.sqrt(depth.size / POINTS))))
+    v, u = np.nonzero(depth[::step, ::step])
+    z = depth[::step, ::step][v, u]
+    rays = np.stack([(u * step - k[0, 2]) / k[0, 0], (v * step - k[1, 2]) / k[1, 1], np.ones(len(u))])
+    move = np.linalg.inv(other_pose) @ pose
+    x, y, ahead = move[:3, :3] @ (rays * z) + move[:3, 3:]
+    with np.errstate(all="ignore"):
+        column = other_k[0, 0] * x / ahead + other_k[0, 2] + 0.5
+        row = other_k[1, 1] * y / ahead + other_k[1, 2] + 0.5
+        seen = (ahead > 0.05) & (column >= 0) & (column < other.shape[1]) & (row >= 0) & (row < other.shape[0])
+    ahead, there = ahead[seen], other[row[seen].astype(int), column[seen].astype(int)]
+    ahead, there = ahead[there > 0], there[there > 0]
+    apart, near = there - ahead, RELATIVE * np.maximum(there, ahead) + ABSOLUTE_M
+    return len(z), len(there), int((np.abs(apart) <= near).sum()), int((apart > near).sum())
+
+
+def remedy(scenes: Sequence[Scene], used: Conventions, own: OwnSizes = (None, None)) -> tuple[str, float]:
+    """The flags under which scenes agree, with the fewest changes, and their agreement; ("", 0) where none do."""
+    scales = used.depth_scale, *(known for known in DEPTH_SCALES if known != scenes[0].depth_scale)
+    by_changes: dict[int, list[Conventions]] = {}
+    for values in product(POSES, CAMERA_AXES, POSE_UNITS, DEPTH_ENCODINGS, scales):
+        way = Conventions(*values)
+        by_changes.setdefault(way.flags(used).count("--"), []).append(way)
+    for ways in (by_changes[number] for number in range(1, MOST_CHANGES + 1)):
+        measured = zip(*(measure(scene, used, ways, own)[1:] for scene in scenes), strict=True)
+        pooled = [(pool(results), way.flags(used)) for way, results in zip(ways, measured, strict=True)]
+        best, flags = max(pooled, key=lambda pair: pair[0].lowest)
+        if best.lowest >= (NEEDED if best.sparse else FOUND):
+            return flags, best.lowest
+    return "", 0.0
