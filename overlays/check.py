@@ -1,6 +1,7 @@
 """Entry: check data sets without a model: every record, placeholder and media file. Exit status 0 or, with defects, 2.
 
     python -m overlays.check --dataset-use cuprite_train,path/to/own.jsonl
+    python -m overlays.check --prepared data/prepared/cuprite
     python -m overlays.check --config scripts/configs/driving_lora.yaml    # tokens as that recipe trains
 """
 
@@ -144,6 +145,8 @@ def _settings(args) -> dict:
 def main(words: Sequence[str] | None = None) -> None:
     """Command line of the module."""
     parser = Parser(description=__doc__.split("\n")[0].removeprefix("Entry: "))
+    parser.add_argument("--prepared", type=Path, help="a prepared folder, in seven steps: metadata, splits, records, "
+                        "media, separation of the splits, answers, balance")
     parser.add_argument("--config", type=Path, metavar="FILE", help="YAML of a training stage, whose data sets, model, "
                         "lengths and resolutions are taken; flags win over it")
     parser.add_argument("--run", type=Path, metavar="FOLDER", help="the same from the run.json of a run")
@@ -158,6 +161,12 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--allow-symlinks", action="store_true", help=paths.SYMLINKS_HELP)
     parser.add_argument("--workers", type=at_least(1), default=4, help="threads that open media")
     args = parser.parse_args(words)
+    if args.prepared is not None:
+        from overlays.verify import annotations
+
+        if args.dataset_use or args.config or args.run:
+            raise UserError("--prepared takes no other data: leave out --dataset-use, --config and --run")
+        args.dataset_use = ",".join(map(str, annotations(args.prepared)))
     for name, value in _settings(args).items():
         setattr(args, name, value)
     paths.allow_symlinks(args.allow_symlinks)
@@ -185,6 +194,23 @@ def main(words: Sequence[str] | None = None) -> None:
     sys.stdout.flush()
     if bad:
         raise UserError(f"{bad} of {seen} records are bad; the rows are listed above")
+    if args.prepared is not None:
+        verify_prepared(args.prepared)
+
+
+def verify_prepared(folder: Path) -> None:
+    """Print what the other steps find. Raises UserError where one finds a problem."""
+    from overlays.verify import verify
+
+    failed = []
+    for step, problems, found in verify(folder):
+        print(f"{step}: {'ok' if not problems else f'{len(problems)} problems'} ({found})")
+        for problem in problems[:10]:
+            print(f"  {problem}")
+        failed += [step] if problems else []
+    sys.stdout.flush()
+    if failed:
+        raise UserError(f"{folder} fails at {', '.join(failed)}; the problems are listed above")
 
 
 if __name__ == "__main__":

@@ -4,24 +4,23 @@ A raster is (channels, height, width); 8-bit values stay 8-bit, everything else 
 the family's own image processor, so three 8-bit channels give what an RGB picture of them gives. A processor that was
 given statistics (`set_statistics`) normalises rasters by them and refuses RGB pictures.
 
-spectral and torch are imported where they are used.
+torch is imported where they are used.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import tokenize
-import zipfile
-import zlib
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from overlays.data import geotiff, records
-from overlays.data.envi import good_marks, ignore_value, layout, mapped, open_envi
+from overlays.data import encodings, envi, geotiff, matlab, netcdf, records
+from overlays.data.raster_file import RasterFile
+from overlays.data.spectral_bands import NUMPY_ERRORS
 from overlays.errors import UserError
 from overlays.files import read_json, write_json
 from overlays.paths import cache_folder
@@ -32,9 +31,8 @@ if TYPE_CHECKING:
 SUFFIXES = (".npy", ".tif", ".tiff", ".hdr")
 MAX_VALUES = 1 << 28  # of one raster or window: 1 GiB as float32
 _BLOCK = 1 << 22  # values that are looked at together where statistics are fitted
-# What numpy raises on damaged .npy and .npz files.
-NUMPY_ERRORS = (OSError, EOFError, ValueError, TypeError, SyntaxError, KeyError, OverflowError, tokenize.TokenError,
-                zipfile.BadZipFile, zlib.error)
+_READER = 2  # raised where the values that a file is read as change
+_LOOKED_AT, _MISFIT = 16, 10.0  # rasters, and how many times apart statistics are another unit's
 Window = Sequence[int]  # row, column, height, width
 
 
@@ -58,15 +56,26 @@ def header(path: str | Path) -> Header:
     Raises:
         UserError: no raster, cut short, not (channels, height, width), or values that are not real numbers.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise UserError(f"raster file {path} is missing")
-    found = _KINDS[path.suffix.lower()][0](path)
-    if found.dtype.kind not in "uif":
-        raise UserError(f"raster {path} holds values of type {found.dtype}; integers or real numbers are needed")
-    if min(found[:3]) < 1:
-        raise UserError(f"raster {path} is empty: {found.channels} channels, {found.height} x {found.width} pixels")
-    return found
+    return _header(_open(path))
+
+
+def _open(path: str | Path) -> RasterFile:
+    """A raster whose bad bands are left out."""
+    file = open_raster(path)
+    if file.dtype.kind not in "uif":
+        raise UserError(f"raster {path} holds values of type {file.dtype}; integers or real numbers are needed")
+    if min(file.shape) < 1:
+        raise UserError(f"raster {path} is empty: {file.shape[2]} channels, {file.shape[0]} x {file.shape[1]} pixels")
+    return file
+
+
+def _bands(file: RasterFile) -> np.ndarray:
+    return np.arange(file.shape[2]) if file.good is None else np.flatnonzero(file.good)
+
+
+def _header(file: RasterFile) -> Header:
+    converted = file.decode is not None or file.scale is not None or file.offset is not None
+    return Header(len(_bands(file)), *file.shape[:2], np.dtype(np.float32) if converted else file.dtype)
 
 
 def shape(path: str | Path) -> tuple[int, int, int]:
@@ -82,8 +91,8 @@ def size(path: str | Path) -> tuple[int, int]:
 def read(path: str | Path, window: Window | None = None) -> np.ndarray:
     """A raster, or a window of it: (C, H, W) uint8, or float32 with NaN where there is no data.
 
-    There is no data where values are not finite, a GeoTIFF's mask (nodata value, alpha band that is a mask) or an ENVI
-    header's "data ignore value" says so. ENVI bands that the header's bad-band list (bbl) marks are left out.
+    Values are those of `RasterFile.read`: scaled as the file says, decoded where they are AlphaEarth's codes, NaN where
+    the file's mask or nodata value says so. Bands that the file's bad-band list (bbl) marks are left out.
 
     Args:
         window: (row, column, height, width); only that part of the file is read.
@@ -91,7 +100,8 @@ def read(path: str | Path, window: Window | None = None) -> np.ndarray:
     Raises:
         UserError: as `header`; a window beyond the raster, or more than MAX_VALUES values.
     """
-    path, found = Path(path), header(path)
+    file = _open(path)
+    found = _header(file)
     row, column, height, width = (0, 0, *found[1:3]) if window is None else (int(value) for value in window)
     if min(row, column) < 0 or min(height, width) < 1 or row + height > found.height or column + width > found.width:
         raise UserError(f"window {[row, column, height, width]} (row, column, height, width) leaves raster {path} of "
@@ -99,16 +109,49 @@ def read(path: str | Path, window: Window | None = None) -> np.ndarray:
     if found.channels * height * width > MAX_VALUES:
         raise UserError(f"raster {path} has {found.channels} x {height} x {width} values, above the limit of "
                         f"{MAX_VALUES}: cut it into tiles, or give its record a \"window\"")
-    values = _KINDS[path.suffix.lower()][1](path, row, column, height, width)
-    if values.dtype == np.uint8:
-        return np.ascontiguousarray(values)
-    with np.errstate(over="ignore"):
-        values = values.astype(np.float32, order="C")
-    values[~np.isfinite(values)] = np.nan
-    return values
+    return np.ascontiguousarray(file.read(row, column, height, width, _bands(file)).transpose(2, 0, 1))
 
 
-# ---- .npy
+# ---- formats
+
+
+def open_raster(path: str | Path, *, mat_variable: str | None = None, mat_shape: tuple[int, int] | None = None,
+                bands: int | None = None) -> RasterFile:
+    """A raster of any format, described by its header: ENVI (header or data file), GeoTIFF, NetCDF, MATLAB, .npy.
+
+    Raw AlphaEarth tiles are decoded (see `encodings.decoded`).
+
+    Args:
+        mat_variable, mat_shape, bands: of a MATLAB file, see `matlab.open_matlab`.
+
+    Raises:
+        UserError: no such file, no known format, damaged, or a header that makes no sense.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"raster file {path} is missing")
+    suffix = path.suffix.lower()
+    if suffix == ".npy":
+        file = _open_npy(path)
+    elif suffix in geotiff.SUFFIXES:
+        file = geotiff.open_geotiff(path)
+    elif suffix in netcdf.SUFFIXES:
+        file = netcdf.open_netcdf(path)
+    elif suffix == ".mat":
+        file = matlab.open_matlab(path, mat_variable, mat_shape, bands)
+    elif suffix in (".hdr", *envi.DATA_SUFFIXES) or envi.header_of(path) is not None:
+        file = envi.open_envi(path)
+    else:
+        raise UserError(f"{path} is of no known format: give an ENVI header, GeoTIFF, NetCDF, MATLAB or .npy file")
+    return encodings.decoded(file)
+
+
+def files_of(path: Path) -> tuple[Path, ...]:
+    """The files that make up a raster: for ENVI header and data. Raises UserError where there are none."""
+    if not path.is_file():
+        raise UserError(f"raster file {path} is missing")
+    suffixes = (".npy", *geotiff.SUFFIXES, *netcdf.SUFFIXES, ".mat")
+    return (path,) if path.suffix.lower() in suffixes else envi.files_of(path)
 
 
 def open_npy(path: Path) -> np.ndarray:
@@ -123,45 +166,13 @@ def open_npy(path: Path) -> np.ndarray:
     return array
 
 
-def _npy_header(path: Path) -> Header:
+def _open_npy(path: Path) -> RasterFile:
     array = open_npy(path)
-    return Header(*array.shape, array.dtype)
+    return RasterFile(path, "npy", (path,), (*array.shape[1:], len(array)), array.dtype, partial(_npy_stored, path))
 
 
-def _npy_read(path: Path, row: int, column: int, height: int, width: int) -> np.ndarray:
-    return np.array(open_npy(path)[:, row : row + height, column : column + width])
-
-
-# ---- ENVI
-
-
-def _hdr_header(path: Path) -> Header:
-    image, _ = open_envi(path)
-    return Header(len(_good_bands(image, path)), *image.shape[:2], np.dtype(image.dtype))
-
-
-def _good_bands(image, path: Path) -> np.ndarray:
-    marks = good_marks(image, path)
-    return np.arange(image.shape[2]) if marks is None else np.flatnonzero(marks)
-
-
-def _hdr_read(path: Path, row: int, column: int, height: int, width: int) -> np.ndarray:
-    image, _ = open_envi(path)
-    cube = mapped(layout(image))[row : row + height, column : column + width]
-    values = np.array(cube[:, :, _good_bands(image, path)].transpose(2, 0, 1))
-    ignore = ignore_value(image, path)
-    if ignore is None:
-        return values
-    missing = np.isclose(values, ignore, rtol=1e-6, atol=0, equal_nan=True)
-    return np.where(missing, np.float32(np.nan), values.astype(np.float32)) if missing.any() else values
-
-
-def _tif_header(path: Path) -> Header:
-    return Header(*geotiff.header(path))
-
-
-_KINDS = {".npy": (_npy_header, _npy_read), ".tif": (_tif_header, geotiff.read), ".tiff": (_tif_header, geotiff.read),
-          ".hdr": (_hdr_header, _hdr_read)}
+def _npy_stored(path: Path, row: int, col: int, rows: int, cols: int, bands: np.ndarray) -> tuple[np.ndarray, None]:
+    return np.array(open_npy(path)[bands, row : row + rows, col : col + cols]).transpose(1, 2, 0), None
 
 
 # ---- statistics
@@ -251,13 +262,9 @@ def fit_processor(processor, dataset) -> None:
     Args:
         dataset: `SupervisedDataset`; what it dropped does not count.
     """
-    items = list(dict.fromkeys(
-        (records.media_file(dataset.media_root(i), name), None if window is None else tuple(window))
-        for i in range(len(dataset)) for record in [dataset.record(i)]
-        for name, window in zip(records.media_names(record, "image"), records.windows(record), strict=True)
-    ))
+    items = _items(dataset)
     rows = [(str(path.resolve()), *_state(path), window) for path, window in items]
-    file = cache_folder() / f"statistics-{hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:24]}.json"
+    file = cache_folder() / f"statistics-{hashlib.sha256(json.dumps([_READER, rows]).encode()).hexdigest()[:24]}.json"
     try:
         found = read_json(file, {"mean": [float], "std": [float]})
     except UserError:  # not there yet, or damaged
@@ -267,10 +274,38 @@ def fit_processor(processor, dataset) -> None:
     set_statistics(processor, found["mean"], found["std"])
 
 
+def _items(dataset) -> list[tuple[Path, tuple | None]]:
+    """(file, window) of the rasters of a data set, each once."""
+    return list(dict.fromkeys(
+        (records.media_file(dataset.media_root(i), name), None if window is None else tuple(window))
+        for i in range(len(dataset)) for record in [dataset.record(i)]
+        for name, window in zip(records.media_names(record, "image"), records.windows(record), strict=True)
+    ))
+
+
+def misfit(processor, data) -> str:
+    """What is wrong where a processor's statistics are those of other values than these rasters hold, such as of codes
+    that are decoded now; "" where they fit.
+
+    Args:
+        data: a data set, or a list of (file, window) pairs; a few rasters are looked at.
+    """
+    items = data if isinstance(data, list) else _items(data)
+    mean, std = fit_statistics(items[:: max(1, len(items) // _LOOKED_AT)][:_LOOKED_AT])
+    image = _image_processor(processor)
+    known = np.asarray(image.image_std)
+    contrast = float(np.median(std[std > 0] / known[std > 0])) if (std > 0).any() else 1.0
+    shift = float(np.median(np.abs(mean - np.asarray(image.image_mean)) / known))
+    if 1 / _MISFIT < contrast < _MISFIT and shift < _MISFIT:
+        return ""
+    return (f"the processor's statistics are those of other values (deviation {np.median(known):.3g}) than these "
+            f"rasters hold ({np.median(std):.3g})")
+
+
 def _state(path: Path) -> tuple[int, ...]:
     """(size, time of change) of a raster's file; for ENVI of the header and of the data file."""
-    files = [path, Path(open_envi(path)[0].filename)] if path.suffix.lower() == ".hdr" else [path]
-    return tuple(number for note in (file.stat() for file in files) for number in (note.st_size, note.st_mtime_ns))
+    states = [file.stat() for file in files_of(path)]
+    return tuple(number for state in states for number in (state.st_size, state.st_mtime_ns))
 
 
 def _blocks(path: Path, window: Window | None) -> Iterator[np.ndarray]:

@@ -95,7 +95,11 @@ def build_data(mae: PretrainingModelArguments, data: PretrainingDataArguments, s
     held, dropped_held, _ = tiles.check(held, data.on_bad_sample, count)
     processor = load.load_processor(mae.model_name_or_path, cache_dir)
     apply_resolution(processor, MediaOptions(min_pixels=data.min_pixels, max_pixels=data.max_pixels))
-    if not (model_channels == count and rasters.takes_rasters(processor)):
+    known = model_channels == count and rasters.takes_rasters(processor)
+    problem = rasters.misfit(processor, files) if known else ""
+    if problem:
+        log_once(f"note: {problem}; they are fitted anew")
+    if not known or problem:
         rasters.set_statistics(processor, *rasters.fit_statistics(files))
     for row in (dropped + dropped_held)[:SHOWN]:
         log_once(f"dropped {row['file']}: {row['reason']}")

@@ -282,7 +282,10 @@ def prepare(model_args, data, training, engine: engines.Engine, config=None) -> 
         unfitted = rasters.expect(processor, channels.channels_of(config), bool(model_args.in_channels))
         apply_resolution(processor, media_options(data))
         train_set, eval_set, collator = build_data(data, training, processor, config, max_depth_m)
-        if unfitted:
+        problem = "" if unfitted or not rasters.takes_rasters(processor) else rasters.misfit(processor, train_set)
+        if problem:
+            log_once(f"note: {problem}; they are fitted anew")
+        if unfitted or problem:
             rasters.fit_processor(processor, train_set)
     fit_thinking(processor, data, train_set)
     added = new_channels | wanted_extensions(model_args, training, train_set)

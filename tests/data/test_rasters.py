@@ -315,3 +315,49 @@ def test_a_window_is_four_whole_numbers_for_each_image(window):
     assert records.check_record(record("a.npy", window=window)) == [
         "window must be [row, column, height, width], or a list with one (or null) for each image"]
     assert json.dumps(records.windows(record("a.npy", window=[0, 0, 4, 4]))) == "[[0, 0, 4, 4]]"
+
+
+def test_a_geotiff_is_scaled_masked_and_turned_as_it_says(tmp_path):
+    import rasterio
+
+    values = random(2, 6, 8, np.uint16)
+    save_tif(tmp_path / "a.tif", values)
+    with rasterio.open(tmp_path / "a.tif", "r+") as out:
+        out.scales, out.offsets = (1e-4, 0.5), (-0.1, 0.0)
+        out.write_mask(np.arange(48).reshape(6, 8) > 7)
+        out.transform = rasterio.Affine(10, 0, 0, 0, 10, 0)
+    found = rasters.read(tmp_path / "a.tif")
+    expected = (values * np.array([1e-4, 0.5])[:, None, None] + np.array([-0.1, 0])[:, None, None])[:, ::-1]
+    assert np.isnan(found[:, -1]).all() and np.allclose(found[:, :-1], expected[:, :-1])
+    assert rasters.header(tmp_path / "a.tif").dtype == np.float32
+
+
+def test_raw_alphaearth_tiles_are_decoded_and_other_int8_rasters_are_not(tmp_path):
+    from overlays.samples.satellite import quantise
+
+    vectors = np.random.default_rng(0).standard_normal((64, 6, 8))
+    vectors /= np.linalg.norm(vectors, axis=0)
+    codes = quantise(vectors)
+    codes[:, 0, 0] = -128
+    save_tif(tmp_path / "a.tif", codes)
+    np.save(tmp_path / "a.npy", codes)
+    for name in ("a.tif", "a.npy"):
+        found = rasters.read(tmp_path / name)
+        assert np.isnan(found[:, 0, 0]).all()
+        assert np.allclose(found[:, 1:], vectors[:, 1:], atol=0.01) and abs(np.nanstd(found) - 0.125) < 0.01
+    plain = np.random.default_rng(0).integers(-99, 99, (64, 6, 8)).astype(np.int8)
+    np.save(tmp_path / "b.npy", plain)
+    assert np.array_equal(rasters.read(tmp_path / "b.npy"), plain)
+
+
+def test_fill_of_floats_that_no_tag_names_is_no_data(tmp_path):
+    values = random(2, 4, 4)
+    values[:, 0] = -3.4e38
+    np.save(tmp_path / "a.npy", values)
+    assert np.isnan(rasters.read(tmp_path / "a.npy")[:, 0]).all()
+
+
+def test_a_strange_wavelength_matters_only_to_a_cube(tmp_path):
+    header = save_envi(tmp_path / "a.hdr", random(3, 6, 8, np.int16))
+    header.write_text(header.read_text() + "wavelength units = Index\nwavelength = { 1, 2, 3 }\n")
+    assert rasters.shape(header) == (3, 6, 8)

@@ -136,11 +136,11 @@ def test_samples_are_written_by_one_command(tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().out == f"sample data: {tmp_path}\n"
 
 
-def test_the_sample_scene_has_the_classes_of_the_domain():
+def test_the_sample_scene_has_the_first_classes_of_the_domain():
     from overlays.domains.cuprite.classes import CLASSES
     from overlays.samples import cuprite
 
-    assert tuple(mineral.name for mineral in CLASSES) == cuprite.CLASSES
+    assert tuple(mineral.name for mineral in CLASSES[:9]) == cuprite.CLASSES
 
 
 # ---------------------------------------------------------------- what a run has seen

@@ -13,6 +13,7 @@ import numpy as np
 
 from overlays.domains.base import data_of
 from overlays.domains.cuprite import questions as q
+from overlays.domains.cuprite.composites import USUAL
 from overlays.domains.cuprite.domain import DOMAIN
 from overlays.errors import UserError
 from overlays.files import read_json
@@ -29,6 +30,9 @@ def parse(words: Sequence[str] | None = None) -> Namespace:
                         "for a model of all bands its .npy")
     parser.add_argument("--cube", type=Path, help="raw cube; with --window")
     parser.add_argument("--window", nargs=2, type=int, metavar=("ROW", "COL"), help="upper left pixel of the tile")
+    parser.add_argument("--wavelengths", type=Path, help="of --cube: file of band centres, for cubes that name none")
+    parser.add_argument("--scale", type=float, help="of --cube: reflectance = stored value / scale (default: the "
+                        "cube's own)")
     parser.add_argument("--question", help="default: the three questions of the data set")
     parser.add_argument("--language", choices=("en", "zh"), default="en", help="of the default questions")
     parser.add_argument("--checkpoint", help="run folder, checkpoint or model (default: the newest cuprite run)")
@@ -41,6 +45,8 @@ def parse(words: Sequence[str] | None = None) -> Namespace:
         raise UserError("--image and --cube exclude each other")
     if bool(flags.cube) != bool(flags.window):
         raise UserError("--cube and --window ROW COL belong together")
+    if not flags.cube and (flags.wavelengths or flags.scale is not None):
+        raise UserError("--wavelengths and --scale belong to --cube")
     return flags
 
 
@@ -90,10 +96,10 @@ def with_siblings(images: Sequence[Path]) -> list[Path]:
         if not path.is_file():
             raise UserError(f"there is no image file {path}")
     tile, _, composite = images[0].stem.rpartition("_")
-    if len(images) == 1 and composite in q.COMPOSITES:
-        family = [images[0].with_name(f"{tile}_{name}{images[0].suffix}") for name in q.COMPOSITES]
+    if len(images) == 1 and composite in USUAL:
+        family = [images[0].with_name(f"{tile}_{name}{images[0].suffix}") for name in USUAL]
         if all(path.is_file() for path in family):
-            print(f"using all composites of {tile}: {', '.join(q.COMPOSITES)}")
+            print(f"using all composites of {tile}: {', '.join(USUAL)}")
             return family
     return list(images)
 
@@ -117,9 +123,9 @@ def ask_about_window(answerer: Answerer, flags: Namespace) -> None:
     with tempfile.TemporaryDirectory() as folder:
         if metadata["parameters"].get("channels") == "all":
             files = [Path(folder) / "window.npy"]
-            np.save(files[0], window_raster(flags.cube, *flags.window, metadata))
+            np.save(files[0], window_raster(flags.cube, *flags.window, metadata, flags.wavelengths, flags.scale))
         else:
-            pictures = render_window(flags.cube, *flags.window, metadata)
+            pictures = render_window(flags.cube, *flags.window, metadata, flags.wavelengths, flags.scale)
             files = [Path(folder) / f"window_{name}.png" for name in pictures]
             for file, picture in zip(files, pictures.values(), strict=True):
                 picture.save(file)

@@ -2,50 +2,80 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
-from overlays.domains.cuprite.cube import Cube, probe
+from overlays.domains.cuprite.cube import REFLECTANCE, Cube, probe
 from overlays.errors import UserError
 
-WATER_NM = ((1340.0, 1460.0), (1780.0, 2000.0))
+WATER_NM = ((1340.0, 1430.0), (1780.0, 2000.0))
+FILL_SHARE = 0.05  # of the pixels with data in most bands: where a band lacks more of them, the band is left out
+REASONS = ("header", "water", "wavelength", "constant", "fill", "overlap")
 
 
 def skip_reasons(cube: Cube) -> list[str]:
-    """Why each band is left out: "" for a good band, else "header", "water", "constant" or "overlap".
+    """Why each band is left out: "" for a good band, else one of REASONS.
 
-    The file's own good-band list decides; without one, windows of atmospheric water (1340-1460 and 1780-2000 nm,
-    widened by half a band's FWHM on both sides) do. Bands that never vary, and bands whose wavelength does not
-    advance on the good bands before them (overlapping spectrometers), are left out in any case. No index is fixed.
+    The file's own good-band list decides; without one, windows of atmospheric water (WATER_NM) do. In any case are
+    left out: bands without a wavelength, bands that never vary, bands without data where other bands have some, and
+    bands whose wavelength does not advance on the good bands before them (overlapping spectrometers). No index is
+    fixed.
     """
-    reasons = [""] * cube.shape[2]
+    centres = cube.wavelength_nm
     if cube.good is not None:
         reasons = ["" if good else "header" for good in cube.good]
     else:
-        for band, (centre, width) in enumerate(zip(cube.wavelength_nm, cube.fwhm_nm, strict=True)):
-            if any(low - width / 2 <= centre <= high + width / 2 for low, high in WATER_NM):
-                reasons[band] = "water"
-    spectra = probe(cube)
-    lit = np.isfinite(spectra).any(0)
-    span = np.full(cube.shape[2], 0.0)
-    span[lit] = np.nanmax(spectra[:, lit], axis=0) - np.nanmin(spectra[:, lit], axis=0)
+        reasons = ["water" if any(low <= centre <= high for low, high in WATER_NM) else "" for centre in centres]
+    spectra = probe(cube).astype(np.float32)
+    with np.errstate(invalid="ignore"):
+        spectra[(spectra < REFLECTANCE[0]) | (spectra > REFLECTANCE[1])] = np.nan
+    known = np.isfinite(spectra)
+    usable = np.array([not reason for reason in reasons]) & known.any(0)
+    lit = known[:, usable].mean(1) > 0.5 if usable.any() else np.zeros(len(spectra), bool)
     highest = -np.inf
-    for band, centre in enumerate(cube.wavelength_nm):
+    for band in _ascending(centres):
+        values = spectra[known[:, band], band]
         if reasons[band]:
             continue
-        if span[band] <= 0:
+        if not centres[band] > 0:
+            reasons[band] = "wavelength"
+        elif values.size and (~known[lit, band]).mean() > FILL_SHARE:
+            reasons[band] = "fill"
+        elif not values.size or values.max() == values.min():
             reasons[band] = "constant"
-        elif centre <= highest:
+        elif centres[band] <= highest:
             reasons[band] = "overlap"
         else:
-            highest = centre
+            highest = centres[band]
     if sum(not reason for reason in reasons) < 3:
         raise UserError(f"cube {cube.path} has fewer than three usable bands: check its bad-band list")
     return reasons
 
 
-def good_bands(reasons: list[str]) -> np.ndarray:
-    """Indexes of the bands that are not left out; their wavelengths ascend."""
-    return np.array([band for band, reason in enumerate(reasons) if not reason])
+def _ascending(centres: np.ndarray) -> np.ndarray:
+    """Indexes in the order in which the bands advance.
+
+    A file is one stretch of bands for each spectrometer, upwards or downwards (PRISMA); each stretch stays together.
+    """
+    order = np.arange(len(centres))
+    steps = np.diff(centres)
+    if (steps < 0).sum() > (steps > 0).sum():
+        order = order[::-1]
+    stretches = np.split(order, np.flatnonzero(np.diff(centres[order]) < 0) + 1)
+    return np.concatenate(sorted(stretches, key=lambda stretch: centres[stretch[0]]))
+
+
+def good_bands(reasons: Sequence[str], wavelength_nm: np.ndarray) -> np.ndarray:
+    """Indexes of the bands that are not left out, by ascending wavelength."""
+    kept = np.array([band for band, reason in enumerate(reasons) if not reason])
+    return kept[np.argsort(wavelength_nm[kept], kind="stable")]
+
+
+def positions(good: np.ndarray, bands: Sequence[int]) -> np.ndarray:
+    """Where bands lie among the good ones."""
+    where = {int(band): number for number, band in enumerate(good)}
+    return np.array([where[int(band)] for band in bands], int)
 
 
 def nearest_band(cube: Cube, good: np.ndarray, target_nm: float, purpose: str) -> int:

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import numpy as np
 
-from overlays.domains.cuprite.bands import nearest_band
+from overlays.domains.cuprite.bands import nearest_band, positions
 from overlays.domains.cuprite.cube import Cube
+from overlays.errors import UserError
 
 COMPOSITES_NM: dict[str, tuple[float, float, float]] = {
     "clay": (2200.0, 2100.0, 1650.0),
     "iron": (860.0, 660.0, 480.0),
     "natural": (660.0, 550.0, 470.0),
+    "swir": (2350.0, 2200.0, 2100.0),
 }
+USUAL = ("clay", "iron", "natural")  # where a cube has their bands; else FALLBACK
+FALLBACK = "swir"
 PERCENT = (2.0, 98.0)
 
 
@@ -21,6 +25,21 @@ def composite_bands(cube: Cube, good: np.ndarray, names: list[str]) -> dict[str,
             for name in names}
 
 
+def available_composites(cube: Cube, good: np.ndarray) -> dict[str, list[int]]:
+    """`composite_bands` of the usual composites that the cube has bands for; of FALLBACK where it has none.
+
+    Raises:
+        UserError: the cube has no band for any.
+    """
+    found = {}
+    for name in USUAL:
+        try:
+            found |= composite_bands(cube, good, [name])
+        except UserError:  # the cube ends before its bands, such as one of short-wave infrared alone
+            continue
+    return found or composite_bands(cube, good, [FALLBACK])
+
+
 def composite_projection(good: np.ndarray, bands: list[int]) -> np.ndarray:
     """(3, len(good)) float32 that picks a composite's red, green and blue from the good bands.
 
@@ -28,7 +47,7 @@ def composite_projection(good: np.ndarray, bands: list[int]) -> np.ndarray:
     brightness and contrast.
     """
     projection = np.zeros((3, len(good)), np.float32)
-    projection[np.arange(3), np.searchsorted(good, bands)] = 1
+    projection[np.arange(3), positions(good, bands)] = 1
     return projection
 
 

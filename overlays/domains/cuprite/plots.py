@@ -12,7 +12,7 @@ from overlays.domains.cuprite.classes import CLASSES
 from overlays.domains.cuprite.composites import COMPOSITES_NM
 
 SPLIT_COLORS = {"train": "#3fa7ff", "val": "#ffc94d", "test": "#ff5d73"}
-TITLES = {"clay": "Clay", "iron": "Iron oxide", "natural": "Natural colour"}
+TITLES = {"clay": "Clay", "iron": "Iron oxide", "natural": "Natural colour", "swir": "Short-wave infrared"}
 
 
 def save_composites(path: Path, images: dict[str, np.ndarray]) -> None:
@@ -47,6 +47,18 @@ def save_label_map(path: Path, codes: np.ndarray, valid: np.ndarray, backdrop: n
                for mineral, share in zip(CLASSES, shares, strict=True)]
     axis.legend(handles=[*handles[1:], handles[0]], loc="center left", bbox_to_anchor=(1.02, 0.5), frameon=False,
                 fontsize=10, labelspacing=0.75, handlelength=1.4, handleheight=1.2)
+    plotting.save(figure, path, dpi=150)
+
+
+def save_clay_index(path: Path, depth: np.ndarray) -> None:
+    """Depth of the 2.2 um absorption of clays and micas, (h, w), NaN where there is no data."""
+    figure, (axis,) = _figure(depth.shape, 1, legend=1.2)
+    known = depth[np.isfinite(depth)].astype(np.float32)
+    top = max(float(np.percentile(known, 99)), 0.01) if known.size else 0.01
+    shown = axis.imshow(depth.astype(np.float32), cmap="magma", vmin=0, vmax=top, interpolation="antialiased")
+    _plain(axis)
+    axis.set_title("Clay index  ·  depth of the 2.2 µm absorption", fontsize=11)
+    figure.colorbar(shown, ax=axis, shrink=0.8, label="1 - R / continuum")
     plotting.save(figure, path, dpi=150)
 
 
@@ -92,6 +104,10 @@ def _figure(shape: tuple[int, ...], panels: int, legend: float = 0.0):
 
 def _show(axis, image: np.ndarray) -> None:
     axis.imshow(image, interpolation="antialiased")
+    _plain(axis)
+
+
+def _plain(axis) -> None:
     axis.tick_params(labelsize=8, length=2, color="#999999", labelcolor="#666666")
     for spine in axis.spines.values():
         spine.set_visible(False)

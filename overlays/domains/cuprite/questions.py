@@ -27,6 +27,7 @@ COMPOSITES = {
     "clay": ("clay composite (2200/2100/1650 nm)", "黏土合成图（2200/2100/1650 nm）"),
     "iron": ("iron oxide composite (860/660/480 nm)", "铁氧化物合成图（860/660/480 nm）"),
     "natural": ("natural colour (660/550/470 nm)", "自然色（660/550/470 nm）"),
+    "swir": ("short-wave infrared composite (2350/2200/2100 nm)", "短波红外合成图（2350/2200/2100 nm）"),
 }
 
 QUESTIONS = {
@@ -80,16 +81,18 @@ QUESTIONS = {
     ),
 }
 
-# Names that mean one of the classes at this spectral resolution. Illite and sericite are fine-grained white mica.
+# Names that mean one of the classes at this spectral resolution. Sericite is fine-grained muscovite.
 SYNONYMS = {
     "alunite": ("natroalunite", "alunites", "明矾石", "明矾"),
     "kaolinite": ("kaolin", "kaolinites", "高岭石", "高岭土"),
-    "muscovite": ("sericite", "white mica", "illite", "白云母", "绢云母", "伊利石", "白色云母"),
+    "muscovite": ("sericite", "绢云母"),
     "montmorillonite": ("smectite", "smectites", "bentonite", "蒙脱石", "蒙皂石", "微晶高岭石", "膨润土"),
     "buddingtonite": ("ammonium feldspar", "ammonium-feldspar", "水铵长石", "铵长石", "水氨长石", "氨长石"),
     "calcite": ("calcites", "方解石"),
     "chlorite": ("chlorites", "clinochlore", "绿泥石"),
     "epidote": ("epidotes", "绿帘石"),
+    "white mica": ("white micas", "illite", "phengite", "paragonite", "伊利石", "多硅白云母", "钠云母"),
+    "dickite": ("地开石",),
 }
 
 
@@ -114,13 +117,14 @@ def present(shares: Mapping[str, float], min_share: float) -> list[str]:
 def zone(shares: Mapping[str, float], min_share: float) -> str:
     """Alteration zone by its dominant minerals, one of ZONES.
 
-    Kaolinite belongs to the advanced argillic zone where alunite is with it and to the argillic zone otherwise.
+    Kaolinite belongs to the advanced argillic zone where alunite, pyrophyllite or dickite is with it and to the
+    argillic zone otherwise.
     Calcite counts as propylitic only beside chlorite or epidote: alone it may be unaltered limestone. Buddingtonite
     (ammonium-bearing hot-spring fluid) marks no zone of this scheme. Only minerals of at least `min_share` count.
     """
     held = {name: shares[name] for name in present(shares, min_share)}
     belongs = {mineral.name: mineral.zone for mineral in CLASSES if mineral.zone}
-    if "alunite" in held:
+    if {"alunite", "pyrophyllite", "dickite"} & set(held):
         belongs["kaolinite"] = "advanced argillic"
     if not {"chlorite", "epidote"} & set(held):
         del belongs["calcite"]
@@ -288,7 +292,7 @@ def _names() -> tuple[re.Pattern, dict[str, str]]:
     return re.compile(rf"(?<![a-z])({'|'.join(map(re.escape, ordered))})(?![a-z化])"), meaning
 
 
-_NAME, _MEANING = _names()
+_NAME, MINERAL_NAMES = _names()
 
 
 def _stated(plain: str) -> float | None:
@@ -348,7 +352,7 @@ def _statements(plain: str) -> tuple[dict[str, float | None], set[str]]:
         after = re.split(r",|(?<![a-z])and(?![a-z])", _TURN.split(_CLAUSE.split(plain[group[-1].end():end])[0])[0])[0]
         negated = bool(_NEGATION.search(before) or _ABSENT.search(after))
         for number, match in enumerate(group):
-            name = _MEANING[match.group(1)]
+            name = MINERAL_NAMES[match.group(1)]
             stop = group[number + 1].start() if number + 1 < len(group) else end
             follows = _PERCENT.search(_CLAUSE.split(plain[match.end():stop])[0])
             share = _share(follows) if follows else None

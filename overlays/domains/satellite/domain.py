@@ -50,6 +50,8 @@ class Satellite(Domain):
                "the training cities")
         if counts["partly_empty"]:
             yield f"{counts['partly_empty']} tiles lack data in some pixels (valid_share in their records)"
+        for tile, city in metadata.get("inexact_names", {}).items():
+            yield f"inexact name: {tile} is taken as {city}"
         for row in metadata["dropped"]:
             yield f"dropped: {row['what']} {row['name']}: {row['reason']}"
         if metadata["ceiling"]:

@@ -1,30 +1,21 @@
-"""AlphaEarth-like embeddings: the int8 code, and rasters of them read in windows."""
+"""Rasters of embeddings of several kinds, read in windows."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from overlays.data.geotiff import open_tif
+from overlays.data import rasters
+from overlays.data.encodings import LENGTHS, dequantise, lengths
+from overlays.data.raster_file import Georeference, RasterFile
 from overlays.errors import UserError
 
-NODATA = -128
-NORM_TOLERANCE = 0.05  # of a pixel's length after decoding; quantisation alone stays below 0.01
+ENCODINGS = ("auto", "alphaearth", "float", "tessera")
+SCALES = "_scales"  # end of the name of a TESSERA tile's file of scales, one a pixel
 ROWS = 256  # of a window: a strip of a 64-band raster 10,000 pixels wide is 0.7 GB as float32
-
-
-def dequantise(codes: np.ndarray) -> np.ndarray:
-    """int8 codes -> float32 values, ((v / 127.5)^2) * sign(v); -128 means no data and becomes NaN.
-
-    Source: the data catalogue of GOOGLE/SATELLITE_EMBEDDING/V1/ANNUAL. Vectors have unit length only after this map.
-    """
-    values = codes.astype(np.float32) / np.float32(127.5)
-    values *= np.abs(values)
-    values[codes == NODATA] = np.nan
-    return values
 
 
 @dataclass(frozen=True)
@@ -32,76 +23,115 @@ class Raster:
     """What the header of an embedding raster says.
 
     Attributes:
-        path: the file.
-        bands, height, width: its size.
-        coded: int8 codes (True) or values that are decoded already (False).
-        bottom_up: the first row stored is the southernmost.
+        file: the raster; AlphaEarth's int8 codes are decoded.
+        coded: whether it holds int8 codes.
+        unit: whether a pixel's vector has length 1, so that another length is no data.
         lonlat: (longitude, latitude) of the centre in degrees; None without a georeference that gives one.
+        scales: of a TESSERA tile, one a pixel; None where its header has them.
     """
 
-    path: Path
-    bands: int
-    height: int
-    width: int
+    file: RasterFile
     coded: bool
-    bottom_up: bool
+    unit: bool
     lonlat: tuple[float, float] | None
+    scales: RasterFile | None = None
+
+    @property
+    def path(self) -> Path:
+        """The file."""
+        return self.file.path
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(bands, height, width)."""
+        return self.file.shape[2], *self.file.shape[:2]
 
 
-def open_raster(path: str | Path) -> Raster:
+def open_raster(path: str | Path, encoding: str = "auto") -> Raster:
     """Header of a GeoTIFF of embeddings.
 
+    Args:
+        encoding: "alphaearth": int8 codes or decoded values, of unit length; "float": values as they are, of any
+            number and length (Clay, Prithvi, SatCLIP); "tessera": int8 times a scale, of the file's header or of the
+            raster <name>_scales.tif or .npy beside it; "auto": int8 without a scale and floats as AlphaEarth's.
+
     Raises:
-        UserError: no raster that can be read, or neither int8 nor floating point.
+        UserError: no raster that can be read, or values of another type than the encoding has.
     """
     path = Path(path)
-    with open_tif(path) as file:
-        kinds = set(file.dtypes)
-        bands, height, width, transform, crs = file.count, file.height, file.width, file.transform, file.crs
-    if not kinds <= {"int8"} and not kinds <= {"float32", "float64", "float16"}:
-        raise UserError(f"raster {path} holds {', '.join(sorted(kinds))}: embeddings are int8 codes as exported, or "
+    file, scales = rasters.open_raster(path), None
+    coded = file.dtype == np.int8
+    scaled = file.scale is not None
+    if encoding == "tessera":
+        scales = _scales(path, file.shape) if coded and not scaled else None
+        if not coded or (scales is None and not scaled):
+            what = "no scale: put its scales beside it as " + f"{path.stem}{SCALES}.tif or .npy"
+            raise UserError(f"raster {path} holds {file.dtype if not coded else 'int8 codes'} and "
+                            f"{what if coded else 'TESSERA tiles are int8; decoded ones are --encoding float'}")
+    elif encoding == "float" and file.dtype.kind != "f" and not scaled:
+        raise UserError(f"raster {path} holds {file.dtype}, not floating point values as --encoding float takes them")
+    elif not coded and file.dtype.kind != "f" and not scaled:
+        raise UserError(f"raster {path} holds {file.dtype}: embeddings are int8 codes as exported, or "
                         "floating point values of unit length; export it again without scaling")
-    return Raster(path, bands, height, width, kinds == {"int8"}, transform.e > 0,
-                  _centre(crs, transform, height, width))
+    codes = coded and not scaled and encoding != "tessera"
+    file = replace(file, decode=dequantise if codes else None, nodata=None if codes else file.nodata)
+    return Raster(file, coded, encoding in ("auto", "alphaearth"), _centre(file.georeference(), *file.shape[:2]),
+                  scales)
+
+
+def is_scales(path: Path) -> bool:
+    """Whether a file holds the scales of a tile beside it."""
+    return path.stem.endswith(SCALES)
+
+
+def _scales(path: Path, shape: tuple[int, int, int]) -> RasterFile | None:
+    for suffix in (".tif", ".tiff", ".npy"):
+        file = path.with_name(f"{path.stem}{SCALES}{suffix}")
+        if file.is_file():
+            found = rasters.open_raster(file)
+            if found.shape[:2] != shape[:2] or found.shape[2] not in (1, shape[2]):
+                raise UserError(f"the scales {file} have the shape {found.shape}, the tile {path} has {shape}: rows, "
+                                "columns, bands")
+            return found
+    return None
 
 
 def windows(raster: Raster, rows: int = ROWS) -> Iterator[tuple[int, np.ndarray]]:
     """(first row counted from the north, values (bands, n, width) float32) of every window, at most `rows` rows each.
 
-    No data is NaN in all bands; so is a pixel that is not finite in any band, and one of zeros alone, which no vector
-    of unit length is but some exports fill with. Values are decoded where the file is coded.
+    No data is NaN in all bands; so is a pixel that is not finite in any band, or that holds one value in all bands,
+    which no embedding does but exports fill with. Values are decoded.
 
     Raises:
         UserError: the file is cut short.
     """
-    from rasterio.windows import Window
-
-    with open_tif(raster.path) as file:
-        for start in range(0, raster.height, rows):
-            count = min(rows, raster.height - start)
-            stored = file.read(window=Window(0, start, raster.width, count))
-            if raster.coded:
-                values = dequantise(stored)
-            else:
-                with np.errstate(over="ignore"):
-                    values = stored.astype(np.float32)
-                if file.nodata is not None and not np.isnan(file.nodata):
-                    values[stored == file.nodata] = np.nan
-            values[:, ~np.isfinite(values).all(0) | (values == 0).all(0)] = np.nan
-            if raster.bottom_up:
-                start, values = raster.height - start - count, values[:, ::-1]
-            yield start, values
+    _, height, width = raster.shape
+    for start in range(0, height, rows):
+        count = min(rows, height - start)
+        values = raster.file.read(start, 0, count, width).astype(np.float32, copy=False)
+        if raster.scales is not None:
+            values = values * raster.scales.read(start, 0, count, width)
+        values = values.transpose(2, 0, 1)
+        fill = (values == values[:1]).all(0) if len(values) > 2 else np.zeros(values.shape[1:], bool)
+        values[:, ~np.isfinite(values).all(0) | fill] = np.nan
+        yield start, values
 
 
-def _centre(crs, transform, height: int, width: int) -> tuple[float, float] | None:
+def off_length(values: np.ndarray) -> np.ndarray:
+    """(h, w) bool: pixels of (bands, h, w) that hold values of another length than an embedding's 1: fill."""
+    found = lengths(values, 0)
+    return np.isfinite(found) & ((found < LENGTHS[0]) | (found > LENGTHS[1]))
+
+
+def _centre(place: Georeference | None, height: int, width: int) -> tuple[float, float] | None:
     from rasterio.warp import transform as reproject
 
-    if crs is None:
+    if place is None:
         return None
-    x = transform.c + transform.a * width / 2 + transform.b * height / 2
-    y = transform.f + transform.d * width / 2 + transform.e * height / 2
+    a, b, c, d, e, f = place.transform
+    x, y = c + a * width / 2 + b * height / 2, f + d * width / 2 + e * height / 2
     try:
-        (lon,), (lat,) = reproject(crs, "EPSG:4326", [x], [y])
+        (lon,), (lat,) = reproject(place.crs, "EPSG:4326", [x], [y])
     except Exception:  # GDAL's own errors, of a private class: a local grid, or a point outside of the projection
         return None
     return (round(lon, 5), round(lat, 5)) if abs(lon) <= 360 and abs(lat) <= 90 else None

@@ -5,21 +5,24 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from tqdm import tqdm
 
 from overlays import samples
+from overlays.data.encodings import lengths
+from overlays.data.media import MAX_ASPECT
 from overlays.data.rasters import MAX_VALUES
 from overlays.data.records import parse_fractions, split_groups
 from overlays.domains.base import SPLITS, parameters, prepared_folder, write_metadata
 from overlays.domains.satellite import questions
-from overlays.domains.satellite.embeddings import NORM_TOLERANCE, Raster, open_raster, windows
+from overlays.domains.satellite.embeddings import Raster, is_scales, off_length, open_raster, windows
 from overlays.domains.satellite.labels import Labels, key, match_tiles, read_labels
 from overlays.domains.satellite.score import r2
 from overlays.errors import UserError
 from overlays.files import atomic_path, read_json, reserve, sha256, write_jsonl
-from overlays.flags import option
+from overlays.flags import check_choices, option
 from overlays.paths import relative
 
 SUFFIXES = (".tif", ".tiff")
@@ -39,6 +42,10 @@ class Settings:
     output: Path | None = option(None, "folder (default: data/prepared/satellite)")
     rgb_pca: bool = option(False, "also a folder <output>_rgb of pictures by PCA; arrays that are prepared are taken "
                            "as they are unless --tiles is given")
+    encoding: Literal["auto", "alphaearth", "float", "tessera"] = option(
+        "auto", "auto: AlphaEarth's codes or values of unit length; float: values as they are, of any length (Clay, "
+        "Prithvi, SatCLIP); tessera: int8 times the scale of the file or of <name>_scales.tif")
+    inexact_names: bool = option(False, "take tiles whose names only begin with a city's as that city's")
     min_valid: float = option(0.5, "least share of pixels with data in a tile")
     decimals: int = option(2, "of the number in an answer")
     split_fractions: tuple[float, float, float] = option((0.7, 0.15, 0.15), "train,val,test, in tiles; a city is never "
@@ -48,10 +55,9 @@ class Settings:
 
 @dataclass(frozen=True)
 class Tile:
-    """What was found while a tile was converted: share of pixels with data, their lengths, and their mean (bands,)."""
+    """What was found while a tile was converted: share of pixels with data, and their mean (bands,)."""
 
     valid: float
-    norm: float
     mean: np.ndarray
 
 
@@ -72,10 +78,13 @@ def prepare(settings: Settings) -> dict:
     labels = read_labels(table, settings.city_column, settings.label_column)
     files = find_tiles(folder)
     dropped = [{"what": "label", "name": city, "reason": reason} for city, reason in labels.dropped]
-    cities = match_tiles(files, list(labels.values))
+    exact, near = (match_tiles(files, list(labels.values), inexact) for inexact in (False, True))
+    cities = near if settings.inexact_names else exact
+    inexact = {_within(file, folder): city for file, city in near.items() if city != exact[file]}
     for file, city in cities.items():
         if city is None:
-            dropped.append({"what": "tile", "name": _within(file, folder), "reason": "no label for it"})
+            hint = f"; it begins with {near[file]}, which --inexact-names takes" if near[file] else ""
+            dropped.append({"what": "tile", "name": _within(file, folder), "reason": f"no label for it{hint}"})
     with prepared_folder(settings.output, "satellite") as temporary:
         rows, means, rasters = _convert(temporary, folder, cities, labels, settings, dropped)
         used = {row["group"] for row in rows}
@@ -85,18 +94,21 @@ def prepare(settings: Settings) -> dict:
                 reason = "its tiles were left out" if has_tile else "no tile for it"
                 dropped.append({"what": "label", "name": city, "reason": reason})
         if len(used) < 3:
-            raise UserError(f"only {len(used)} cities have both a tile in {folder} and a label in {table}, fewer than "
-                            f"a split takes: {_examples(files, labels)}")
+            raise UserError(f"only {len(used)} cities have both a tile in {folder} and a label in {table}, fewer "
+                            f"than a split takes: {_why_few(cities, dropped, files, labels)}")
+        _check_decimals(settings.decimals, [labels.values[city] for city in used])
         splits = split_groups(rows, dict(zip(SPLITS, settings.split_fractions, strict=True)), seed=settings.seed)
         for name, part in splits.items():
             write_jsonl(temporary / f"{name}.jsonl", [{**row, "split": name} for row in part])
         with atomic_path(temporary / "means.npz") as file:
             np.savez(file, **means)
         return write_metadata(temporary, "satellite",
-                              _metadata(settings, folder, table, labels, splits, dropped, rasters))
+                              _metadata(settings, folder, table, labels, splits, dropped, rasters)
+                              | {"inexact_names": inexact if settings.inexact_names else {}})
 
 
 def _check(settings: Settings) -> None:
+    check_choices(settings)
     if not 0 <= settings.min_valid <= 1:
         raise UserError(f"--min-valid is a share from 0 to 1, not {settings.min_valid:g}")
     if not 0 <= settings.decimals <= MAX_DECIMALS:
@@ -113,7 +125,8 @@ def find_tiles(folder: Path) -> list[Path]:
     if not folder.is_dir():
         raise UserError(f"there is no folder of tiles {folder}")
     files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file()
-                   and not any(part.startswith(".") for part in path.relative_to(folder).parts))
+                   and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+                   and not is_scales(path))
     if not files:
         raise UserError(f"folder {folder} holds no GeoTIFF ({' or '.join(SUFFIXES)})")
     return files
@@ -153,18 +166,23 @@ def _convert(output: Path, folder: Path, cities: dict[Path, str | None], labels:
     """Records, mean embeddings by id, and the headers of all tiles that are kept; arrays go to output/tiles."""
     (output / "tiles").mkdir(parents=True)
     wanted = {file: city for file, city in cities.items() if city is not None}
-    headers = {file: open_raster(file) for file in wanted}
-    bands = Counter(header.bands for header in headers.values())
-    usual = bands.most_common(1)[0][0] if bands else 0
+    headers = {file: open_raster(file, settings.encoding) for file in wanted}
+    counts = Counter(header.shape[0] for header in headers.values())
+    usual = counts.most_common(1)[0][0] if counts else 0
     rows, means, kept, ids = [], {}, [], {"file"}  # np.savez has an argument of that name
     for file, city in tqdm(wanted.items(), desc="tiles", unit="tile"):
         header, name = headers[file], _within(file, folder)
-        if header.bands != usual:
-            dropped.append({"what": "tile", "name": name, "reason": f"{header.bands} bands, the others have {usual}"})
+        bands, height, width = header.shape
+        if bands != usual:
+            dropped.append({"what": "tile", "name": name, "reason": f"{bands} bands, the others have {usual}"})
             continue
-        if header.bands * header.height * header.width > MAX_VALUES:
-            side = int((MAX_VALUES / header.bands) ** 0.5)
-            raise UserError(f"tile {file} has {header.height} x {header.width} pixels, more than training reads: "
+        if max(height, width) > MAX_ASPECT * min(height, width):
+            reason = f"{height} x {width} pixels: training takes no side above {MAX_ASPECT} times the other"
+            dropped.append({"what": "tile", "name": name, "reason": reason})
+            continue
+        if bands * height * width > MAX_VALUES:
+            side = int((MAX_VALUES / bands) ** 0.5)
+            raise UserError(f"tile {file} has {height} x {width} pixels, more than training reads: "
                             f"cut a window of at most {side} x {side} around its city")
         tile_id = _unique(key(file.stem) or "tile", ids)
         tile = convert_tile(header, output / "tiles" / f"{tile_id}.npy")
@@ -194,25 +212,30 @@ def convert_tile(raster: Raster, path: Path) -> Tile:
     Raises:
         UserError: its pixels have no unit length, so it holds no embeddings or has been scaled.
     """
-    shape = (raster.bands, raster.height, raster.width)
-    total, count, lengths = np.zeros(raster.bands), 0, []
+    shape = raster.shape
+    total, count, found, off = np.zeros(shape[0]), 0, [], 0
     with atomic_path(path) as temporary:
         stored = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.float16, shape=shape)
         reserve(temporary)
         for start, values in windows(raster):
+            if raster.unit:
+                fill = off_length(values)
+                found.append(lengths(values[:, fill], 0))
+                off += int(fill.sum())
+                values[:, fill] = np.nan
             stored[:, start:start + values.shape[1]] = values
             valid = ~np.isnan(values[0])
             total += values[:, valid].sum(1, dtype=np.float64)
             count += int(valid.sum())
-            lengths.append(np.sqrt((values[:, valid] ** 2).sum(0)))
         stored.flush()
         del stored
-        norm = float(np.median(np.concatenate(lengths))) if count else 1.0
-        if abs(norm - 1) > NORM_TOLERANCE:
+        if off > count:
+            norm = float(np.median(np.concatenate(found)))
             raise UserError(f"the pixels of {raster.path} have length {norm:.2f} where embeddings have 1: "
                             + ("these int8 values are not codes of a Satellite Embedding" if raster.coded else
-                               "decode it as ((v / 127.5)^2) * sign(v), or give the int8 file as it was exported"))
-    return Tile(count / (raster.height * raster.width), norm, (total / max(count, 1)).astype(np.float32))
+                               "decode it as ((v / 127.5)^2) * sign(v), or give the int8 file as it was exported; "
+                               "those of other lengths are --encoding float"))
+    return Tile(count / (shape[1] * shape[2]), (total / max(count, 1)).astype(np.float32))
 
 
 def _unique(name: str, taken: set[str]) -> str:
@@ -226,7 +249,19 @@ def _within(file: Path, folder: Path) -> str:
     return file.relative_to(folder).as_posix()
 
 
-def _examples(files: list[Path], labels: Labels) -> str:
+def _check_decimals(decimals: int, values: list[float]) -> None:
+    """Raise UserError where answers with so many decimals are the same for most labels that differ."""
+    distinct, answers = len(set(values)), len({questions.answer(value, decimals) for value in values})
+    if distinct > 2 and answers < distinct / 2:
+        raise UserError(f"--decimals {decimals} leaves {answers} different answers to {distinct} different labels, "
+                        f"such as {questions.answer(values[0], decimals)} for {values[0]:g}: give more decimals or "
+                        "labels in a larger unit")
+
+
+def _why_few(cities: dict[Path, str | None], dropped: list[dict], files: list[Path], labels: Labels) -> str:
+    reasons = [row["reason"] for row in dropped if row["what"] == "tile" and "of its pixels" in row["reason"]]
+    if 2 * len(reasons) > sum(city is not None for city in cities.values()):
+        return f"{len(reasons)} tiles have too few valid pixels ({reasons[0]}), see --min-valid"
     return f"tiles are named like {files[0].name}, cities like {next(iter(labels.values))}"
 
 
@@ -237,11 +272,10 @@ def _metadata(settings: Settings, folder: Path, table: Path, labels: Labels, spl
         "format": 1, "parameters": parameters(settings), "tiles": relative(folder),
         "labels": {"path": relative(table), "sha256": sha256(table), "city_column": labels.city_column,
                    "label_column": labels.label_column},
-        "channels": rasters[0].bands,
+        "channels": rasters[0].shape[0],
         "target": {"name": labels.name, "train_mean": float(train.mean()), "train_std": float(train.std())},
-        "size_px": {"min": min(min(r.height, r.width) for r in rasters),
-                    "max": max(max(r.height, r.width) for r in rasters)},
-        "bottom_up": sum(raster.bottom_up for raster in rasters),
+        "size_px": {"min": min(min(r.shape[1:]) for r in rasters),
+                    "max": max(max(r.shape[1:]) for r in rasters)},
         "counts": {
             "tiles": len(rasters), "cities": len({row["group"] for part in splits.values() for row in part}),
             **{name: len(part) for name, part in splits.items()},

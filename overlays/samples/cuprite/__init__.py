@@ -11,12 +11,13 @@ from overlays.errors import UserError
 from overlays.files import atomic_path, write_json
 from overlays.samples.cuprite.endmembers import VARIANTS, endmembers, ferric_coating
 
-VERSION = 1  # raised with every change of the scene; an older sample is made anew
+VERSION = 2  # raised with every change of the scene; an older sample is made anew
 NAME = "cuprite_sample"
 CLASSES = ("background", "alunite", "kaolinite", "muscovite", "montmorillonite", "buddingtonite", "calcite", "chlorite",
            "epidote")  # codes 0 to 8
 IGNORE = -9999
 SCALE = 10000
+MAP_INFO = "{UTM, 1.0, 1.0, 494000.0, 4156000.0, 15.5, 15.5, 11, North, WGS-84, units=Meters}"
 # What prepare takes where the user names neither cube nor parameters.
 PREPARE = {"tile_size": 32, "stride": 16}
 # Alteration systems, in fractions of height and width: row, column, radius (of the shorter side), elongation,
@@ -130,6 +131,7 @@ def write(folder: str | Path, seed: int = 0, *, lines: int = 400, samples: int =
             stream.write(np.ascontiguousarray(stored.T).tobytes())
     _write_header(folder / f"{NAME}.hdr", lines, samples, len(centres), "bil", 2, {
         "description": "synthetic AVIRIS-like surface reflectance made from USGS splib07 references",
+        "map info": MAP_INFO,
         "wavelength units": "Nanometers", "reflectance scale factor": str(SCALE), "data ignore value": str(IGNORE),
         "wavelength": [f"{value:.3f}" for value in centres], "fwhm": [f"{value:.3f}" for value in widths],
         "bbl": ["0" if bad else "1" for bad in dead]})

@@ -13,7 +13,6 @@ import pytest
 from overlays import paths
 from overlays.data import rasters
 from overlays.domains.base import data_of
-from overlays.domains.cuprite.bands import good_bands
 from overlays.domains.cuprite.cube import open_cube
 from overlays.domains.cuprite.domain import visible
 from overlays.domains.cuprite.prepare import Settings, prepare, window_raster
@@ -41,7 +40,7 @@ def tiles(folder, split):
 
 def test_a_tile_is_the_reflectance_of_its_good_bands(all_bands, scene):
     folder, metadata = all_bands
-    good = good_bands([band["fault"] for band in metadata["bands"]])
+    good = np.flatnonzero([not band["skip_reason"] for band in metadata["bands"]])
     cube = open_cube(scene)
     for tile in tiles(folder, "train")[::7]:
         found = rasters.read(folder / "tiles" / f"{tile['id']}.npy")
@@ -63,7 +62,7 @@ def test_a_record_shows_one_raster_and_asks_what_it_asked_before(all_bands, scen
 
 def test_the_projection_picks_the_bands_of_the_composite(all_bands):
     folder, metadata = all_bands
-    wavelength = np.array([band["wavelength_nm"] for band in metadata["bands"] if not band["fault"]])
+    wavelength = np.array([band["wavelength_nm"] for band in metadata["bands"] if not band["skip_reason"]])
     for name, expected in (("clay", (2200, 2100, 1650)), ("natural", (660, 550, 470))):
         projection = np.load(folder / f"projection_{name}.npy")
         assert projection.shape == (3, len(wavelength)) and projection.sum(1).tolist() == [1, 1, 1]

@@ -138,13 +138,14 @@ def test_images_of_different_folders_and_an_own_question(flags, asked, prepared,
 def test_a_window_of_a_cube_is_rendered_as_in_training(flags, asked, run_folder, monkeypatch):
     calls = []
 
-    def render_window(cube, row, col, metadata):
+    def render_window(cube, row, col, metadata, wavelengths, scale):
+        assert wavelengths is None and scale == 20000
         calls.append((cube.name, row, col, metadata))
         return {name: Image.new("RGB", (16, 16)) for name in ("natural", "clay")}
 
     monkeypatch.setattr("overlays.domains.cuprite.prepare.render_window", render_window)
     write_json(run_folder / "metadata.json", {"parameters": {"min_share": 0.33}})
-    options = flags("--cube", "scene.hdr", "--window", "5", "7")
+    options = flags("--cube", "scene.hdr", "--window", "5", "7", "--scale", "20000")
     ask.ask_about_window(ask.Answerer(options), options)
     assert calls == [("scene.hdr", 5, 7, {"parameters": {"min_share": 0.33}})]  # the run's own copy comes first
     value = asked[1]["conversations"][0]["value"]

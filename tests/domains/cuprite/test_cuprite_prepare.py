@@ -2,7 +2,10 @@
 
 import json
 import os
+import re
+import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -13,6 +16,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from overlays.domains.cuprite.classes import RULES
+from overlays.domains.cuprite.domain import DOMAIN, save_prediction_map
+from overlays.domains.cuprite.labellers import NearestLabeller
 from overlays.domains.cuprite.prepare import Settings, prepare, render_window
 from overlays.errors import UserError
 from overlays.files import sha256
@@ -63,10 +69,13 @@ def test_no_pixel_is_in_two_splits(prepared):
 def test_targets_are_the_shares_of_the_label_map(prepared):
     folder, _ = prepared
     labels = np.load(folder / "labels.npz", allow_pickle=False)
+    rules = NearestLabeller(np.arange(2000.0, 2500, 10), np.full(50, 10.0)).rules
     tile = json.loads((folder / "tiles.jsonl").read_text().splitlines()[40])
     window = np.s_[tile["row"]:tile["row"] + 16, tile["col"]:tile["col"] + 16]
-    codes = labels["codes"][window][labels["valid"][window]]
-    assert tile["shares"]["muscovite"] == pytest.approx((codes == 3).mean())
+    rule = labels["rule"][window][labels["valid"][window]]
+    named = [RULES.get(rules[number], {}) if number >= 0 else {} for number in rule]
+    assert tile["shares"]["muscovite"] == pytest.approx(np.mean([parts.get("muscovite", 0) for parts in named]))
+    assert sum(tile["rules"].values()) == pytest.approx((rule >= 0).mean(), abs=1e-5)
 
 
 def test_limits_of_the_stretch_come_from_the_training_area_alone(prepared, scene):
@@ -183,3 +192,85 @@ def test_wrong_parameters_are_named(scene, tmp_path, change, words):
         prepare(Settings(**{"cube": scene, "output": tmp_path / "out", "tile_size": 16, "workers": 1, **change}))
 
 
+
+
+def test_another_cube_is_rendered_with_its_own_scale_and_the_very_cube_with_trainings(prepared, scene, tmp_path):
+    folder, metadata = prepared
+    metadata = metadata | {"parameters": metadata["parameters"] | {"scale": 20000.0}}
+    for name in (scene.name, scene.with_suffix(".img").name):
+        shutil.copy(scene.with_name(name), tmp_path / name)
+    with (tmp_path / scene.with_suffix(".img").name).open("r+b") as stream:
+        stream.write(b"\x01")  # another cube by its checksum
+
+    def clay(cube, **options):
+        return np.array(render_window(cube, 20, 40, metadata, **options)["clay"]).mean()
+
+    assert clay(tmp_path / scene.name) > 1.5 * clay(scene)
+    assert clay(tmp_path / scene.name, scale=20000) == pytest.approx(clay(scene))
+
+
+def test_a_cube_of_short_wave_infrared_alone_is_prepared_on_what_it_has(scene, tmp_path):
+    text = scene.read_text()
+    good = [float(x) > 1990 for x in re.search(r"wavelength = {([^}]*)}", text)[1].split(",")]
+    bbl = "bbl = {" + ", ".join("01"[keep] for keep in good) + "}"
+    (tmp_path / "swir.hdr").write_text(re.sub(r"bbl = {[^}]*}", bbl, text))
+    (tmp_path / "swir.img").symlink_to(scene.with_suffix(".img"))
+    metadata = prepare(Settings(cube=tmp_path / "swir.hdr", output=tmp_path / "out", tile_size=16, workers=1,
+                                channels="all"))
+    assert list(metadata["composites"]) == ["swir"] and metadata["iron_share"] is None
+    assert (tmp_path / "out" / "projection_swir.npy").is_file()
+    assert any("swir" in line for line in DOMAIN.summary(metadata, tmp_path / "out"))
+
+
+def test_a_georeferenced_scene_has_maps(prepared):
+    import rasterio
+
+    folder, metadata = prepared
+    labels = np.load(folder / "labels.npz")
+    assert metadata["georeference"]["transform"][:3] == [15.5, 0.0, 494000.0]
+    with rasterio.open(folder / "labels.tif") as found:
+        assert found.crs.to_epsg() == 32611
+        np.testing.assert_array_equal(found.read(1), np.where(labels["valid"], labels["codes"], 255))
+    with rasterio.open(folder / "confidence.tif") as found:
+        np.testing.assert_allclose(found.read(1)[labels["valid"]], labels["confidence"][labels["valid"]])
+    with sqlite3.connect(folder / "tiles.gpkg") as data:
+        assert data.execute("SELECT count(*), sum(split = 'test') FROM tiles").fetchone() == (
+            sum(metadata["counts"][name] for name in ("train", "val", "test")), metadata["counts"]["test"])
+    assert (folder / "clay_index.png").is_file()
+
+
+def test_predictions_are_laid_on_the_map(prepared, tmp_path):
+    import rasterio
+
+    folder, _ = prepared
+    rows = [{**{key: record[key] for key in ("id", "task", "language", "target")}, "question": "", "image": [],
+             "answer": (text := record["conversations"][-1]["value"]), "prediction": text}
+            for record in records(folder, "test")]
+    save_prediction_map(rows, folder, tmp_path)
+    with rasterio.open(tmp_path / "predicted_share.tif") as one, rasterio.open(tmp_path / "target_share.tif") as other:
+        values = one.read(1)
+        np.testing.assert_array_equal(values, other.read(1))
+    tile = next(json.loads(line) for line in (folder / "tiles.jsonl").open() if '"test"' in line)
+    assert np.isfinite(values[tile["row"], tile["col"]]) and np.isnan(values[0, 0])
+    with sqlite3.connect(tmp_path / "predictions.gpkg") as data:
+        assert data.execute("SELECT count(*), min(right) FROM predictions").fetchone() == (len(rows), 1)
+
+
+def test_prepared_data_are_verified_in_seven_steps(prepared, tmp_path, capsys):
+    from overlays import check
+
+    folder = tmp_path / "data"
+    shutil.copytree(prepared[0], folder)
+    check.main(["--prepared", str(folder)])
+    out = capsys.readouterr().out
+    assert all(f"{step}: ok" in out for step in ("metadata", "splits", "separation", "answers", "balance"))
+    assert "0 bad" in out
+    rows = records(folder, "test")
+    rows[0]["group"] = records(folder, "train")[0]["group"]
+    rows[1]["conversations"][-1]["value"] = "who knows"
+    (folder / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(UserError, match="fails at separation, answers"):
+        check.main(["--prepared", str(folder)])
+    assert "is in test and train" in capsys.readouterr().out
+    with pytest.raises(UserError, match="holds no prepared data"):
+        check.main(["--prepared", str(tmp_path)])

@@ -71,6 +71,9 @@ def test_minerals_come_largest_first_and_equal_shares_in_class_order():
     ({"kaolinite": 0.2, "muscovite": 0.3, "alunite": 0.02}, "phyllic"),
     ({"calcite": 0.4, "chlorite": 0.1, "muscovite": 0.3}, "propylitic"),
     ({"calcite": 0.9}, "none"),
+    ({"calcite": 0.5, "white mica": 0.5}, "none"),
+    ({"kaolinite": 0.3, "dickite": 0.1, "muscovite": 0.3}, "advanced argillic"),
+    ({"pyrophyllite": 0.2}, "advanced argillic"),
     ({"buddingtonite": 0.5}, "none"),
     ({}, "none"),
 ])

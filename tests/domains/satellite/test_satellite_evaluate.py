@@ -70,7 +70,7 @@ def test_answers_in_words_are_parsed_and_counted(run_folder, prepared, monkeypat
 
     model(monkeypatch, HEAD)
 
-    def answers(model, processor, chosen, root, batch, tokens, out, identity, note, keep):
+    def answers(model, processor, chosen, root, batch, tokens, out, identity, note, keep=False):
         texts = ["no idea", *(str(record["target"]["population_growth"]) for record in chosen[1:])]
         return [predict.prediction_row(record, text) for record, text in zip(chosen, texts, strict=True)]
 

@@ -86,3 +86,63 @@ def test_cities_that_are_numbers_stay_whole_beside_an_empty_row(tmp_path):
 def test_vowel_signs_tell_names_apart_and_accents_do_not():
     assert key("दिल्ली") != key("दली") and key("กิน") != key("กน") and key("São Tomé") == key("sao tome")
     assert key("Việt Trì") == key("viet tri") and key("مَكّة") == key("مكة")
+
+
+def workbook(path, rows, title="Sheet", before=(), merged=(), percent=()):
+    """An .xlsx of rows; `before`: sheets before it; `percent`: cells formatted as percentages."""
+    from openpyxl import Workbook
+
+    book = Workbook()
+    for name in before:
+        book.create_sheet(name).append(["notes", "nothing here"])
+    book.remove(book.worksheets[0])
+    sheet = book.create_sheet(title)
+    for row in rows:
+        sheet.append(row)
+    for area in merged:
+        sheet.merge_cells(area)
+    for cell in percent:
+        sheet[cell].number_format = "0.0%"
+    book.save(path)
+    return path
+
+
+def test_a_cell_formatted_as_a_percentage_counts_in_percent(tmp_path):
+    found = read_labels(workbook(tmp_path / "a.xlsx", [["city", "growth"], ["A", 0.018], ["B", "1.8 %"], ["C", 1.8]],
+                                 percent=("B2",)))
+    assert found.values == pytest.approx({"A": 1.8, "B": 1.8, "C": 1.8})
+
+
+@pytest.mark.parametrize("rows, merged, column", [
+    ([["Growth of cities", None, None], [None] * 3, ["city", "year", "growth"],
+      ["A", 2020, 1.5], ["B", 2020, 2]], (), None),
+    ([["city", "growth", "people"], [None, "% a year", "millions"], ["A", 1.5, 7], ["B", 2, 8]], (),
+     "growth % a year"),
+    ([["city", "numbers", None], [None, "growth", "people"], ["A", 1.5, 7], ["B", 2, 8]], ("A1:A2", "B1:C1"),
+     "numbers growth"),
+])
+def test_titles_two_header_rows_and_merged_cells(rows, merged, column, tmp_path):
+    file = workbook(tmp_path / "a.xlsx", rows, before=("about",), merged=merged)
+    found = read_labels(file, label_column=column)
+    assert found.values == {"A": 1.5, "B": 2.0} and found.city_column == "city"
+
+
+def test_a_column_of_two_years_is_asked_for_and_one_without_a_name_is_never_taken(tmp_path):
+    file = workbook(tmp_path / "a.xlsx", [["city", "growth", None], [None, 2020, 2021], ["A", 1, 2], ["B", 3, 4]],
+                    merged=("A1:A2", "B1:C1"))
+    with pytest.raises(UserError, match="name growth 2020 or growth 2021 with --label-column"):
+        read_labels(file)
+    assert read_labels(file, label_column="growth 2021").values == {"A": 2.0, "B": 4.0}
+    with pytest.raises(UserError, match="has no header row that names the cities' column; its first rows are"):
+        read_labels(workbook(tmp_path / "b.xlsx", [["Report", None], ["A", 1.0], ["B", 2.0]]))
+
+
+def test_labels_that_cannot_be_learnt_are_listed(tmp_path):
+    found = read_labels(table(tmp_path / "t.csv", "city,growth\nA,1.5\nB,1e308\n"))
+    assert found.values == {"A": 1.5} and found.dropped == [("B", "1e+308 in column growth is too large to be learnt")]
+
+
+def test_names_that_only_begin_with_a_citys_are_taken_on_request():
+    tiles = [Path(name) for name in ("San_Jose_del_Monte.tif", "Kansas_City_2024.tif", "Kansas-tile7.tif")]
+    assert list(match_tiles(tiles, ["San Jose", "Kansas"]).values()) == [None, None, "Kansas"]
+    assert list(match_tiles(tiles, ["San Jose", "Kansas"], inexact=True).values()) == ["San Jose", "Kansas", "Kansas"]

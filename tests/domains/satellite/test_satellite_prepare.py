@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from overlays.data import records
-from overlays.domains.satellite.embeddings import dequantise
+from overlays.data.encodings import dequantise
 from overlays.domains.satellite.pca import compute, load, prepare_rgb
 from overlays.domains.satellite.prepare import Settings, prepare
 from overlays.errors import UserError
@@ -61,7 +61,7 @@ def test_the_sample_counts_what_does_not_match(prepared):
     metadata = prepared[1]
     assert {(row["what"], row["reason"]) for row in metadata["dropped"]} == {
         ("tile", "no label for it"), ("label", "no tile for it")}
-    assert metadata["bottom_up"] == 1 and metadata["channels"] == 64 and 0 < metadata["ceiling"]["train"] < 1
+    assert metadata["channels"] == 64 and 0 < metadata["ceiling"]["train"] < 1
 
 
 def test_the_split_depends_on_names_and_seed_alone(cities, prepared, tmp_path):
@@ -250,3 +250,73 @@ def test_rgb_pictures_keep_records_and_labels(prepared, tmp_path):
         compute(tmp_path / "rgb")
     with pytest.raises(UserError, match="is not a PCA"):
         load(folder / "means.npz")
+
+
+@pytest.mark.parametrize("fill", [-1.0, -9999.0, -3.4e38])
+def test_fill_that_no_tag_names_is_no_data(fill, write_tile, codes, tmp_path):
+    settings = world(tmp_path, write_tile, codes)
+    values = dequantise(codes(3))
+    values[:, 1] = fill
+    values[:, 0, 0] *= 1.3  # an embedding has length 1
+    write_tile(settings.tiles / "city3.tif", values)
+    prepare(settings)
+    found = np.load(settings.output / "tiles" / "city3.npy")
+    assert np.isnan(found[:, 1]).all() and np.isnan(found[:, 0, 0]).all() and np.isfinite(found[:, 2:]).all()
+    mean = np.load(settings.output / "means.npz")["city3"]
+    assert np.abs(mean).max() < 1
+
+
+def test_other_embeddings_have_encodings(write_tile, codes, tmp_path):
+    rng = np.random.default_rng(0)
+    clay = rng.normal(0, 5, (1024, 6, 5)).astype("f4")
+    settings = world(tmp_path, lambda path, values: write_tile(path, clay), codes)
+    with pytest.raises(UserError, match="--encoding float"):
+        prepare(settings)
+    assert prepare(replace(settings, encoding="float"))["channels"] == 1024
+    settings = replace(world(tmp_path / "tessera", lambda path, values: write_tile(
+        path, rng.integers(-99, 99, (128, 6, 5)).astype(np.int8), nodata=None), codes), encoding="tessera")
+    with pytest.raises(UserError, match="no scale: put its scales beside it as city0_scales.tif"):
+        prepare(settings)
+    for tile in list(settings.tiles.glob("*.tif")):
+        write_tile(tile.with_name(f"{tile.stem}_scales.tif"), np.full((1, 6, 5), 0.02, "f4"))
+    assert prepare(settings)["channels"] == 128
+    found = np.load(settings.output / "tiles" / "city0.npy")
+    assert 0.5 < np.nanstd(found) < 1.5
+
+
+def test_what_training_cannot_use_is_listed(write_tile, codes, tmp_path):
+    settings = world(tmp_path, write_tile, codes)
+    long = codes(2)[:, :1, :1].repeat(900, 2)
+    long[:, :, ::2] = codes(3)[:, :1, :1]
+    write_tile(settings.tiles / "city2.tif", long)
+    reasons = {row["name"]: row["reason"] for row in prepare(settings)["dropped"]}
+    assert reasons["city2.tif"] == "1 x 900 pixels: training takes no side above 200 times the other"
+
+
+def test_tiles_with_too_few_valid_pixels_are_said_to_be_that(write_tile, codes, tmp_path):
+    def half(path, values):
+        values[:, 2:] = -128
+        return write_tile(path, values)
+
+    with pytest.raises(UserError, match="6 tiles have too few valid pixels .*, see --min-valid"):
+        prepare(world(tmp_path, half, codes))
+
+
+def test_decimals_that_merge_most_labels_are_refused(write_tile, codes, tmp_path):
+    settings = world(tmp_path, write_tile, codes)
+    (tmp_path / "labels.csv").write_text("city,growth\n" + "".join(f"City {i},0.00{i}\n" for i in range(6)))
+    with pytest.raises(UserError, match="--decimals 2 leaves 2 different answers to 6 different labels|leaves 1"):
+        prepare(settings)
+    prepare(replace(settings, decimals=3))
+
+
+def test_statistics_of_codes_do_not_normalise_decoded_values(tmp_path, tiny_model_dir):
+    from overlays.data import rasters
+    from overlays.model.load import load_processor
+
+    processor = load_processor(tiny_model_dir("qwen3_vl"))
+    np.save(tmp_path / "a.npy", np.random.default_rng(0).normal(0, 0.09, (4, 8, 8)).astype("f4"))
+    rasters.set_statistics(processor, np.zeros(4), np.full(4, 30.0))
+    assert "deviation 30" in rasters.misfit(processor, [(tmp_path / "a.npy", None)])
+    rasters.set_statistics(processor, np.zeros(4), np.full(4, 0.1))
+    assert rasters.misfit(processor, [(tmp_path / "a.npy", None)]) == ""

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import rasterio
 
-from overlays.domains.satellite.embeddings import dequantise
+from overlays.data.encodings import dequantise
 from overlays.domains.satellite.score import r2, ridge
 from overlays.errors import UserError
 from overlays.samples import satellite as module

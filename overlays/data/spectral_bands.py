@@ -1,0 +1,138 @@
+"""Band centres and widths as files write them -> nanometres."""
+
+from __future__ import annotations
+
+import re
+import tokenize
+import zipfile
+import zlib
+from pathlib import Path
+
+import numpy as np
+
+from overlays.errors import UserError
+
+_NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:e[-+]?\d+)?"
+_QUANTITY = re.compile(rf"\s*(nan|{_NUMBER})\s*([^\d\s]\S*)?\s*", re.IGNORECASE)
+# What numpy raises on damaged .npy and .npz files.
+NUMPY_ERRORS = (OSError, EOFError, ValueError, TypeError, SyntaxError, KeyError, OverflowError, tokenize.TokenError,
+                zipfile.BadZipFile, zlib.error)
+_PLAUSIBLE = (0.05, 40.0)  # band width over band spacing
+
+
+def numbers(text: str | list[str]) -> np.ndarray:
+    """Numbers of a list such as "{1.5, 2}" or ["1.5", "2"]. Raises ValueError where there are none or other words."""
+    words = text if isinstance(text, list) else re.split(r"[\s,;]+", text.strip().strip("{}[]()"))
+    values = np.array([float(word) for word in words if word.strip()])
+    if not values.size:
+        raise ValueError("an empty list")
+    return values
+
+
+def quantity(text: str) -> tuple[float, str]:
+    """(number, unit) of a tag such as "480", "0.48 um" or "nan". Raises ValueError for anything else."""
+    match = _QUANTITY.fullmatch(text)
+    if match is None:
+        raise ValueError(f"{text!r} is not a number with a unit")
+    return float(match[1]), match[2] or ""
+
+
+def unit_factor(unit: str) -> float | None:
+    """Nanometres in a unit; 0 for wavenumbers (cm-1), None for an empty or unknown word."""
+    word = unit.strip().strip("[]()").lower()
+    if word.startswith(("nano", "nm")):
+        return 1.0
+    if word.startswith(("micro", "um", "µm", "μm")):
+        return 1000.0
+    if word.startswith(("angstrom", "å")):
+        return 0.1
+    if word.startswith(("wavenumber", "cm-1", "cm^-1", "1/cm", "cm⁻¹")):
+        return 0.0
+    return None
+
+
+def centres_nm(values: np.ndarray, unit: str, where: object) -> np.ndarray:
+    """(bands,) centres in nm; without a unit, values up to 100 are micrometres.
+
+    Raises:
+        UserError: a unit that is not one of a wavelength.
+    """
+    factor = unit_factor(unit)
+    if factor is None:
+        if unit.strip().lower() not in ("", "unknown", "none", "1"):
+            raise UserError(f"{where} gives wavelengths in {unit!r}: nanometers, micrometers or cm-1 are needed")
+        factor = 1.0 if np.nanmax(values, initial=0) > 100 else 1000.0
+    if factor:
+        return values * factor
+    with np.errstate(divide="ignore"):
+        return np.where(values > 0, 1e7 / values, 0.0)
+
+
+def spacing_nm(centres: np.ndarray) -> np.ndarray:
+    """(bands,) distance of neighbouring centres; the usual one where spectrometers meet."""
+    spacing = np.abs(np.gradient(centres))
+    usual = np.median(spacing)
+    return np.where((spacing < usual / 3) | (spacing > usual * 3), usual, spacing)
+
+
+def widths_nm(values: np.ndarray | None, unit: str, centres: np.ndarray, where: object) -> tuple[np.ndarray, str]:
+    """((bands,) full widths at half maximum in nm, a note where the unit is not the one that the file says).
+
+    A width is about as large as the distance to the next centre, which tells nanometres from micrometres whatever the
+    file says. Bands without a width get that distance.
+    """
+    spacing, note = spacing_nm(centres), ""
+    if values is None:
+        return spacing, note
+    factor = unit_factor(unit)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        widths = values * centres**2 / 1e7 if factor == 0 else values * (1.0 if factor is None else factor)
+        known = np.isfinite(widths) & (widths > 0)
+    if not known.any():
+        return spacing, note
+
+    def ratio(factor: float) -> float:
+        return float(np.median(widths[known])) * factor / max(float(np.median(spacing)), 1e-9)
+
+    if not _PLAUSIBLE[0] <= ratio(1) <= _PLAUSIBLE[1]:
+        factor = min((1000.0, 0.001), key=lambda candidate: abs(np.log(ratio(candidate))))
+        if _PLAUSIBLE[0] <= ratio(factor) <= _PLAUSIBLE[1]:
+            widths = widths * factor
+            note = (f"{where}: the band widths are taken as {'micrometers' if factor > 1 else 'nanometers'}, another "
+                    f"unit than that of the centres: their median is then {np.median(widths[known]):.3g} nm at a band "
+                    f"spacing of {np.median(spacing):.3g} nm")
+        else:
+            return spacing, f"{where}: its band widths fit no unit, the spacing of the bands is used"
+    return np.where(known, widths, spacing), note
+
+
+def spectral(centres: np.ndarray | None, unit: str, widths: np.ndarray | None, width_unit: str, where: object
+             ) -> tuple[np.ndarray | None, np.ndarray | None, str]:
+    """(centres, widths, note) in nm of a file's own lists; widths without a unit have that of the centres.
+
+    Raises:
+        UserError: a unit that is not one of a wavelength.
+    """
+    if centres is None:
+        return None, None, ""
+    found = centres_nm(centres, unit, where)
+    if widths is None:
+        return found, None, ""
+    implied = unit if unit_factor(unit) is not None else "um" if np.nanmax(centres, initial=0) <= 100 else "nm"
+    return found, *widths_nm(widths, width_unit or implied, found, where)
+
+
+def read_wavelengths(path: str | Path, bands: int | None = None) -> np.ndarray:
+    """(bands,) centres in nm from a .npy, text or CSV file, first column; values up to 100 are micrometres."""
+    path = Path(path)
+    try:
+        if path.suffix == ".npy":
+            values = np.load(path, allow_pickle=False).astype(float).ravel()
+        else:
+            lines = [re.match(rf"\s*({_NUMBER})", line, re.IGNORECASE) for line in path.read_text().splitlines()]
+            values = np.array([float(line.group(1)) for line in lines if line])
+    except (*NUMPY_ERRORS, AttributeError) as error:  # AttributeError: an archive of arrays
+        raise UserError(f"wavelength file {path} cannot be read: {error}") from None
+    if bands is not None and len(values) != bands:
+        raise UserError(f"wavelength file {path} lists {len(values)} bands, the cube has {bands}")
+    return centres_nm(values, "", path)
