@@ -8,9 +8,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from overlays.errors import UserError
-from overlays.files import sha256, write_json
+from overlays.files import read_json, sha256, write_json
 
 NAME = "manifest.json"
+_FORM = {"files": {str: {"bytes": int, "sha256": str}}}
 NOT_LISTED = (NAME, "README.md")  # a card is its reader's to change
 _ADAPTER_CONFIG, _BASE = "adapter_config.json", "base_model_name_or_path"
 _checked: dict[tuple, None] = {}  # folders and the state of their files that this process has compared
@@ -33,13 +34,9 @@ def write(folder: str | Path) -> None:
 def read(folder: str | Path) -> dict[str, dict] | None:
     """{file: {"bytes", "sha256"}} of a folder, None without a manifest. Raises UserError where that is damaged."""
     file = Path(folder) / NAME
-    try:
-        rows = json.loads(file.read_text(encoding="utf-8"))["files"]
-        return {str(name): {"bytes": int(row["bytes"]), "sha256": str(row["sha256"])} for name, row in rows.items()}
-    except FileNotFoundError:
+    if not file.is_file():
         return None
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        raise UserError(f"{file} is damaged: copy the folder again, or restore the file") from None
+    return read_json(file, _FORM, "copy the folder again, or restore the file")["files"]
 
 
 def check(folder: str | Path, skip: Callable[[str], bool] = lambda name: False) -> None:
