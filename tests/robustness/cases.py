@@ -12,11 +12,9 @@ from tests.robustness.kills import Case
 def entry(module: str, *words, argument: str = "main"):
     """The command line of a module in this process, as a user types it."""
     import importlib
-    import logging
 
     from overlays import errors
 
-    logging.disable(logging.WARNING)
     main = getattr(importlib.import_module(module), argument)
     errors.run(lambda: main([str(word) for word in words]))
 

@@ -124,7 +124,7 @@ def test_a_cell_far_out_does_not_fill_memory(tmp_path):
     book.active["A1"], book.active["XFD1048576"] = "city", 1
     book.save(tmp_path / "a.xlsx")
     with pytest.raises(UserError, match="reaches to row 1048576 and column 16384"):
-        labels._read_table(tmp_path / "a.xlsx")
+        labels.read_labels(tmp_path / "a.xlsx")
 
 
 def test_a_parquet_file_of_endless_rows_is_refused(tmp_path):

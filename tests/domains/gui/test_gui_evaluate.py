@@ -87,7 +87,7 @@ def test_personal_folds_of_changed_records_are_left_out_and_what_is_missing_is_t
     now = [record("a"), record("b", text="close it"), record("c"), record("z", 7)]
     kinds = personal.current_folds(tmp_path, now)
     assert [row["id"] for row in kinds["episode"]] == ["a", "c"]
-    said = capsys.readouterr().out
+    said = capsys.readouterr().err
     assert "1 folds are not finished: user_1/episode_fold_2" in said
     assert "2 of 4 taps are in no finished fold by episode: user 1, 7" in said
 

@@ -249,7 +249,7 @@ def test_a_user_with_few_episodes_is_left_out_and_told(tmp_path):
 def test_users_are_chosen_by_number_or_name(tmp_path, capsys):
     rows = rows_of([1, 2, "anna"], 1, tmp_path)
     assert [row["user"] for row in of_users(rows, ["1-3", "anna"], tmp_path)] == [1, 2, "anna"]
-    assert "no taps of user 3" in capsys.readouterr().out
+    assert "no taps of user 3" in capsys.readouterr().err
     assert of_users(rows, None, tmp_path) == rows
     for wrong in ({"id": None}, {"episode": None}, {"user": "../x"}):
         with pytest.raises(UserError, match="a record .* prepare it with"):
