@@ -147,6 +147,7 @@ def test_the_merged_model_answers_as_the_adapter_in_plain_transformers(lora_run,
     assert (logits(merged, processor) - expected).abs().max() < 1e-4
 
 
+@pytest.mark.slow  # tests/robustness kills runs of this kind in every test run
 def test_a_killed_run_goes_on_as_if_nothing_had_happened(tiny_model_dir, records, lora_run, tmp_path):
     output = tmp_path / "run"
     words = flags_of(tiny_model_dir("qwen3_vl"), records, output, *LORA)

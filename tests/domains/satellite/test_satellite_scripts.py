@@ -2,12 +2,12 @@
 
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from overlays.files import write_jsonl
+from tests.commands import run_script
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -25,7 +25,7 @@ def test_unknown_channels_are_refused_by_the_launchers(launcher, words):
 
 
 def test_options_without_effect_on_arrays_that_are_there_are_refused(prepared):
-    done = run(sys.executable, "scripts/prepare_satellite.py", "--rgb-pca", "--output", prepared[0], "--seed", "3")
+    done = run_script("prepare_satellite.py", "--rgb-pca", "--output", prepared[0], "--seed", "3")
     assert done.returncode == 2 and "error: --seed would change nothing" in done.stderr
     assert not prepared[0].with_name(f"{prepared[0].name}_rgb").exists()
 
@@ -38,6 +38,6 @@ def test_preferences_are_checked_before_a_model_is_loaded(tmp_path):
     for words, sentence in ((["ask.jsonl", "--max_new_tokens", "0"], "--max_new_tokens at least 1"),
                             (["ask.jsonl", "--output", tmp_path / "none" / "pairs.jsonl"], "there is no folder"),
                             (["tell.jsonl"], "record b asks nothing")):
-        done = run(sys.executable, "scripts/make_preferences.py", "--checkpoint", tmp_path, "--dataset_use",
-                   tmp_path / words[0], *words[1:])
+        done = run_script("make_preferences.py", "--checkpoint", tmp_path, "--dataset_use", tmp_path / words[0],
+                          *words[1:])
         assert done.returncode == 2 and sentence in done.stderr and "Traceback" not in done.stderr, done.stderr
