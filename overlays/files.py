@@ -1,7 +1,6 @@
 """Files that are complete or absent: atomic writes, locks, checksums; JSON read back by a schema."""
 
 import errno
-import fcntl
 import hashlib
 import json
 import os
@@ -12,21 +11,31 @@ import sys
 import time
 import zlib
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, TextIO
 
 from overlays.errors import UserError
 
+try:
+    import fcntl
+except ImportError:  # Windows, where `lock` does nothing
+    fcntl = None
+
 _NO_LINK = (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP, errno.EACCES, errno.ENOSYS)
 SURROGATE = re.compile("[\ud800-\udfff]")
 JSON_BYTES = 64 << 20  # of one file that `read_json` reads
+OWN_JSON_BYTES = 4 << 30  # of one that this project or the trainer wrote, and that grows with the data or the steps
 JSON_LEVELS = 100  # of one JSON value: what walks through it must not run out of stack
 
 # ---- temporary files, and whose they are
 
-_TEMPORARY = re.compile(r"\.(?P<name>.+)\.(?P<owner>\d+-\d+-[0-9a-f]{4})\.(?P<kind>tmp|old)(?:\.[^.]*)?")
+_TEMPORARY = re.compile(r"\.(?P<name>.+)\.(?P<owner>\d+-\d+-[0-9a-f]{4,8})\.(?P<kind>tmp|old)(?:\.[^.]*)?")
 _HOST = socket.gethostname()
+try:
+    _PROCESSES = os.readlink("/proc/self/ns/pid")  # containers may share a name and not their process numbers
+except OSError:
+    _PROCESSES = ""
 _swept: set[str] = set()  # folders that this process has cleared
 
 
@@ -40,21 +49,21 @@ def _started(pid: int) -> str:
 
 
 def _owner() -> str:
-    """This process as the names of its temporary files hold it: pid, start, host."""
-    return f"{os.getpid()}-{_started(os.getpid())}-{zlib.crc32(_HOST.encode()) & 0xffff:04x}"
+    """This process as the names of its temporary files hold it: pid, start, host with its pid namespace."""
+    return f"{os.getpid()}-{_started(os.getpid())}-{zlib.crc32(f'{_HOST} {_PROCESSES}'.encode()):08x}"
 
 
 def _is_dead(owner: str) -> bool:
     """Whether a process of this host has ended; False for one of another host, of which nothing is known."""
     pid, start, host = owner.split("-")
-    if host != _owner().split("-")[2]:
+    if host != _owner().split("-")[2] or os.name == "nt":  # there, signal 0 is no question
         return False
     try:
         os.kill(int(pid), 0)
     except ProcessLookupError:
         return True
-    except PermissionError:
-        pass
+    except PermissionError:  # another user's, of which /proc may say nothing (hidepid)
+        return False
     return start != _started(int(pid))
 
 
@@ -169,7 +178,7 @@ def lock(file: str | Path, folder: str | Path) -> Iterator[None]:
     """
     file = Path(file)
     key = os.getpid(), os.path.abspath(file)
-    if key in _held:  # by a caller of ours
+    if fcntl is None or key in _held:  # by a caller of ours
         yield
         return
     with named_errors(file):
@@ -189,7 +198,7 @@ def lock(file: str | Path, folder: str | Path) -> Iterator[None]:
 
 def _locked(file: Path, folder: str | Path) -> TextIO:
     """The lock file, open, locked where the file system has locks, and not one that its holder has just removed."""
-    while True:
+    for _ in range(20):
         stream = os.fdopen(os.open(file, os.O_RDWR | os.O_CREAT, 0o666), "r+", encoding="utf-8", errors="replace")
         try:
             fcntl.lockf(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -202,6 +211,8 @@ def _locked(file: Path, folder: str | Path) -> TextIO:
         if file.exists() and os.path.samestat(os.fstat(stream.fileno()), file.stat()):
             return stream
         stream.close()
+        time.sleep(0.01)
+    raise InUse(f"{file} is replaced all the time by other processes: run again, or give another folder")
 
 
 # ---- a full disk
@@ -216,13 +227,15 @@ def is_full(error: BaseException, path: Path) -> bool:
         return False
     if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or _FULL.search(str(error)):
         return True
-    return isinstance(error, OSError | RuntimeError) and free_bytes(path) < 1 << 14
+    free = free_bytes(path) if isinstance(error, OSError | RuntimeError) else None
+    return free is not None and free < 1 << 14
 
 
-def free_bytes(path: Path) -> int:
-    """Bytes that can be written where `path` is or will be."""
+def free_bytes(path: Path) -> int | None:
+    """Bytes that can be written where `path` is or will be; None where the file system does not say."""
     path = Path(os.path.abspath(path))
-    return shutil.disk_usage(next(place for place in (path, *path.parents) if os.path.exists(place))).free
+    usage = shutil.disk_usage(next(place for place in (path, *path.parents) if os.path.exists(place)))
+    return usage.free if usage.total else None
 
 
 @contextmanager
@@ -292,7 +305,8 @@ def parse_json(text: str) -> Any:
     return value
 
 
-def read_json(path: str | Path, schema: object = dict, hint: str = "make it again") -> Any:
+def read_json(path: str | Path, schema: object = dict, hint: str = "make it again",
+              limit: int = JSON_BYTES) -> Any:
     """The value of a JSON file that this project or a library wrote, once its types are as `schema` says.
 
     Args:
@@ -300,13 +314,14 @@ def read_json(path: str | Path, schema: object = dict, hint: str = "make it agai
             [schema] for a list of such; {str: schema} for an object of any keys; {"key": schema, "other?": schema} for
             an object with these keys and any others, of which those with "?" may be missing or null.
         hint: what the user can do about a damaged file.
+        limit: bytes that the file may have.
 
     Raises:
-        UserError: no such file, not JSON (see `parse_json`), more than JSON_BYTES bytes, or another form.
+        UserError: no such file, not JSON (see `parse_json`), more than `limit` bytes, or another form.
     """
     try:
-        if Path(path).stat().st_size > JSON_BYTES:
-            raise ValueError(f"more than {JSON_BYTES >> 20} MB")
+        if Path(path).stat().st_size > limit:
+            raise ValueError(f"more than {limit >> 20} MB")
         value = parse_json(Path(path).read_bytes().decode("utf-8-sig"))
         problem = misfit(value, schema)
         if problem:
@@ -356,10 +371,22 @@ def misfit(value: object, schema: object, where: str = "it") -> str | None:
     return None
 
 
-def write_json(path: str | Path, value: object) -> None:
-    """Write `value` as indented UTF-8 JSON, atomically."""
+def sync(path: str | Path) -> None:
+    """Wait until a file, or the names in a folder where the system can tell, have reached the disk."""
+    with suppress(OSError) if os.path.isdir(path) else nullcontext():
+        number = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(number)
+        finally:
+            os.close(number)
+
+
+def write_json(path: str | Path, value: object, durable: bool = False) -> None:
+    """Write `value` as indented UTF-8 JSON, atomically; a `durable` one is on the disk before it takes its place."""
     with atomic_path(path) as temporary:
         temporary.write_text(to_json(value, indent=2) + "\n", encoding="utf-8")
+        if durable:
+            sync(temporary)
 
 
 def write_jsonl(path: str | Path, rows: Iterable[object]) -> None:

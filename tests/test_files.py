@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from argparse import Namespace
 
 import numpy as np
 import pytest
@@ -139,6 +140,36 @@ def test_the_second_writer_is_told_who_holds_the_folder_and_a_dead_one_is_taken_
     with complete_folder(output, lambda folder: None) as folder, files.lock(locked, output):  # again by its holder
         (folder / "done").touch()
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_what_cannot_be_asked_about_is_alive_and_containers_of_one_name_are_not_one_host(monkeypatch):
+    def hidden(pid, number):
+        raise PermissionError
+
+    number, start, host = files._owner().split("-")
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "kill", hidden)
+        assert not files._is_dead(f"{number}-{int(start) + 1}-{host}")
+    assert files._is_dead(f"{number}-{int(start) + 1}-{host}")
+    monkeypatch.setattr(files, "_PROCESSES", "pid:[1]")
+    assert not files._is_dead(f"{number}-{int(start) + 1}-{host}")
+    assert all(files._TEMPORARY.fullmatch(f".a.1-2-{old}.tmp.json") for old in ("abcd", host))
+
+
+def test_a_lock_that_never_holds_ends_and_a_system_without_locks_has_none(tmp_path, monkeypatch):
+    with monkeypatch.context() as patched, pytest.raises(files.InUse, match="replaced all the time"):
+        patched.setattr(os.path, "samestat", lambda *_: False)
+        with files.lock(tmp_path / "lock", tmp_path):
+            pass
+    (tmp_path / "lock").unlink()
+    monkeypatch.setattr(files, "fcntl", None)
+    with files.lock(tmp_path / "lock", tmp_path):
+        assert not list(tmp_path.iterdir())
+
+
+def test_a_file_system_that_does_not_tell_its_size_is_not_full(tmp_path, monkeypatch):
+    monkeypatch.setattr(files.shutil, "disk_usage", lambda path: Namespace(total=0, free=0))
+    assert files.free_bytes(tmp_path) is None and not files.is_full(OSError(errno.EIO, "broken"), tmp_path)
 
 
 # ---- a full disk: a limit on the size of files fails as a full file system does
