@@ -11,7 +11,7 @@ from pathlib import Path
 
 from overlays import files, manifest
 from overlays.errors import UserError
-from overlays.files import atomic_path, read_json, write_json
+from overlays.files import OWN_JSON_BYTES, atomic_path, read_json, write_json
 from overlays.paths import ROOT
 
 MODEL_MARKS = ("config.json", "adapter_config.json")
@@ -61,7 +61,7 @@ def read_run(folder: Path) -> dict | None:
     for place in (folder, folder.parent):
         file = place / "run.json"
         if file.exists():
-            return read_json(file, RUN, "restore it, or train again")
+            return read_json(file, RUN, "restore it, or train again", OWN_JSON_BYTES)
     return None
 
 
@@ -91,7 +91,8 @@ def checkpoints(run: Path) -> list[Path]:
 
 def is_complete(checkpoint: Path) -> bool:
     """Whether a checkpoint was written to its end."""
-    return any((checkpoint / name).is_file() for name in COMPLETE)
+    marks = [checkpoint / name for name in COMPLETE if (checkpoint / name).is_file()]
+    return any(mark.name != manifest.NAME or mark.stat().st_size for mark in marks)  # empty after a loss of power
 
 
 def is_cut_short(folder: Path) -> bool:
@@ -113,7 +114,7 @@ def check_model(folder: Path) -> None:
     """
     if is_cut_short(folder):
         raise UserError(f"{folder} is not complete: the run ended while it was written; use another checkpoint")
-    manifest.check(folder, skip=lambda name: _BESIDE.match(name) is not None)
+    manifest.check(folder, skip=lambda name: _BESIDE.match(name) is not None, edited=_number(folder) is None)
 
 
 def find_checkpoint(checkpoint: str | None, outputs: Path, domain: str | None = None) -> Path:
@@ -145,9 +146,13 @@ def find_checkpoint(checkpoint: str | None, outputs: Path, domain: str | None = 
 
 
 def has_model(path: Path) -> bool:
-    """Whether a folder counts as a model or an adapter; a swap of models that a kill interrupted is completed first."""
-    if (path / FINAL / manifest.NAME).is_file():
-        with suppress(files.InUse), lock(path):
+    """Whether a folder counts as a model or an adapter.
+
+    A swap of models that a kill interrupted is completed first, by the first process and where the folder can be
+    written.
+    """
+    if os.environ.get("RANK", "0") == "0" and (path / FINAL / manifest.NAME).is_file():
+        with suppress(files.InUse, OSError), lock(path):
             complete_swap(path)
     return any((path / name).is_file() for name in MODEL_MARKS)
 
@@ -229,7 +234,7 @@ def checkpoint_to_resume(run: Path, resume: str, identity: dict) -> Path | None:
 def _steps_of(folder: Path) -> int:
     """Optimisation steps that a checkpoint or final model has taken. Raises UserError where its state is damaged."""
     return read_json(folder / STATE, {"global_step": int}, "use --resume with an earlier checkpoint, or --resume never "
-                     "to start over")["global_step"]
+                     "to start over", OWN_JSON_BYTES)["global_step"]
 
 
 def has_taken(run: Path, resume: Path | None, steps: int, wanted: str = "auto") -> bool:
@@ -332,10 +337,11 @@ def complete_swap(run: Path) -> None:
     """Move a complete final model into the run folder, in the place of an earlier one.
 
     From its manifest on the new model counts. Until all its files are in place the folder does not count as a model,
-    and a swap that is interrupted goes on with the next call.
+    and a swap that is interrupted goes on with the next call. One whose manifest cannot be read is not begun.
     """
-    new = run / FINAL
-    rows = manifest.read(new)
+    new, rows = run / FINAL, None
+    with suppress(UserError):
+        rows = manifest.read(new)
     if rows is None:
         return
     moves = sorted((file for file in new.rglob("*") if file.is_file() and file.name != manifest.NAME),

@@ -1,6 +1,7 @@
 """Run folders: which checkpoint is complete, which run is newest, what a resumed run must share."""
 
 import os
+from argparse import Namespace
 
 import pytest
 
@@ -8,6 +9,7 @@ from overlays import manifest, runs
 from overlays.errors import UserError
 from overlays.files import write_json
 from overlays.train import arguments
+from overlays.train import run as train_run
 
 
 def checkpoint(run, step, complete=True):
@@ -113,6 +115,28 @@ def test_a_swap_of_models_that_was_interrupted_anywhere_is_completed(tmp_path, m
             "adapter_config.json", "config.json", "manifest.json", "model.safetensors", "trainer_state.json"]
         assert (run / "model.safetensors").read_text() == "twelve"
         runs.check_model(run)
+
+
+def test_a_swap_is_the_first_process_and_a_manifest_that_was_lost_with_the_power_is_none(tmp_path, monkeypatch):
+    final(tmp_path, 6)
+    monkeypatch.setenv("RANK", "1")
+    assert not runs.has_model(tmp_path)
+    monkeypatch.delenv("RANK")
+
+    def refused(run):
+        raise PermissionError
+
+    with monkeypatch.context() as patched:
+        patched.setattr(runs, "complete_swap", refused)
+        assert not runs.has_model(tmp_path)
+    with train_run.exclusive(Namespace(output_dir=str(tmp_path), process_index=0)):
+        assert (tmp_path / "config.json").is_file() and not (tmp_path / runs.FINAL).exists()
+    final(tmp_path, 7)
+    (tmp_path / runs.FINAL / manifest.NAME).write_bytes(b"")
+    assert runs.has_model(tmp_path) and runs._steps_of(tmp_path) == 6
+    last = checkpoint(tmp_path, 3)
+    (last / manifest.NAME).write_bytes(b"")
+    assert not runs.checkpoints(tmp_path) and runs.clean(tmp_path, all_checkpoints=False) == [last.name]
 
 
 def test_the_oldest_checkpoints_go_but_not_the_best(tmp_path):

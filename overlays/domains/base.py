@@ -16,7 +16,7 @@ import numpy as np
 
 from overlays import paths, registry, runs
 from overlays.errors import UserError
-from overlays.files import complete_folder, read_json, write_json
+from overlays.files import OWN_JSON_BYTES, complete_folder, read_json, write_json
 from overlays.paths import relative
 from overlays.report import Section
 
@@ -239,7 +239,7 @@ def intervals(statistic: Callable[[np.ndarray], Mapping], groups: Sequence, keys
 def read_metadata(folder: Path) -> dict | None:
     """metadata.json of a folder; None where there is none or it is damaged."""
     try:
-        return read_json(folder / "metadata.json")
+        return read_json(folder / "metadata.json", limit=OWN_JSON_BYTES)
     except UserError:
         return None
 

@@ -3,8 +3,8 @@
 import json
 import logging
 import math
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -102,8 +102,10 @@ class Run:
         when = {"no": "none", "steps": f"every {every} of {steps} steps", "epoch": "after every epoch",
                 "best": "at every better evaluation"}[args.save_strategy]
         kept = f", the newest {args.save_total_limit} are kept" if args.save_total_limit else ""
+        free = free_bytes(self.output)
+        room = "" if free is None else f"; {free / 1e9:.3g} GB are free"
         log_once(f"checkpoints: {when}" + ("" if args.save_strategy == "no" else f", about {size / 1e9:.3g} GB each"
-                                             f"{kept}; {free_bytes(self.output) / 1e9:.3g} GB are free"))
+                                             f"{kept}{room}"))
         if args.process_index == 0:
             trainer.check_room(self.output, weights)
 
@@ -149,9 +151,19 @@ def data_rows(names: str) -> list[dict]:
     ] if names else []
 
 
-def exclusive(training: Any) -> AbstractContextManager:
-    """Be the only run that writes the run folder. Raises `files.InUse` where there is another."""
-    return runs.lock(Path(training.output_dir)) if training.process_index == 0 else nullcontext()
+@contextmanager
+def exclusive(training: Any) -> Iterator[None]:
+    """Be the only run that writes the run folder. Raises `files.InUse` where there is another.
+
+    A swap of models that a kill interrupted is completed before any process looks into the folder.
+    """
+    run, first = Path(training.output_dir), training.process_index == 0
+    with runs.lock(run) if first else nullcontext():
+        if first:
+            runs.complete_swap(run)
+        if torch.distributed.is_initialized():
+            torch.distributed.barrier()
+        yield
 
 
 def choose_engine(wanted: str, flags: dict[str, type]) -> engines.Engine:
