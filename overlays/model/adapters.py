@@ -20,6 +20,7 @@ from overlays.model.parts import plain_name
 from overlays.paths import ROOT
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+PICKLED = "adapter_model.bin"  # in the place of WEIGHTS in folders of older PEFT
 BESIDE = "trained_parts.safetensors"  # what plain transformers has no module for; in older folders all that is full
 PREFIX = "base_model.model."  # PEFT's, before a name in the plain model
 
@@ -68,8 +69,11 @@ def stores_full_modules(config: dict | None) -> bool:
     return bool(modules) and all(name.startswith("model.") for name in modules)
 
 
-def full_parameters(folder: str | Path) -> Iterator[tuple[str, torch.Tensor, Path]]:
+def full_parameters(folder: str | Path, values: bool = True) -> Iterator[tuple[str, torch.Tensor | None, Path]]:
     """(name in the plain model, value, file) of every weight in a folder that is not the adapter's, one at a time.
+
+    Args:
+        values: False reads names alone; every value is None.
 
     Raises:
         UserError: a file is damaged.
@@ -82,21 +86,37 @@ def full_parameters(folder: str | Path) -> Iterator[tuple[str, torch.Tensor, Pat
             with safe_open(file, framework="pt") as tensors:
                 for name in tensors.keys():  # noqa: SIM118 (not a mapping)
                     if ".lora_" not in name:
-                        yield plain_name(name), tensors.get_tensor(name), file
+                        yield plain_name(name), tensors.get_tensor(name) if values else None, file
         except SafetensorError as error:
             raise UserError(f"{file} is damaged or cut short: {error}") from None
 
 
 def lora_names(folder: str | Path) -> set[str]:
-    """Names of the adapter's own tensors in a LoRA folder. Raises UserError where the file is missing or damaged."""
-    file = Path(folder) / WEIGHTS
+    """Names of the adapter's own tensors in a LoRA folder, as PEFT's model has them but for the adapter's name.
+
+    Raises:
+        UserError: the file is missing or damaged.
+    """
+    file, older = Path(folder) / WEIGHTS, Path(folder) / PICKLED
+    if older.is_file() and not file.is_file():
+        try:
+            return {_bare(name) for name in torch.load(older, map_location="meta", weights_only=True)
+                    if ".lora_" in name}
+        except Exception as error:  # of pickle, zip or torch
+            raise UserError(f"{older} is damaged or cut short: {' '.join(str(error).split())[:200]}") from None
     if not file.is_file():
         raise UserError(f"{folder} lacks {WEIGHTS}: copy the folder again, or use another checkpoint")
     try:
         with safe_open(file, framework="pt") as tensors:
-            return {name for name in tensors.keys() if ".lora_" in name}  # noqa: SIM118 (not a mapping)
+            return {_bare(name) for name in tensors.keys() if ".lora_" in name}  # noqa: SIM118 (not a mapping)
     except SafetensorError as error:
         raise UserError(f"{file} is damaged or cut short: {error}") from None
+
+
+def _bare(name: str) -> str:
+    """A tensor's name in the file or the model, without the adapter's; PEFT stores DoRA's magnitudes under less."""
+    name = name.replace(".default", "")
+    return name.removesuffix(".weight") if "lora_magnitude_vector" in name else name
 
 
 def check_tensors(folder: str | Path, model: nn.Module) -> None:
@@ -107,7 +127,7 @@ def check_tensors(folder: str | Path, model: nn.Module) -> None:
     """
     file, stored = Path(folder) / WEIGHTS, lora_names(folder)
     # Beside the adapter "default", TRL's model has a frozen copy, which is not stored.
-    wanted = {name.replace(".default", "") for name, _ in model.named_parameters()
+    wanted = {_bare(name) for name, _ in model.named_parameters()
               if ".lora_" in name and ".default" in name}
     for names, what in ((wanted - stored, "lacks"), (stored - wanted, "does not fit this base model and its own "
                                                      f"{CONFIG}, it also holds")):

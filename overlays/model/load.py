@@ -4,7 +4,7 @@ import logging
 import os
 import socket
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -218,10 +218,14 @@ def load_base(name: str | Path, dtype: torch.dtype, attn: str = "auto", cache_di
     return model
 
 
-def check_finite(model: torch.nn.Module, name: str | Path) -> None:
-    """Refuse a model whose weights hold NaN or infinity. Raises UserError that names the first of them."""
+def check_finite(model: torch.nn.Module, name: str | Path, among: Callable[[str], bool] = lambda key: True) -> None:
+    """Refuse a model whose weights hold NaN or infinity. Raises UserError that names the first of them.
+
+    Args:
+        among: whether a parameter, by its name, is looked at.
+    """
     for key, value in model.named_parameters():
-        if value.numel() and value.dtype in CHECKED_TYPES and not value.is_meta:
+        if among(key) and value.numel() and value.dtype in CHECKED_TYPES and not value.is_meta:
             low, high = torch.aminmax(value.detach())
             if not (torch.isfinite(low) and torch.isfinite(high)):
                 raise UserError(f"{name} holds weights that are not finite numbers, the first is {plain_name(key)}: "
@@ -299,7 +303,7 @@ def load_trained_parts(model: torch.nn.Module, checkpoint: str | Path) -> None:
 
 def full_parameter_names(checkpoint: str | Path) -> frozenset[str]:
     """Plain names of the parameters that a checkpoint stores in full beside its adapter."""
-    return frozenset(name for name, *_ in adapters.full_parameters(locate(checkpoint)))
+    return frozenset(name for name, *_ in adapters.full_parameters(locate(checkpoint), values=False))
 
 
 def load_model(checkpoint: str | Path, base_model: str | None = None, attn: str = "auto",
@@ -338,7 +342,8 @@ def load_model(checkpoint: str | Path, base_model: str | None = None, attn: str 
         model = _from_hub(checkpoint, lambda **_: PeftModel.from_pretrained(model, checkpoint, config=config))
     adapters.check_tensors(checkpoint, model)
     _check_parameter_groups(model, checkpoint)
-    check_finite(model, checkpoint)
+    full = full_parameter_names(checkpoint)  # the rest is the base's, which was looked at
+    check_finite(model, checkpoint, lambda key: "lora_" in key or "modules_to_save" in key or plain_name(key) in full)
     return model
 
 

@@ -353,8 +353,23 @@ def test_a_damaged_run_is_one_sentence_with_and_without_a_manifest(saved_run, tm
         (run / manifest.NAME).unlink()
         load.locate(run)
     damage(run)
-    with pytest.raises(UserError, match="is damaged: it has|is incomplete" if has_manifest else message):
+    with pytest.raises(UserError, match=f"is damaged: it has|is incomplete|{message}" if has_manifest else message):
         load.load_for_inference(run)
+
+
+def test_an_adapter_of_dora_loads_as_safetensors_and_as_a_pickle(tiny_model_dir, tmp_path):
+    model = load.load_base(tiny_model_dir("qwen3_vl"), torch.float32)
+    target = parts.lora_target_pattern(model.config, ["q_proj"])
+    get_peft_model(model, LoraConfig(r=2, target_modules=target, use_dora=True)).save_pretrained(tmp_path)
+    stored = load_file(tmp_path / adapters.WEIGHTS)
+    assert any(name.endswith("lora_magnitude_vector") for name in stored)
+    adapters.check_tensors(tmp_path, load.load_model(tmp_path))
+    (tmp_path / adapters.WEIGHTS).unlink()
+    torch.save(stored, tmp_path / adapters.PICKLED)
+    adapters.check_tensors(tmp_path, load.load_model(tmp_path))
+    (tmp_path / adapters.PICKLED).write_bytes(b"PK")
+    with pytest.raises(UserError, match="adapter_model.bin is damaged"):
+        load.load_model(tmp_path)
 
 
 def test_a_resumed_run_refuses_half_an_adapter(tiny_model_dir, saved_run, tmp_path):
