@@ -106,6 +106,12 @@ def settings(method: str, position_encoding_dim: int = 0, voxel_size_m: float = 
             "max_depth_m": max_depth_m, **({"metres": True} if method == "mlp_pe" else {})}
 
 
+def as_stored(wanted: dict, stored: dict | None) -> dict:
+    """Settings for training that goes on from a model with `stored` ones: mlp_pe from before 0.2 gets no metres."""
+    old = stored is not None and stored.get("method") == wanted["method"] and "metres" not in stored
+    return {key: value for key, value in wanted.items() if not (old and key == "metres")}
+
+
 def attach(model: nn.Module, method: str, position_encoding_dim: int, voxel_size_m: float, max_depth_m: float,
            metres: bool = False) -> None:
     """Put a method at `model.model.spatial` and let the vision features take `coordinates`.

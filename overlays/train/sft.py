@@ -37,7 +37,7 @@ def wanted_extensions(model_args, training, train_set) -> dict[str, dict]:
     added = {}
     if model_args.head != "none":
         added["regression"] = regression_settings(model_args, train_set)
-    own = spatial_settings(model_args)
+    own = spatial_settings(model_args, training)
     if own is not None:
         added["spatial"] = own
         if not any(train_set.record(i).get("scene") for i in range(len(train_set))):
@@ -45,15 +45,19 @@ def wanted_extensions(model_args, training, train_set) -> dict[str, dict]:
     return added
 
 
-def spatial_settings(model_args) -> dict | None:
-    """Settings of the 3-D features that the flags ask for; None for none."""
+def spatial_settings(model_args, training) -> dict | None:
+    """Settings of the 3-D features that the flags ask for, in the form of the run that goes on; None for none."""
     method = model_args.feature_processing_method if model_args.use_3d_features else "base"
     wanted = spatial.settings(method, model_args.position_encoding_dim, model_args.voxel_size_m, model_args.max_depth_m)
     there = extensions.read(model_args.model_name_or_path).get("spatial")
     if there is not None and wanted is None:
         raise UserError(f"{model_args.model_name_or_path} has 3-D features ({there['method']}): give --use_3d_features "
                         f"True --feature_processing_method {there['method']}, or start from its base model")
-    return wanted
+    if wanted is None:
+        return None
+    run = training.output_dir if training.resume == "auto" else training.resume
+    before = (runs.read_run(Path(run)) or {}).get("identity", {}) if training.resume != "never" else {}
+    return spatial.as_stored(wanted, there or before.get("feature_processing"))
 
 
 def regression_settings(model_args, train_set) -> dict:
@@ -195,7 +199,7 @@ def identity(model_args, data, training, config, rates) -> dict:
         "rates": rates,
         "adapter": lora,
         "head": model_args.head,
-        "feature_processing": spatial_settings(model_args),
+        "feature_processing": spatial_settings(model_args, training),
         "samples_per_file": {"samples": data.samples_per_file, "augmented": not data.no_augment},
         "targets": model_args.targets,
         "seed": training.seed,
@@ -265,7 +269,7 @@ def prepare(model_args, data, training, engine: engines.Engine, config=None) -> 
     """
     config = config or load.load_config(model_args.model_name_or_path, training.cache_dir)
     rates = parts.learning_rates(view(model_args, training))
-    adds = model_args.head != "none" or spatial_settings(model_args) is not None
+    adds = model_args.head != "none" or spatial_settings(model_args, training) is not None
     if not any(rate for part, rate in rates.items() if part != "additions" or adds):
         raise UserError("nothing is trained: set --lora_enable, --tune_mm_llm, --tune_mm_mlp or --tune_mm_vision True")
     new_channels = channels.wanted(config, model_args)
@@ -278,7 +282,7 @@ def prepare(model_args, data, training, engine: engines.Engine, config=None) -> 
     resume = runs.checkpoint_to_resume(Path(training.output_dir), training.resume, own)
     processor = load.load_processor(model_args.model_name_or_path, training.cache_dir)
     with training.main_process_first(desc="reading data"):
-        max_depth_m = (spatial_settings(model_args) or {}).get("max_depth_m")
+        max_depth_m = (spatial_settings(model_args, training) or {}).get("max_depth_m")
         unfitted = rasters.expect(processor, channels.channels_of(config), bool(model_args.in_channels))
         apply_resolution(processor, media_options(data))
         train_set, eval_set, collator = build_data(data, training, processor, config, max_depth_m)

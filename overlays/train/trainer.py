@@ -202,15 +202,19 @@ class Trainer(transformers.Trainer):
                  if value.requires_grad or not _is_lora(self.model)]
         weights = sum(parts.numel(value) * value.element_size() for _, value in named)
         trained = sum(parts.numel(value) * value.element_size() for _, value in named if value.requires_grad)
-        states = [value for row in getattr(self.optimizer, "state", {}).values() for value in row.values()
-                  if torch.is_tensor(value)]
-        optimizer = sum(value.nbytes for value in states) or 2 * trained  # two moments before the first step
+        if self.is_deepspeed_enabled:  # this process holds a part; fp32 weights and two moments
+            optimizer = 12 * sum(parts.numel(value) for _, value in named if value.requires_grad)
+        elif not self.state.global_step:  # two moments, as AdamW will have
+            optimizer = 2 * trained
+        else:
+            optimizer = sum(value.nbytes for row in getattr(self.optimizer, "state", {}).values()
+                            for value in row.values() if torch.is_tensor(value))
         return weights, weights + (0 if self.args.save_only_model else optimizer)
 
     def check_room(self, folder: Path, size: int) -> None:
         """Raise UserError where the file system of `folder` has no room for `size` bytes."""
         free = free_bytes(folder)
-        if free < size:
+        if free is not None and free < size:
             raise UserError(f"{folder} needs about {size / 1e9:.3g} GB and its file system has {free / 1e9:.3g} GB "
                             "left: make room and run the same command again")
 

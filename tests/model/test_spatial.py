@@ -8,6 +8,7 @@ from torch import nn
 
 from overlays import families, paths
 from overlays.errors import UserError
+from overlays.files import write_json
 from overlays.model import extensions, load, parts, spatial
 
 METHODS = ("sin3d_pe", "mlp_pe")
@@ -385,7 +386,7 @@ def test_configurations_say_what_their_names_say(file, method, monkeypatch):
 
     monkeypatch.chdir(paths.ROOT)
     model_args, data, training = flags_of(file, "--bf16", "False")
-    found = sft.spatial_settings(model_args)
+    found = sft.spatial_settings(model_args, training)
     assert (found and found["method"]) == method
     assert data.dataset_use == "scenes_train" and training.lora_enable and model_args.tune_mm_mlp
 
@@ -398,7 +399,7 @@ def test_flags_that_a_start_contradicts_are_refused(tmp_path, monkeypatch):
     model_args, _, training = flags_of("qwen3vl_3d_lora_sft.yaml", "--bf16", "False", "--model_name_or_path",
                                        str(tmp_path))
     with pytest.raises(UserError, match="has 3-D features .mlp_pe.: give --use_3d_features True"):
-        sft.spatial_settings(model_args)
+        sft.spatial_settings(model_args, training)
 
     class NoScenes(list):
         record = list.__getitem__
@@ -433,6 +434,21 @@ def test_answers_are_given_with_the_features_a_model_has(tiny_model_dir, tmp_pat
     model.model.spatial.register_forward_hook(lambda module, given, out: added.append(float(out.abs().max())))
     predict.predict(model, processor, [record], tmp_path, 1, 4, tmp_path / "out.jsonl")
     assert asked == [6.0, 6.0] and max(added) > 1
+
+
+@pytest.mark.parametrize("resumed", [False, True])
+def test_training_on_goes_on_in_the_form_of_before_version_0_2(tmp_path, monkeypatch, resumed):
+    from overlays.train import sft
+
+    monkeypatch.chdir(paths.ROOT)
+    old = {key: value for key, value in spatial.settings("mlp_pe").items() if key != "metres"}
+    write_json(tmp_path / extensions.FILE, {} if resumed else {"spatial": old})
+    write_json(tmp_path / "run.json", {"identity": {"feature_processing": old}} if resumed else {})
+    for resume, metres in (("auto", False), ("never", resumed)):
+        model_args, _, training = flags_of(
+            "qwen3vl_3d_mlp_lora_sft.yaml", "--bf16", "False", "--model_name_or_path", str(tmp_path), "--output_dir",
+            str(tmp_path), "--resume", resume)
+        assert ("metres" in sft.spatial_settings(model_args, training)) == metres
 
 
 def test_mlp_pe_gets_metres_beside_the_sines_and_old_checkpoints_do_not():

@@ -74,6 +74,19 @@ def test_the_steps_of_a_run_are_those_of_the_library(tmp_path, words, steps):
     assert count_steps(args, 5) == steps == plain.set_initial_training_values(args, plain.get_train_dataloader())[-1]
 
 
+def test_the_size_of_a_checkpoint_counts_what_the_optimizer_holds(tmp_path):
+    model = torch.nn.Linear(2, 2)  # 6 parameters, 24 bytes
+    model.config = transformers.PretrainedConfig()
+    trainer = Trainer(model=model, rates=RATES, args=transformers.TrainingArguments(
+        str(tmp_path), report_to="none", use_cpu=True))
+    trainer.optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    assert trainer.checkpoint_bytes() == (24, 24 + 48)
+    trainer.state.global_step = 1
+    assert trainer.checkpoint_bytes() == (24, 24)  # SGD without momentum
+    trainer.is_deepspeed_enabled = True
+    assert trainer.checkpoint_bytes() == (24, 24 + 72)
+
+
 def test_dropping_the_last_batch_may_not_drop_everything(tmp_path):
     args = transformers.TrainingArguments(str(tmp_path), report_to="none", use_cpu=True, dataloader_drop_last=True)
     with pytest.raises(UserError, match="--dataloader_drop_last leaves nothing of 5 samples"):
