@@ -26,12 +26,17 @@ def verify(folder: Path) -> Iterator[tuple[str, list[str], str]]:
     metadata = read_metadata(folder) or {}
     yield "metadata", [] if metadata.get("format", 1) == 1 else ["of another version"], f"domain {domain}"
     rows = {file.stem: list(records.read(file)) for file in annotations(folder)}
-    wanted = [name for name in SPLITS if metadata.get("counts", {}).get(name)]
+    wanted = [name for name in SPLITS if _is_counted(metadata.get("counts", {}).get(name))]
     missing = [f"metadata.json counts {name}, but {name}.jsonl has no record" for name in wanted if not rows.get(name)]
     yield "splits", missing, ", ".join(f"{name} {len(part)}" for name, part in rows.items())
     yield "separation", *_separation(rows)
     yield "answers", *_answers(domains.get(domain), rows, folder)
     yield "balance", *_balance(rows)
+
+
+def _is_counted(count: int | dict | None) -> bool:
+    """Whether a count, or one of several by what is counted ({"taps": 0, "users": 0}), is not 0."""
+    return any(count.values()) if isinstance(count, dict) else bool(count)
 
 
 def _separation(rows: dict[str, Sequence[dict]]) -> tuple[list[str], str]:

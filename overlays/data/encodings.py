@@ -12,6 +12,7 @@ NODATA = -128
 ALPHAEARTH_BANDS = 64
 LENGTHS = (0.9, 1.1)  # of a pixel that holds an embedding; quantisation alone moves it by less than 0.01
 _ROWS = 5  # rows spread over a raster that tell whether it holds codes
+_BLOCK = 64  # rows read at a time where these hold no data
 _KNOWN: dict[tuple, bool] = {}  # whether a file, by size and time of change, holds codes
 
 
@@ -39,12 +40,21 @@ def decoded(file: RasterFile) -> RasterFile:
         return file
     state = tuple((str(name), *_state(name.stat())) for name in file.files)
     if state not in _KNOWN:
-        rows = np.unique(np.linspace(0, file.shape[0] - 1, min(file.shape[0], _ROWS)).astype(int))
-        codes = [file.stored(int(row), 0, 1, file.shape[1], np.arange(ALPHAEARTH_BANDS))[0] for row in rows]
-        found = lengths(dequantise(np.concatenate(codes, 1)), -1)
-        found = found[np.isfinite(found) & (found > 0)]
-        _KNOWN[state] = bool(found.size) and LENGTHS[0] <= float(np.median(found)) <= LENGTHS[1]
+        height = file.shape[0]
+        rows = np.unique(np.linspace(0, height - 1, min(height, _ROWS)).astype(int))
+        found = np.concatenate([_lengths_of_rows(file, int(row), 1) for row in rows])
+        blocks = (_lengths_of_rows(file, row, min(_BLOCK, height - row)) for row in range(0, height, _BLOCK))
+        found = found if found.size else next((block for block in blocks if block.size), found)
+        if not found.size:
+            return file
+        _KNOWN[state] = LENGTHS[0] <= float(np.median(found)) <= LENGTHS[1]
     return replace(file, decode=dequantise, nodata=None) if _KNOWN[state] else file
+
+
+def _lengths_of_rows(file: RasterFile, row: int, rows: int) -> np.ndarray:
+    """(n,) lengths of the decoded pixels with data of some rows."""
+    found = lengths(dequantise(file.stored(row, 0, rows, file.shape[1], np.arange(ALPHAEARTH_BANDS))[0]), -1)
+    return found[np.isfinite(found) & (found > 0)]
 
 
 def _state(status) -> tuple[int, int]:

@@ -11,6 +11,14 @@ from overlays.data.raster_file import RasterFile
 from overlays.errors import UserError
 
 
+def parse_shape(text: str) -> tuple[int, int]:
+    """(rows, columns) of "100,120"."""
+    rows, columns = (int(word) for word in text.split(","))
+    if min(rows, columns) < 1:
+        raise ValueError
+    return rows, columns
+
+
 def open_matlab(path: Path, variable: str | None = None, shape: tuple[int, int] | None = None,
                 bands: int | None = None) -> RasterFile:
     """A cube of a MATLAB file.
@@ -24,6 +32,7 @@ def open_matlab(path: Path, variable: str | None = None, shape: tuple[int, int] 
     Raises:
         UserError: it cannot be read, or no array or several are meant.
     """
+    shape = None if shape is None else tuple(map(int, shape))  # metadata.json gives a list
     array = _array(str(path), path.stat().st_mtime_ns, variable, shape, bands)
     return RasterFile(path, "matlab", (path,), array.shape, array.dtype,
                       partial(_stored, (str(path), path.stat().st_mtime_ns, variable, shape, bands)))

@@ -132,7 +132,7 @@ def open_raster(path: str | Path, *, mat_variable: str | None = None, mat_shape:
         raise UserError(f"raster file {path} is missing")
     suffix = path.suffix.lower()
     if suffix == ".npy":
-        file = _open_npy(path)
+        file = open_array(path)
     elif suffix in geotiff.SUFFIXES:
         file = geotiff.open_geotiff(path)
     elif suffix in netcdf.SUFFIXES:
@@ -154,25 +154,30 @@ def files_of(path: Path) -> tuple[Path, ...]:
     return (path,) if path.suffix.lower() in suffixes else envi.files_of(path)
 
 
-def open_npy(path: Path) -> np.ndarray:
-    """The (channels, height, width) array of a .npy file, memory-mapped. Raises UserError where it holds none."""
+def open_npy(path: Path, flat: bool = False) -> np.ndarray:
+    """The (channels, height, width) array of a .npy file, memory-mapped; `flat` takes (height, width) as one channel.
+    Raises UserError where it holds none."""
     try:
         array = np.lib.format.open_memmap(path, mode="r")
     except NUMPY_ERRORS as error:
         reason = "it holds Python objects, not numbers" if "Python objects" in str(error) else error
         raise UserError(f"{path} is no raster that can be read: {reason}") from None
+    array = array[None] if flat and array.ndim == 2 else array
     if array.ndim != 3:
         raise UserError(f"raster {path} has the shape {array.shape}; (channels, height, width) is needed")
     return array
 
 
-def _open_npy(path: Path) -> RasterFile:
-    array = open_npy(path)
-    return RasterFile(path, "npy", (path,), (*array.shape[1:], len(array)), array.dtype, partial(_npy_stored, path))
+def open_array(path: Path, flat: bool = False) -> RasterFile:
+    """The raster of a .npy file; arguments and errors as of `open_npy`."""
+    array = open_npy(path, flat)
+    return RasterFile(path, "npy", (path,), (*array.shape[1:], len(array)), array.dtype,
+                      partial(_npy_stored, path, flat))
 
 
-def _npy_stored(path: Path, row: int, col: int, rows: int, cols: int, bands: np.ndarray) -> tuple[np.ndarray, None]:
-    return np.array(open_npy(path)[bands, row : row + rows, col : col + cols]).transpose(1, 2, 0), None
+def _npy_stored(path: Path, flat: bool, row: int, col: int, rows: int, cols: int, bands: np.ndarray
+                ) -> tuple[np.ndarray, None]:
+    return np.array(open_npy(path, flat)[bands, row : row + rows, col : col + cols]).transpose(1, 2, 0), None
 
 
 # ---- statistics

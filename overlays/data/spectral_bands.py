@@ -69,17 +69,19 @@ def centres_nm(values: np.ndarray, unit: str, where: object) -> np.ndarray:
 
 
 def spacing_nm(centres: np.ndarray) -> np.ndarray:
-    """(bands,) distance of neighbouring centres; the usual one where spectrometers meet."""
-    spacing = np.abs(np.gradient(centres))
-    usual = np.median(spacing)
-    return np.where((spacing < usual / 3) | (spacing > usual * 3), usual, spacing)
+    """(bands,) distance of neighbouring centres; the usual one where spectrometers meet and beside a centre that is
+    NaN; NaN where fewer than two neighbours are known."""
+    spacing = np.abs(np.gradient(centres)) if len(centres) > 1 else np.full(len(centres), np.nan)
+    known = spacing[np.isfinite(spacing)]
+    usual = np.median(known) if known.size else np.nan
+    return np.where((spacing >= usual / 3) & (spacing <= usual * 3), spacing, usual)
 
 
 def widths_nm(values: np.ndarray | None, unit: str, centres: np.ndarray, where: object) -> tuple[np.ndarray, str]:
     """((bands,) full widths at half maximum in nm, a note where the unit is not the one that the file says).
 
     A width is about as large as the distance to the next centre, which tells nanometres from micrometres whatever the
-    file says. Bands without a width get that distance.
+    file says, where there is a next centre. Bands without a width get that distance.
     """
     spacing, note = spacing_nm(centres), ""
     if values is None:
@@ -90,17 +92,18 @@ def widths_nm(values: np.ndarray | None, unit: str, centres: np.ndarray, where: 
         known = np.isfinite(widths) & (widths > 0)
     if not known.any():
         return spacing, note
+    usual = float(np.median(spacing))  # `spacing_nm` leaves no NaN, or nothing else
 
     def ratio(factor: float) -> float:
-        return float(np.median(widths[known])) * factor / max(float(np.median(spacing)), 1e-9)
+        return float(np.median(widths[known])) * factor / max(usual, 1e-9)
 
-    if not _PLAUSIBLE[0] <= ratio(1) <= _PLAUSIBLE[1]:
+    if usual >= 0 and not _PLAUSIBLE[0] <= ratio(1) <= _PLAUSIBLE[1]:
         factor = min((1000.0, 0.001), key=lambda candidate: abs(np.log(ratio(candidate))))
         if _PLAUSIBLE[0] <= ratio(factor) <= _PLAUSIBLE[1]:
             widths = widths * factor
             note = (f"{where}: the band widths are taken as {'micrometers' if factor > 1 else 'nanometers'}, another "
                     f"unit than that of the centres: their median is then {np.median(widths[known]):.3g} nm at a band "
-                    f"spacing of {np.median(spacing):.3g} nm")
+                    f"spacing of {usual:.3g} nm")
         else:
             return spacing, f"{where}: its band widths fit no unit, the spacing of the bands is used"
     return np.where(known, widths, spacing), note

@@ -13,6 +13,7 @@ from overlays import registry
 from overlays.data import chat, rasters, records
 from overlays.data.dataset import SupervisedDataset
 from overlays.data.media import MediaOptions, apply_resolution, image_patches, open_media
+from overlays.data.spectral_bands import spacing_nm, spectral
 from overlays.errors import UserError
 from overlays.model import parts
 from overlays.model.load import load_config, load_processor
@@ -348,6 +349,29 @@ def test_raw_alphaearth_tiles_are_decoded_and_other_int8_rasters_are_not(tmp_pat
     plain = np.random.default_rng(0).integers(-99, 99, (64, 6, 8)).astype(np.int8)
     np.save(tmp_path / "b.npy", plain)
     assert np.array_equal(rasters.read(tmp_path / "b.npy"), plain)
+    sparse = np.full((64, 400, 8), -128, np.int8)
+    sparse[:, 150:156] = codes
+    np.save(tmp_path / "c.npy", np.full_like(sparse, -128))
+    assert (rasters.read(tmp_path / "c.npy") == -128).all()
+    np.save(tmp_path / "c.npy", sparse)
+    assert np.allclose(rasters.read(tmp_path / "c.npy")[:, 151:156], vectors[:, 1:], atol=0.01)
+
+
+def test_one_band_or_a_centre_that_is_nan_leaves_the_widths(tmp_path):
+    import rasterio
+
+    save_tif(tmp_path / "a.tif", random(1, 4, 5))
+    with rasterio.open(tmp_path / "a.tif", "r+") as out:
+        out.update_tags(1, wavelength="2200", fwhm="10")
+    save_envi(tmp_path / "a.hdr", random(1, 4, 5), wavelength=[2.2], fwhm=[0.01], **{"wavelength units": "Micrometers"})
+    for name in ("a.tif", "a.hdr"):
+        file = rasters.open_raster(tmp_path / name)
+        assert file.wavelength_nm == pytest.approx([2200]) and file.fwhm_nm == pytest.approx([10])
+    centres = np.linspace(400, 2500, 200)
+    centres[5] = np.nan
+    _, widths, note = spectral(centres, "nm", np.full(200, 9.4), "nm", "x")
+    assert (widths == 9.4).all() and not note
+    assert np.allclose(spacing_nm(centres), 2100 / 199)
 
 
 def test_fill_of_floats_that_no_tag_names_is_no_data(tmp_path):

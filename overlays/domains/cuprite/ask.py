@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from overlays.data.matlab import parse_shape
 from overlays.domains.base import data_of
 from overlays.domains.cuprite import questions as q
 from overlays.domains.cuprite.composites import USUAL
@@ -33,6 +34,9 @@ def parse(words: Sequence[str] | None = None) -> Namespace:
     parser.add_argument("--wavelengths", type=Path, help="of --cube: file of band centres, for cubes that name none")
     parser.add_argument("--scale", type=float, help="of --cube: reflectance = stored value / scale (default: the "
                         "cube's own)")
+    parser.add_argument("--mat-variable", help="of --cube: name of the cube in a MATLAB file")
+    parser.add_argument("--mat-shape", type=parse_shape, help="of --cube: rows,columns of a MATLAB matrix of bands x "
+                        "pixels")
     parser.add_argument("--question", help="default: the three questions of the data set")
     parser.add_argument("--language", choices=("en", "zh"), default="en", help="of the default questions")
     parser.add_argument("--checkpoint", help="run folder, checkpoint or model (default: the newest cuprite run)")
@@ -45,9 +49,14 @@ def parse(words: Sequence[str] | None = None) -> Namespace:
         raise UserError("--image and --cube exclude each other")
     if bool(flags.cube) != bool(flags.window):
         raise UserError("--cube and --window ROW COL belong together")
-    if not flags.cube and (flags.wavelengths or flags.scale is not None):
-        raise UserError("--wavelengths and --scale belong to --cube")
+    if not flags.cube and any(value is not None for value in cube_options(flags).values()):
+        raise UserError("--wavelengths, --scale, --mat-variable and --mat-shape belong to --cube")
     return flags
+
+
+def cube_options(flags: Namespace) -> dict:
+    """How --cube is read, as `open_cube` takes it."""
+    return {key: getattr(flags, key) for key in ("wavelengths", "scale", "mat_variable", "mat_shape")}
 
 
 class Answerer:
@@ -123,9 +132,9 @@ def ask_about_window(answerer: Answerer, flags: Namespace) -> None:
     with tempfile.TemporaryDirectory() as folder:
         if metadata["parameters"].get("channels") == "all":
             files = [Path(folder) / "window.npy"]
-            np.save(files[0], window_raster(flags.cube, *flags.window, metadata, flags.wavelengths, flags.scale))
+            np.save(files[0], window_raster(flags.cube, *flags.window, metadata, **cube_options(flags)))
         else:
-            pictures = render_window(flags.cube, *flags.window, metadata, flags.wavelengths, flags.scale)
+            pictures = render_window(flags.cube, *flags.window, metadata, **cube_options(flags))
             files = [Path(folder) / f"window_{name}.png" for name in pictures]
             for file, picture in zip(files, pictures.values(), strict=True):
                 picture.save(file)

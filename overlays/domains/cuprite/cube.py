@@ -92,6 +92,8 @@ def open_cube(path: str | Path, wavelengths: str | Path | None = None, scale: fl
     path = Path(path)
     if not path.is_file():
         raise UserError(f"cube {path} does not exist: give an ENVI header, GeoTIFF, NetCDF, MATLAB or .npy file")
+    if (mat_variable or mat_shape) and path.suffix.lower() != ".mat":
+        raise UserError(f"--mat-variable and --mat-shape belong to a MATLAB cube, not to {path}")
     listed = None if wavelengths is None else read_wavelengths(wavelengths)
     file = rasters.open_raster(path, mat_variable=mat_variable, mat_shape=mat_shape,
                                bands=None if listed is None else len(listed))

@@ -95,13 +95,13 @@ def read_label_raster(path: str | Path, shape: tuple[int, int], class_map: str |
         if file.shape[2] != 1:
             raise UserError(f"label raster {path} must have one band, its shape is {file.shape}")
         size = file.shape[:2]
-    row, col = (0, 0) if file is None or place is None else _offset(path, file.georeference(), place, shape, size)
-    if size != shape and (row, col) == (0, 0):
+    offset = None if file is None or place is None else _offset(path, file.georeference(), place, shape, size)
+    if size != shape and offset is None:
         raise UserError(f"label raster {path} is {size[0]} x {size[1]} pixels, the cube is {shape[0]} x {shape[1]}: "
                         "cut or resample it to the cube's grid")
     if file is not None:
         values, missing = (None if part is None else part[:, :, 0] for part in
-                           file.stored(row, col, *shape, np.array([0])))
+                           file.stored(*(offset or (0, 0)), *shape, np.array([0])))
     empty = ~np.isfinite(values) if missing is None else ~np.isfinite(values) | missing
     if file is not None and file.nodata is not None:
         empty |= values == file.nodata
@@ -123,14 +123,14 @@ def read_label_raster(path: str | Path, shape: tuple[int, int], class_map: str |
 
 
 def _offset(path: Path, own: Georeference | None, place: Georeference, shape: tuple[int, int],
-            size: tuple[int, int]) -> tuple[int, int]:
-    """First row and column of the cube in a label raster; (0, 0) where one of them is not georeferenced.
+            size: tuple[int, int]) -> tuple[int, int] | None:
+    """First row and column of the cube in a label raster; None where one of them is not georeferenced.
 
     Raises:
         UserError: the grids differ, or the raster does not cover the cube.
     """
     if own is None or place.table is not None:
-        return 0, 0
+        return None
     from rasterio.crs import CRS
     from rasterio.transform import Affine
 

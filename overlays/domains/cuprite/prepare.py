@@ -17,6 +17,7 @@ from tqdm import tqdm
 from overlays import samples
 from overlays.data import rasters
 from overlays.data.maps import write_geopackage, write_geotiff
+from overlays.data.matlab import parse_shape
 from overlays.data.raster_file import Georeference
 from overlays.data.records import parse_fractions
 from overlays.domains.base import SPLITS, parameters, prepared_folder, write_metadata
@@ -44,18 +45,11 @@ from overlays.paths import ROOT, relative
 
 TILE_PX = 224  # side of a tile
 METADATA = {  # what rendering a window reads of metadata.json
-    "parameters": {"tile_size": int, "wavelengths?": str, "scale?": float}, "bands": [{"wavelength_nm": float}],
+    "parameters": {"tile_size": int, "wavelengths?": str, "scale?": float, "mat_variable?": str, "mat_shape?": [int]},
+    "bands": [{"wavelength_nm": (float, None)}],
     "cube?": {"files?": [{"bytes": int, "sha256": str}]}, "composites": {str: {"bands": [int], "limits": [[float]]}},
 }
 NO_LABEL = 255  # of labels.tif where there is no data
-
-
-def parse_shape(text: str) -> tuple[int, int]:
-    """(rows, columns) of "100,120"."""
-    rows, columns = (int(word) for word in text.split(","))
-    if min(rows, columns) < 1:
-        raise ValueError
-    return rows, columns
 
 
 @dataclass(frozen=True)
@@ -166,20 +160,20 @@ def prepare(settings: Settings) -> dict:
 
 
 def render_window(cube_path: str | Path, row: int, col: int, metadata: dict | str | Path,
-                  wavelengths: str | Path | None = None, scale: float | None = None) -> dict[str, Image.Image]:
+                  **options) -> dict[str, Image.Image]:
     """A window of a raw cube as the pictures that training saw.
 
     Args:
         cube_path: the prepared cube or another one.
         row, col: upper left pixel; the window is one tile large.
         metadata: of the prepared data, the dict or the file metadata.json.
-        wavelengths, scale: of the cube, see `open_cube`; None takes its own, and those of training for the very cube
-            that was prepared (its checksums tell).
+        options: of the cube, see `open_cube`; without one its own, and that of training for the very cube that was
+            prepared (its checksums tell).
 
     Returns:
         composite name -> RGB image of tile_size x tile_size pixels, in the order of training.
     """
-    cube, window, good, metadata, same = _read_window(cube_path, row, col, metadata, wavelengths, scale)
+    cube, window, good, metadata, same = _read_window(cube_path, row, col, metadata, options)
     names = list(metadata["composites"])
     bands = ({name: metadata["composites"][name]["bands"] for name in names} if same
              else composite_bands(cube, good, names))
@@ -187,8 +181,7 @@ def render_window(cube_path: str | Path, row: int, col: int, metadata: dict | st
             for name in names}
 
 
-def window_raster(cube_path: str | Path, row: int, col: int, metadata: dict | str | Path,
-                  wavelengths: str | Path | None = None, scale: float | None = None) -> np.ndarray:
+def window_raster(cube_path: str | Path, row: int, col: int, metadata: dict | str | Path, **options) -> np.ndarray:
     """A window of a raw cube as the raster that training on all bands saw, (bands, tile, tile) float16.
 
     Args: as `render_window`.
@@ -196,7 +189,7 @@ def window_raster(cube_path: str | Path, row: int, col: int, metadata: dict | st
     Raises:
         UserError: the cube has other bands than the one that was prepared.
     """
-    _, window, good, _, same = _read_window(cube_path, row, col, metadata, wavelengths, scale)
+    _, window, good, _, same = _read_window(cube_path, row, col, metadata, options)
     if not same:
         raise UserError(f"cube {cube_path} has other bands than the cube that training used, so a model of all bands "
                         "cannot read it")
@@ -208,8 +201,7 @@ def _raster(spectra: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(spectra.transpose(2, 0, 1)).astype(np.float16)
 
 
-def _read_window(cube_path: str | Path, row: int, col: int, metadata: dict | str | Path,
-                 wavelengths: str | Path | None, scale: float | None
+def _read_window(cube_path: str | Path, row: int, col: int, metadata: dict | str | Path, options: dict
                  ) -> tuple[Cube, np.ndarray, np.ndarray, dict, bool]:
     """(cube, reflectance (tile, tile, bands) with NaN where not valid, good bands, metadata, same bands as there)."""
     if not isinstance(metadata, dict):
@@ -218,19 +210,18 @@ def _read_window(cube_path: str | Path, row: int, col: int, metadata: dict | str
     if problem:
         raise UserError(f"metadata.json of the prepared data is damaged: {problem}; prepare the data again")
     known, tile = metadata["parameters"], metadata["parameters"]["tile_size"]
-    mat = {}
     if _is_prepared_cube(Path(cube_path), metadata):
         # metadata.json names files inside the project relative to it.
-        wavelengths = wavelengths or (ROOT / known["wavelengths"] if known.get("wavelengths") else None)
-        scale = known.get("scale") if scale is None else scale
-        mat = {key: known[key] for key in ("mat_variable", "mat_shape") if known.get(key)}
-    cube = open_cube(cube_path, wavelengths, scale, **mat)
+        trained = {key: ROOT / known[key] if key == "wavelengths" else known[key]
+                   for key in ("wavelengths", "scale", "mat_variable", "mat_shape") if known.get(key) is not None}
+        options = trained | {key: value for key, value in options.items() if value is not None}
+    cube = open_cube(cube_path, **options)
     rows, cols, _ = cube.shape
     if not (0 <= row <= rows - tile and 0 <= col <= cols - tile):
         raise UserError(f"window {row} {col} of {tile} pixels leaves the {rows} x {cols} cube {cube_path}: rows go "
                         f"from 0 to {rows - tile}, columns from 0 to {cols - tile}")
-    centres = np.array([band["wavelength_nm"] for band in metadata["bands"]])
-    same = centres.shape == cube.wavelength_nm.shape and np.allclose(centres, cube.wavelength_nm)
+    centres = np.array([band["wavelength_nm"] for band in metadata["bands"]], float)  # JSON's null is NaN
+    same = centres.shape == cube.wavelength_nm.shape and np.allclose(centres, cube.wavelength_nm, equal_nan=True)
     good = good_bands(band_skip_reasons(metadata) if same else skip_reasons(cube), cube.wavelength_nm)
     window = cube.read(row, col, tile, tile)
     window[~valid_pixels(window[:, :, good])] = np.nan
@@ -387,7 +378,8 @@ def _metadata(cube: Cube, settings: Settings, reasons: list[str], composites: di
                  "scale_source": cube.scale_source,
                  "ignore": cube.file.nodata, "files": [described(path) for path in cube.files]},
         "parameters": parameters(settings),
-        "bands": [{"wavelength_nm": float(centre), "fwhm_nm": float(width), "skip_reason": reason}
+        "bands": [{"wavelength_nm": float(centre) if np.isfinite(centre) else None, "fwhm_nm": float(width),
+                   "skip_reason": reason}
                   for centre, width, reason in zip(cube.wavelength_nm, cube.fwhm_nm, reasons, strict=True)],
         "composites": composites, "labels": labels,
         "classes": {mineral.name: mineral.code for mineral in CLASSES},

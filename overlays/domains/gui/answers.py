@@ -3,6 +3,7 @@
 import math
 import re
 import unicodedata
+from collections.abc import Sequence
 
 PROMPT = (
     "Given a GUI image, what are the relative (0-1000) pixel point coordinates for the element corresponding to the "
@@ -40,7 +41,13 @@ def answer(referring: str, point: tuple[int, int]) -> str:
 
 
 def parse_point(text: str) -> tuple[float, float] | None:
-    """The point of an answer, in the answer's own units; the centre of a box; None where there is none.
+    """The point of an answer, in the answer's own units; the centre of a box; None where there is none."""
+    numbers = parse_numbers(text)
+    return centre(numbers) if numbers else None
+
+
+def parse_numbers(text: str) -> list[float] | None:
+    """The two numbers of an answer's point, or the four of two corners of its box; None where it has neither.
 
     Read in this order: the last group of two or four numbers in brackets inside the grounding block, the block itself
     where it is nothing but numbers, the last such group anywhere, a last pair (or box) named x and y. Two pairs in
@@ -52,7 +59,7 @@ def parse_point(text: str) -> tuple[float, float] | None:
     blocks = _BLOCK.findall(text)
     numbers = (_last_group(blocks[-1]) or _numbers(_BARE.fullmatch(blocks[-1]))) if blocks else None
     numbers = numbers or _last_group(text) or _last_named(text)
-    return _centre(numbers) if numbers and all(map(math.isfinite, numbers)) else None
+    return numbers if numbers and all(map(math.isfinite, numbers)) else None
 
 
 def _numbers(match: re.Match | None) -> list[float] | None:
@@ -80,7 +87,8 @@ def _last_named(text: str) -> list[float] | None:
     return [float(number) for number in matches[0]] if matches else None
 
 
-def _centre(numbers: list[float]) -> tuple[float, float]:
+def centre(numbers: Sequence[float]) -> tuple[float, float]:
+    """(x, y) of a point, or the centre of a box by two opposite corners."""
     if len(numbers) == 2:
         return numbers[0], numbers[1]
     return (numbers[0] + numbers[2]) / 2, (numbers[1] + numbers[3]) / 2

@@ -37,17 +37,24 @@ class Convention:
     scale: Scale = "pixels"
     box: Box = "ltrb"
 
-    def centre(self, point: Point) -> tuple[float, float] | None:
-        """(x, y) in the point's own units; None where its four numbers are not such a box."""
-        numbers = point.numbers
+    def box_of(self, point: Point) -> tuple[float, float, float, float] | None:
+        """(left, top, right, bottom) in the point's own units, of a point without extent; None where its four numbers
+        are not such a box."""
         turned = self.order == "yx" and not point.named and point.scale is None
-        if len(numbers) == 2:
-            return numbers[::-1] if turned else numbers
-        a, b, c, d = numbers
+        if len(point.numbers) == 2:
+            a, b, c, d = point.corners or point.numbers * 2
+            a, b, c, d = (b, a, d, c) if turned else (a, b, c, d)
+            return min(a, c), min(b, d), max(a, c), max(b, d)
+        a, b, c, d = point.numbers
         if turned:
             a, b, c, d = (c, d, a, b) if self.box == "lrtb" else (b, a, d, c)
         left, top, right, bottom = {"ltrb": (a, b, c, d), "ltwh": (a, b, a + c, b + d), "lrtb": (a, c, b, d)}[self.box]
-        return ((left + right) / 2, (top + bottom) / 2) if left <= right and top <= bottom else None
+        return (left, top, right, bottom) if left <= right and top <= bottom else None
+
+    def centre(self, point: Point) -> tuple[float, float] | None:
+        """(x, y) in the point's own units; None as of `box_of`."""
+        box = self.box_of(point)
+        return None if box is None else ((box[0] + box[2]) / 2, (box[1] + box[3]) / 2)
 
     def scale_of(self, point: Point, space: tuple[float, float]) -> tuple[float, float]:
         """(width, height) that a point is measured on. `space`: that of pixels."""
@@ -57,6 +64,11 @@ class Convention:
         """The centre on the 0-1000 grid."""
         centre, scale = self.centre(point), self.scale_of(point, space)
         return None if centre is None else (centre[0] * GRID / scale[0], centre[1] * GRID / scale[1])
+
+    def grid_box(self, point: Point, space: tuple[float, float]) -> tuple[float, ...] | None:
+        """(left, top, right, bottom) on the 0-1000 grid."""
+        box, scale = self.box_of(point), self.scale_of(point, space)
+        return None if box is None else tuple(value * GRID / side for value, side in zip(box, scale * 2, strict=True))
 
 
 @dataclass(frozen=True)
@@ -81,19 +93,20 @@ class Observed:
         return self.tree.has_target_at(point, self.tree_space) if self.tree else None
 
     def contradiction(self, convention: Convention) -> str | None:
-        """A clause where a second point says another place."""
+        """A clause where a second point says another place, or a second box one that does not hold the first point."""
         first, *others = self.tap.points
         grid = convention.grid(first, self.space)
         for other in others:
-            place = convention.grid(other, self.space)
-            if grid and place and not self._near(grid, place):
+            place, box = convention.grid(other, self.space), convention.grid_box(other, self.space)
+            if grid and box and not self._holds(box, grid):
                 return (f"{first.name} and {other.name} name different points: ({grid[0]:.0f}, {grid[1]:.0f}) and "
                         f"({place[0]:.0f}, {place[1]:.0f}) on the 0-1000 grid")
         return None
 
-    def _near(self, one: tuple[float, float], other: tuple[float, float]) -> bool:
-        """Whether two grid points differ by no more than rounding: of the grid, of a pixel, of a resized picture."""
-        return all(abs(a - b) <= ROUNDING + GRID / size for a, b, size in zip(one, other, self.space, strict=True))
+    def _holds(self, box: tuple[float, ...], grid: tuple[float, float]) -> bool:
+        """Whether a grid point is in a box widened by rounding: of the grid, of a pixel, of a resized picture."""
+        return all(low - ROUNDING - GRID / size <= value <= high + ROUNDING + GRID / size
+                   for value, low, high, size in zip(grid, box[:2], box[2:], self.space, strict=True))
 
 
 def measure(taps: Sequence[Observed], convention: Convention) -> dict:

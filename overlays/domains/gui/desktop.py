@@ -84,8 +84,9 @@ def _tap(file: Path, line: dict, where: str, counts: Counts) -> Tap | str:
         if line.get(name) and point_of(name, line[name]) is None:
             return f"{name} is neither two nor four numbers"
     points = [point_of("click_px", line.get("click_px")), point_of("click_1000", line.get("click_1000"), (GRID, GRID))]
-    if named := answers.parse_point(answer):
-        points.append(Point("answer", named, True, None if "absolute pixel" in asked else (GRID, GRID)))
+    if numbers := answers.parse_numbers(answer):
+        scale, corners = None if "absolute pixel" in asked else (GRID, GRID), tuple(numbers) if numbers[2:] else None
+        points.append(Point("answer", answers.centre(numbers), True, scale, corners))
     if not any(points):
         return "neither click_px nor an answer with a point"
     step = counts.steps[int(user), episode]

@@ -121,7 +121,7 @@ def _points(row: dict) -> tuple[Point, ...]:
     """Every point that a line names, the first of the usual names first."""
     values = {name: row[name] for name in _POINT if row.get(name) not in (None, "", [])}
     if "x" in row and "y" in row:
-        values["x and y"] = row
+        values["x and y"] = {"x": row["x"], "y": row["y"]}  # a row's width and height are the screen's
     called = call(str(_first(row, _ACTION)))
     if called and called[1]:
         values["the call"] = called[1]

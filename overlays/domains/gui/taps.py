@@ -4,6 +4,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from overlays.domains.gui.answers import centre
+
 CLICKS = {"click", "tap", "press", "touch", "long_press", "longpress", "long_click", "long_tap", "double_click",
           "doubleclick", "double_tap", "left_click", "left_single", "left_double", "right_click", "right_single",
           "点击", "单击", "双击", "长按", "轻触"}
@@ -21,12 +23,14 @@ class Point:
         numbers: two of a point, four of a box.
         named: whether the source says which number is x and which is y.
         scale: (width, height) that the numbers are measured on; None where the source does not say it.
+        corners: two opposite corners of the box whose centre the two numbers are; None of a point.
     """
 
     name: str
     numbers: tuple[float, ...]
     named: bool = False
     scale: tuple[float, float] | None = None
+    corners: tuple[float, ...] | None = None
 
     def __str__(self) -> str:
         return "[" + ", ".join(f"{number:g}" for number in self.numbers) + "]"
@@ -76,7 +80,7 @@ def point_of(name: str, value: object, scale: tuple[float, float] | None = None)
     if numbers is None or len(numbers) not in (2, 4):
         return None
     if corners and len(numbers) == 4:  # the centre is the same whichever corners they are
-        numbers = (numbers[0] + numbers[2]) / 2, (numbers[1] + numbers[3]) / 2
+        return Point(name, centre(numbers), False, scale, numbers)
     return Point(name, numbers, False, scale)
 
 
@@ -85,14 +89,14 @@ def _named_point(name: str, row: dict, scale: tuple[float, float] | None) -> Poi
         numbers = _floats([row.get(key) for key in keys])
         if numbers is None:
             continue
-        x, y, *rest = numbers
-        if rest and keys[2] == "width":
-            if min(rest) < 0:
+        if len(numbers) == 2:
+            return Point(name, numbers, True, scale)
+        x, y, *far = numbers
+        if keys[2] == "width":
+            if min(far) < 0:
                 return None
-            x, y = x + rest[0] / 2, y + rest[1] / 2
-        elif rest:
-            x, y = (x + rest[0]) / 2, (y + rest[1]) / 2
-        return Point(name, (x, y), True, scale)
+            far = x + far[0], y + far[1]
+        return Point(name, centre((x, y, *far)), True, scale, (x, y, *far))
     return None
 
 

@@ -12,6 +12,7 @@ _BOUNDS = re.compile(r"\[(-?\d{1,9}),(-?\d{1,9})\]\[(-?\d{1,9}),(-?\d{1,9})\]")
 _DECLARATION = re.compile(r"\s*<\?xml[^>]*?\?>")
 _ENCODING = re.compile(rb"\s*<\?xml[^>]*?encoding=[\"']([\w.-]+)")
 FIT = 0.02  # by how much the proportions of two sizes of one screen may differ
+BELOW_BARS = 0.85  # least share of a screen's side that navigation bars leave to a tree
 BACKGROUND = 0.5  # share of the screen from which on a node is not a single element
 
 
@@ -48,13 +49,17 @@ class Tree:
         return min(found)[2:] if found else None
 
     def has_target_at(self, point: Sequence[float], size: Sequence[float]) -> bool | None:
-        """Whether a single element of a screen of `size` (width, height) is under a point; None where it has none.
+        """Whether a single element of a screen of `size` (width, height) is under a point; None where the tree does not
+        say it: it has no such element, or a larger leaf is there, which draws its own (a game, a map, a web page).
 
         Such an element is clickable or a leaf, and smaller than half the screen.
         """
-        area = self.area()
-        targets = (self.leaf | self.clickable) & (area > 0) & (area < BACKGROUND * size[0] * size[1])
-        return bool((targets & self.under(point)).any()) if targets.any() else None
+        area, hit = self.area(), self.under(point)
+        large = area >= BACKGROUND * size[0] * size[1]
+        targets = (self.leaf | self.clickable) & (area > 0) & ~large
+        if (targets & hit).any():
+            return True
+        return None if not targets.any() or (self.leaf & large & hit).any() else False
 
 
 def read(file: Path) -> Tree | str | None:
@@ -104,7 +109,7 @@ def space_of(tree: Tree, picture: tuple[int, int]) -> tuple[int, int] | str:
 
     A root inside the picture that touches its right or lower edge, or starts elsewhere than at (0, 0), is a window on
     it: bars and dialogs leave room. A root that is larger, or smaller with the same proportions, has a scale of its
-    own.
+    own; a larger one that starts at (0, 0) may end above a navigation bar.
     """
     left, top, width, height = tree.root
     inside = width <= picture[0] * (1 + FIT) and height <= picture[1] * (1 + FIT)
@@ -113,4 +118,9 @@ def space_of(tree: Tree, picture: tuple[int, int]) -> tuple[int, int] | str:
         return picture
     if fits((width, height), picture):
         return width, height
+    for axis in (0, 1):
+        scale = (width, height)[axis] / picture[axis]
+        other = (height, width)[axis] / scale / picture[1 - axis] if scale > 1 + FIT else 0
+        if (left, top) == (0, 0) and BELOW_BARS <= other <= 1 + FIT:
+            return round(picture[0] * scale), round(picture[1] * scale)
     return f"view hierarchy of {width} x {height} does not fit the screenshot of {picture[0]} x {picture[1]}"

@@ -88,7 +88,7 @@ def _scales(path: Path, shape: tuple[int, int, int]) -> RasterFile | None:
     for suffix in (".tif", ".tiff", ".npy"):
         file = path.with_name(f"{path.stem}{SCALES}{suffix}")
         if file.is_file():
-            found = rasters.open_raster(file)
+            found = rasters.open_array(file, flat=True) if suffix == ".npy" else rasters.open_raster(file)
             if found.shape[:2] != shape[:2] or found.shape[2] not in (1, shape[2]):
                 raise UserError(f"the scales {file} have the shape {found.shape}, the tile {path} has {shape}: rows, "
                                 "columns, bands")

@@ -445,7 +445,8 @@ def test_matlab_matrices_and_several_arrays(tmp_path, reflectance):
     savemat(tmp_path / "c.mat", {"X": reflectance, "other": reflectance + 1})
     with pytest.raises(UserError, match="name it with --mat-variable"):
         open_cube(tmp_path / "c.mat", tmp_path / "bands.txt")
-    for name, options in (("a", {"mat_shape": (rows, cols)}), ("b", {}), ("c", {"mat_variable": "X"})):
+    for name, options in (("a", {"mat_shape": (rows, cols)}), ("a", {"mat_shape": [rows, cols]}), ("b", {}),
+                          ("c", {"mat_variable": "X"})):
         cube = open_cube(tmp_path / f"{name}.mat", tmp_path / "bands.txt", **options)
         np.testing.assert_allclose(cube.read(1, 2, 3, 4), reflectance[1:4, 2:6], atol=1e-6)
 

@@ -138,16 +138,17 @@ def test_images_of_different_folders_and_an_own_question(flags, asked, prepared,
 def test_a_window_of_a_cube_is_rendered_as_in_training(flags, asked, run_folder, monkeypatch):
     calls = []
 
-    def render_window(cube, row, col, metadata, wavelengths, scale):
-        assert wavelengths is None and scale == 20000
+    def render_window(cube, row, col, metadata, **options):
+        assert options == {"wavelengths": None, "scale": 20000, "mat_variable": "Y", "mat_shape": (9, 8)}
         calls.append((cube.name, row, col, metadata))
         return {name: Image.new("RGB", (16, 16)) for name in ("natural", "clay")}
 
     monkeypatch.setattr("overlays.domains.cuprite.prepare.render_window", render_window)
     write_json(run_folder / "metadata.json", {"parameters": {"min_share": 0.33}})
-    options = flags("--cube", "scene.hdr", "--window", "5", "7", "--scale", "20000")
+    options = flags("--cube", "scene.mat", "--window", "5", "7", "--scale", "20000", "--mat-variable", "Y",
+                    "--mat-shape", "9,8")
     ask.ask_about_window(ask.Answerer(options), options)
-    assert calls == [("scene.hdr", 5, 7, {"parameters": {"min_share": 0.33}})]  # the run's own copy comes first
+    assert calls == [("scene.mat", 5, 7, {"parameters": {"min_share": 0.33}})]  # the run's own copy comes first
     value = asked[1]["conversations"][0]["value"]
     assert value.count("<image>") == 2 and value.index("natural colour") < value.index("clay") and "33 %" in value
 
@@ -172,7 +173,8 @@ def test_quit_ends_the_dialogue(flags, asked, monkeypatch):
 
 @pytest.mark.parametrize(("words", "sentence"), [
     (["--cube", "a.hdr", "--window", "1", "2", "--image", "a.png"], "exclude each other"),
-    (["--cube", "a.hdr"], "--window"), (["--window", "1", "2"], "--cube")])
+    (["--cube", "a.hdr"], "--window"), (["--window", "1", "2"], "--cube"),
+    (["--mat-shape", "9,8"], "--mat-shape belong to --cube")])
 def test_flags_that_do_not_fit_are_refused(words, sentence):
     with pytest.raises(UserError, match=sentence):
         ask.parse(words)

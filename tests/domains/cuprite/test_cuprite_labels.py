@@ -210,6 +210,8 @@ def test_a_label_raster_is_laid_on_the_cubes_grid(tmp_path, raster):
     whole = np.pad(raster, ((3, 2), (4, 1)), constant_values=5)
     codes = read_label_raster(save_map(tmp_path / "a.tif", whole, 500000 - 40, 4000000 + 30), raster.shape, None, place)
     np.testing.assert_array_equal(codes, raster)
+    codes = read_label_raster(save_map(tmp_path / "corner.tif", whole[3:, 4:]), raster.shape, None, place)
+    np.testing.assert_array_equal(codes, raster)
     for name, options, words in (
             ("b", {"west": 500100.0}, "does not cover the cube"), ("c", {"pixel": 20.0}, "another grid"),
             ("d", {"west": 500004.0}, "a part of a pixel"), ("e", {"crs": "EPSG:32612"}, "another grid")):

@@ -17,6 +17,7 @@ import pytest
 from PIL import Image
 
 from overlays.domains.cuprite.classes import RULES
+from overlays.domains.cuprite.cube import open_cube
 from overlays.domains.cuprite.domain import DOMAIN, save_prediction_map
 from overlays.domains.cuprite.labellers import NearestLabeller
 from overlays.domains.cuprite.prepare import Settings, prepare, render_window
@@ -207,6 +208,35 @@ def test_another_cube_is_rendered_with_its_own_scale_and_the_very_cube_with_trai
 
     assert clay(tmp_path / scene.name) > 1.5 * clay(scene)
     assert clay(tmp_path / scene.name, scale=20000) == pytest.approx(clay(scene))
+
+
+def test_windows_of_a_matlab_matrix_with_a_band_without_a_centre(scene, tmp_path):
+    """The prepared matrix is known by its checksum; a copy with other bytes needs the flags."""
+    from scipy.io import savemat
+
+    cube = open_cube(scene)
+    values = np.nan_to_num(cube.read(0, 0, *cube.shape[:2]))
+    rows, cols, bands = values.shape
+    centres = cube.wavelength_nm.copy()
+    centres[3] = np.nan
+    np.save(tmp_path / "bands.npy", centres)
+    matrix = values.reshape(-1, bands, order="F").T
+    savemat(tmp_path / "a.mat", {"Y": matrix})
+    savemat(tmp_path / "b.mat", {"Y": matrix, "Z": matrix})
+    settings = Settings(cube=tmp_path / "a.mat", wavelengths=tmp_path / "bands.npy", mat_shape=(rows, cols),
+                        output=tmp_path / "out", tile_size=16, workers=1)
+    assert prepare(settings)["bands"][3]["wavelength_nm"] is None
+    file = tmp_path / "out" / "metadata.json"
+    tile = json.loads((tmp_path / "out" / "tiles.jsonl").read_text().splitlines()[0])
+    place = tile["row"], tile["col"]
+    own = render_window(tmp_path / "a.mat", *place, file)
+    other = render_window(tmp_path / "b.mat", *place, file, wavelengths=tmp_path / "bands.npy", mat_variable="Z",
+                          mat_shape=(rows, cols))
+    for name in ("clay", "iron", "natural"):
+        stored = np.array(Image.open(tmp_path / "out" / "tiles" / f"{tile['id']}_{name}.png"))
+        assert np.array_equal(own[name], stored) and np.array_equal(other[name], stored)
+    with pytest.raises(UserError, match="belong to a MATLAB cube"):
+        open_cube(scene, mat_variable="Z")
 
 
 def test_a_cube_of_short_wave_infrared_alone_is_prepared_on_what_it_has(scene, tmp_path):

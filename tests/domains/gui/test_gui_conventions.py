@@ -2,14 +2,17 @@
 
 import json
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from overlays.data import records
+from overlays.domains.gui import trees
 from overlays.domains.gui.domain import DOMAIN
 from overlays.domains.gui.folds import make_folds
 from overlays.domains.gui.prepare import Settings, prepare
 from overlays.errors import UserError
+from overlays.verify import verify
 
 USERS = {"train_users": ("none",), "val_users": ("none",), "test_users": ("1",)}
 BUTTONS = [(100 + 300 * (i % 3), 300 + 350 * (i // 3)) for i in range(15)]  # left and top, of 80 x 60 pixels
@@ -21,7 +24,7 @@ def screenshot(file, size, colour):
 
 
 def phone(folder, write=lambda x, y: {"coordinate": [x, y]}, size=(1080, 2400), root=(0, 0, 1080, 2400), taps=8,
-          tree=True, user=1, scale=1.0):
+          tree=True, user=1, scale=1.0, nodes=None):
     """Raw data of one user who taps the centres of buttons that the tree of a screen of 1080 x 2400 names.
 
     Args:
@@ -29,17 +32,18 @@ def phone(folder, write=lambda x, y: {"coordinate": [x, y]}, size=(1080, 2400), 
         size: of the stored screenshot.
         root: bounds in the tree.
         scale: factor on all bounds.
+        nodes: of the tree, instead of the buttons.
     """
     episode = folder / "raw" / str(user) / f"2025010{user}_080000"
     lines = []
     for step in range(taps):
         left, top = BUTTONS[step]
         screenshot(episode / "screenshots" / f"{step}.png", size, 40 * user + step)
-        nodes = "".join(f'<node text="button {i}" clickable="true" bounds="[{a * scale:.0f},{b * scale:.0f}]'
+        inner = nodes or "".join(f'<node text="button {i}" clickable="true" bounds="[{a * scale:.0f},{b * scale:.0f}]'
                         f'[{(a + 80) * scale:.0f},{(b + 60) * scale:.0f}]"/>' for i, (a, b) in enumerate(BUTTONS))
         if tree:
             (episode / f"{step}.xml").write_text(
-                f'<hierarchy><node bounds="[{root[0]},{root[1]}][{root[2]},{root[3]}]">{nodes}</node></hierarchy>')
+                f'<hierarchy><node bounds="[{root[0]},{root[1]}][{root[2]},{root[3]}]">{inner}</node></hierarchy>')
         lines.append({"action": "click", "instruction": f"tap it {step}", **write(left + 40, top + 30)})
     (episode / "action.jsonl").write_text("\n".join(map(json.dumps, lines)))
     return folder / "raw"
@@ -84,6 +88,29 @@ def test_a_tap_without_a_tree_is_measured_as_the_others_of_its_user(tmp_path):
 @pytest.mark.parametrize("root", [(0, 66, 1080, 2400), (0, 0, 1080, 2274), (40, 420, 1040, 2342)])
 def test_bars_and_dialogs_leave_the_space_of_the_screenshot(tmp_path, root):
     assert right(prepared(phone(tmp_path, root=root))[1])
+
+
+@pytest.mark.parametrize(("size", "root"), [((540, 1200), (0, 0, 1080, 2274)), ((540, 1200), (0, 0, 1080, 2200))])
+def test_a_tree_above_the_navigation_bar_on_a_smaller_screenshot_has_the_scale_of_its_width(tmp_path, size, root):
+    assert right(prepared(phone(tmp_path, size=size, root=root))[1])
+
+
+@pytest.mark.parametrize(("size", "root", "space"), [
+    ((540, 960), (1080, 1794), (1080, 1920)), ((720, 1280), (1080, 1794), (1080, 1920)),
+    ((1104, 920), (2208, 1768), (2208, 1840)), ((1200, 540), (2274, 1080), (2400, 1080)),
+    ((1080, 2400), (2400, 1080), None), ((540, 1200), (1080, 1900), None)])
+def test_screens_with_a_navigation_bar_at_any_side(size, root, space):
+    empty = np.zeros(0, bool)
+    found = trees.space_of(trees.Tree((0, 0, *root), np.zeros((0, 4), np.int32), (), empty, empty), size)
+    assert found == space if space else "does not fit the screenshot" in found
+
+
+@pytest.mark.parametrize("nodes", [
+    '<node bounds="[0,0][1080,2400]"/><node bounds="[0,0][1080,80]"/>',
+    '<node clickable="true" bounds="[0,80][120,200]"/><node class="WebView" bounds="[0,200][1080,2274]"/>'])
+def test_a_tree_says_nothing_inside_a_game_or_a_web_page(tmp_path, nodes):
+    metadata, rows = prepared(phone(tmp_path, nodes=nodes))
+    assert len(rows) == 8 and metadata["consistency"][1]["with_tree"] == 0
 
 
 def test_a_tree_or_image_size_of_other_proportions_drops_the_tap_with_the_reason(tmp_path):
@@ -133,6 +160,7 @@ def test_points_that_contradict_the_screens_are_refused_with_the_flag_that_reads
 
 
 @pytest.mark.parametrize("write", [
+    lambda x, y: {"x": x, "y": y, "width": 1080, "height": 2400},
     lambda x, y: {"point": {"y": y, "x": x}}, lambda x, y: {"x": x, "y": y, "coordinate": [x, y]},
     lambda x, y: {"coordinate": {"x": x - 10, "y": y - 5, "width": 20, "height": 10}},
     lambda x, y: {"coordinate": {"left": x - 1, "top": y - 2, "right": x + 1, "bottom": y + 2}},
@@ -219,6 +247,19 @@ def test_a_second_point_must_say_the_same(tmp_path):
     assert len(desktop(tmp_path / "half", half, tap_size="100x50")[1]) == 8
 
 
+def test_a_click_beside_the_centre_of_the_answers_box_agrees_with_it(tmp_path):
+    """The box is 300 x 400 grid units large; the last click lies outside of it."""
+    inside = [[22 + 5 * i, 11 + 3 * i] for i in range(12)]
+    metadata, rows = desktop(tmp_path / "in", [{"click_px": click, "answer": [100, 100, 400, 500]}
+                                               for click in [*inside, [90, 20]]])
+    assert [row["grid"] for row in rows] == [[5 * x, 10 * y] for x, y in inside]
+    assert [drop["reason"] for drop in metadata["drops"]] == [
+        "click_px and answer name different points: (450, 200) and (250, 300) on the 0-1000 grid"]
+    corners = [{"click_px": [30 + i, 20], "click_1000": {"x": 100, "y": 100, "width": 300, "height": 400}}
+               for i in range(6)]
+    assert len(desktop(tmp_path / "named", corners)[1]) == 6
+
+
 # ---------------------------------------------------------------- copies
 
 def test_the_same_file_twice_gives_each_tap_once(tmp_path):
@@ -288,6 +329,10 @@ def test_zero_shot_needs_no_training_users(tmp_path):
     rows = [record | {"prediction": "[5, 5]"} for record in records.read(tmp_path / "out" / "test.jsonl")]
     metrics = DOMAIN.score(rows, list(records.read(tmp_path / "out" / "train.jsonl")), tmp_path / "out")
     assert metrics["n"] == 8 and DOMAIN.columns(metrics) == {} and "no baseline" in DOMAIN.notes(metrics)[0]
+    assert not [problems for step, problems, _ in verify(tmp_path / "out") if step == "splits" and problems]
+    (tmp_path / "out" / "test.jsonl").write_text("")
+    assert ["metadata.json counts test, but test.jsonl has no record"] in [found for _, found, _ in verify(
+        tmp_path / "out")]
     with pytest.raises(UserError, match="none of the train users has a tap"):  # these were named
         prepared(raw, train_users=("2-3",))
     assert prepare(Settings(raw=raw, output=tmp_path / "out", test_users=("1-83",)))["users"]["train"] == []

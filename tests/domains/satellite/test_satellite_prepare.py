@@ -282,6 +282,11 @@ def test_other_embeddings_have_encodings(write_tile, codes, tmp_path):
     assert prepare(settings)["channels"] == 128
     found = np.load(settings.output / "tiles" / "city0.npy")
     assert 0.5 < np.nanstd(found) < 1.5
+    for file in list(settings.tiles.glob("*_scales.tif")):  # as TESSERA publishes them
+        file.unlink()
+        np.save(file.with_suffix(".npy"), np.full((6, 5), 0.02, "f4"))
+    assert prepare(settings)["channels"] == 128
+    np.testing.assert_array_equal(np.load(settings.output / "tiles" / "city0.npy"), found)
 
 
 def test_what_training_cannot_use_is_listed(write_tile, codes, tmp_path):
