@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
-from dataclasses import astuple, dataclass, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
-from scipy.spatial.transform import Rotation
+from scipy.optimize import lsq_linear
+from scipy.spatial.transform import Rotation, Slerp
 
-from overlays.domains.driving.egomotion import SPEED_UNITS, Conventions, Egomotion, fit_curvature, forward_speed
+from overlays.domains.driving.egomotion import (
+    SPEED_UNITS,
+    Conventions,
+    Egomotion,
+    fit_curvature,
+    forward_speed,
+    yaw_rates,
+)
 
-SPAN_S = 0.5  # between two positions that are compared: nearer ones hold the noise of a satellite receiver
+CHORD_M, SPAN_S = 5.0, 0.5  # least way and time between two positions that are compared, for the noise of positions
 MOVING_MPS = 1.0
-MAX_ACROSS = 0.1  # share of speed, or of the path, across the heading
-PATH_OVER_SPEED = (0.8, 1.25)
+MAX_ACROSS, MAX_REST = 0.1, 0.06  # shares of the speed across the heading; twice that of the path
+MAX_TILT, MAX_LEVER_M = 0.2, 4.0  # what a mounting (rad) and a reference point off the rear axle may explain
+MAX_BACKWARD_MPS = 5.0  # median; faster than a car is driven in reverse
+PATH_OVER_SPEED, CURVATURE_OVER_YAW, OPPOSITE = (0.8, 1.25), (0.5, 2.0), -0.5
 MIN_PATH_M, MIN_TURN_RAD, TURNED_DEG = 5.0, 0.1, 20.0  # with less than these, a file tells nothing
 
 
@@ -21,40 +31,60 @@ class Agreement:
     """What the columns of one file say of each other; None where too little moves or turns to tell.
 
     across_heading: share of the speed that goes across the heading; 0 when right.
-    path_across_heading: the same of the path from position to position; 0 when right.
-    path_over_speed: length of that path over the integral of speed; 1 when right.
+    across_rest: what remains of it where mounting and reference point explain as much as they can.
+    path_across_heading, path_across_rest: the same of the path from position to position; 0 when right.
+    path_over_speed: length of that path over the integral of speed, negative where they point apart; 1 when
+        right.
+    median_speed: m/s along the heading, of the moving rows, negative backwards.
     curvature_sign: agreement of the signs of yaw rate x speed and curvature, from -1 to 1; 1 when right.
+    curvature_over_yaw: curvature over that of yaw rate and speed, as near to 1 as noise in either allows.
     turned_deg: largest change of the heading.
     position_jumps: steps of the position that the speed does not explain.
     frozen_s: longest time in seconds for which the rows of a moving car are equal.
     """
 
     across_heading: float | None
+    across_rest: float | None
     path_across_heading: float | None
+    path_across_rest: float | None
     path_over_speed: float | None
+    median_speed: float | None
     curvature_sign: float | None
+    curvature_over_yaw: float | None
     turned_deg: float
     position_jumps: int
     frozen_s: float
 
     def fault(self) -> tuple[str, str] | None:
         """(reason, detail) of the first contradiction that concerns the whole file."""
-        across, aside, path, sign = astuple(self)[:4]
-        if across is not None and across > MAX_ACROSS:
+        across, path, sign, ratio = (self.across_heading, self.path_over_speed, self.curvature_sign,
+                                     self.curvature_over_yaw)
+        if across is not None and across > MAX_ACROSS and self.across_rest > MAX_REST:
             return "velocity across the heading", (f"{across:.3f} of the speed goes across the heading (0 when right, "
                                                    f"at most {MAX_ACROSS})")
         if path is not None and not PATH_OVER_SPEED[0] <= path <= PATH_OVER_SPEED[1]:
-            return "path and speed differ", f"the path between the positions is {path:.3f} times as long as speed says"
-        if aside is not None and aside > 2 * MAX_ACROSS:  # positions are less exact than velocities
+            return "path and speed differ", (f"the path between the positions is {abs(path):.3f} times as long as "
+                                             f"speed says{', and opposite to it' if path < 0 else ''}")
+        aside = self.path_across_heading
+        if aside is not None and aside > 2 * MAX_ACROSS and self.path_across_rest > 2 * MAX_REST:
             return "path across the heading", f"{aside:.3f} of the path goes across the heading (0 when right)"
-        if sign is not None and sign < 0:
+        if self.median_speed is not None and self.median_speed < -MAX_BACKWARD_MPS:
+            return "driving backwards", f"the median speed along the heading is {self.median_speed:.1f} m/s"
+        if sign is not None and sign < OPPOSITE:
             return "curvature against the yaw rate", (f"yaw rate and curvature have opposite signs (agreement "
                                                       f"{sign:.3f}, 1 when right)")
+        if ratio is not None and not CURVATURE_OVER_YAW[0] <= ratio <= CURVATURE_OVER_YAW[1]:
+            return "curvature and yaw rate differ", (f"curvature is {ratio:.3f} times what yaw rate and speed say "
+                                                     "(1 when right)")
         return None
 
-    def tells(self, flags: str) -> bool:
-        """Whether the file would contradict itself if it were read with flags that are wrong for it."""
-        return self.path_over_speed is not None if "speed-unit" in flags else self.turned_deg >= TURNED_DEG
+    def tells(self, flag: str) -> bool:
+        """Whether the file would contradict itself if it were read with a flag that is wrong for it."""
+        if "speed-unit" in flag:
+            return self.path_over_speed is not None
+        if "curvature-sign" in flag:
+            return self.curvature_sign is not None
+        return self.turned_deg >= TURNED_DEG
 
     def numbers(self) -> dict[str, float | int | None]:
         """As metadata.json keeps them."""
@@ -65,38 +95,58 @@ def measure(motion: Egomotion) -> Agreement:
     """Agreement of the columns of a file."""
     seconds = (motion.times_us - motion.times_us[0]) / 1e6
     speed = np.linalg.norm(motion.velocity, axis=1)
-    driven = np.concatenate([[0.0], np.cumsum((speed[1:] + speed[:-1]) / 2 * np.diff(seconds))])  # m
-    across = aside = path = None
+    ways = (speed[1:] + speed[:-1]) / 2 * np.diff(seconds)  # m
+    driven = np.concatenate([[0.0], np.cumsum(ways)])
+    across, path, aside = (None, None), None, (None, None)
     moves = speed > MOVING_MPS
     if driven[-1] >= MIN_PATH_M and moves.any():
-        across = _across(motion.rotation[moves], motion.velocity[moves])
-    marks = np.unique(np.searchsorted(seconds, np.arange(0, seconds[-1] + 1e-9, SPAN_S)))
-    chords, ways = np.diff(motion.position[marks], axis=0), np.diff(driven[marks])
-    usable = ways > MOVING_MPS * SPAN_S
-    if ways[usable].sum() >= MIN_PATH_M:
-        length = np.linalg.norm(chords[usable], axis=1).sum()
-        path = float(length / ways[usable].sum())
-        middles = (marks[:-1] + marks[1:])[usable] // 2
-        aside = _across(motion.rotation[middles], chords[usable]) if length else None
+        turns = yaw_rates(seconds, motion.rotation)[moves]
+        across = _across(motion.rotation[moves], motion.velocity[moves], turns)
+    progress = np.concatenate([[0.0], np.cumsum(np.minimum(ways / CHORD_M, np.diff(seconds) / SPAN_S))])
+    marks = np.unique(np.searchsorted(progress, np.minimum(np.arange(progress[-1] + 1e-9), progress[-1])))
+    usable = np.diff(driven[marks]) > MOVING_MPS * np.diff(seconds[marks])
+    first, last = marks[:-1][usable], marks[1:][usable]
+    way = (driven[last] - driven[first]).sum()
+    if way >= MIN_PATH_M:
+        chords = motion.position[last] - motion.position[first]
+        agrees = (chords * motion.velocity[(first + last) // 2]).sum() >= 0
+        path = float(np.linalg.norm(chords, axis=1).sum() / way) * (1 if agrees else -1)
+        middles = np.interp((driven[first] + driven[last]) / 2, driven, seconds)
+        turns = (motion.rotation[first].inv() * motion.rotation[last]).as_rotvec()[:, 2]
+        aside = _across(Slerp(seconds, motion.rotation)(middles), chords, turns) if path else aside
+    along = motion.speed[np.abs(motion.speed) > MOVING_MPS]
     turned = np.degrees((motion.rotation[0].inv() * motion.rotation).magnitude().max())
-    return Agreement(across, aside, path, _sign(motion, seconds), float(turned), int(motion.jumps.sum()),
+    return Agreement(*across, *aside, path, float(np.median(along)) if len(along) else None,
+                     *_curvature(motion, seconds), float(turned), int(motion.jumps.sum()),
                      float(max((last - first for first, last in motion.frozen(0.0)), default=0) / 1e6))
 
 
-def _across(rotation: Rotation, vectors: np.ndarray) -> float:
-    """Share of the lengths of (N, 3) vectors that is across the rig's x axis."""
-    aside = rotation.inv().apply(vectors)[:, 1:]
-    return float(np.linalg.norm(aside, axis=1).sum() / np.linalg.norm(vectors, axis=1).sum())
+def _across(rotation: Rotation, vectors: np.ndarray, turns: np.ndarray) -> tuple[float, float]:
+    """Share of the lengths of (N, 3) vectors that is across the rig's x axis: all of it, and what a constant mounting
+    angle and a reference point ahead of the rear axle, which moves sideways by (N,) turns, cannot explain."""
+    ahead, left, up = rotation.inv().apply(vectors).T
+    explained = np.stack([ahead, turns], 1)
+    mounting = lsq_linear(explained, left, ([-MAX_TILT, -MAX_LEVER_M], [MAX_TILT, MAX_LEVER_M])).x
+    pitch = np.clip(ahead @ up / max(ahead @ ahead, 1e-9), -MAX_TILT, MAX_TILT)
+    total = np.linalg.norm(vectors, axis=1).sum()
+    return (float(np.hypot(left, up).sum() / total),
+            float(np.hypot(left - explained @ mounting, up - pitch * ahead).sum() / total))
 
 
-def _sign(motion: Egomotion, seconds: np.ndarray) -> float | None:
-    """Agreement of the file's curvature with that which yaw rate and speed say."""
+def _curvature(motion: Egomotion, seconds: np.ndarray) -> tuple[float | None, float | None]:
+    """Agreement of the signs of the file's curvature and that of yaw rate and speed, and the ratio of both.
+
+    Least squares of either on the other give the ratio twice: noise makes the first too small, the second too large.
+    """
     fit = fit_curvature(motion.times_us, motion.rotation, motion.speed)
     metres = np.gradient(seconds) * np.abs(motion.speed) * (~motion.fitted & (np.abs(motion.speed) > 2 * MOVING_MPS))
-    if min(np.sum(np.abs(curvature) * metres) for curvature in (fit, motion.curvature)) < MIN_TURN_RAD:
-        return None
+    turns = [np.sum(np.abs(curvature) * metres) for curvature in (fit, motion.curvature)]
     both = fit * motion.curvature * metres
-    return float(both.sum() / np.abs(both).sum())
+    sign = float(both.sum() / np.abs(both).sum()) if min(turns) >= MIN_TURN_RAD else None
+    if turns[0] < MIN_TURN_RAD or both.sum() <= 0:
+        return sign, None
+    return sign, float(np.clip(1.0, both.sum() / np.sum(fit**2 * metres),
+                               np.sum(motion.curvature**2 * metres) / both.sum()))
 
 
 def remedy(motion: Egomotion, used: Conventions) -> str:
@@ -106,8 +156,8 @@ def remedy(motion: Egomotion, used: Conventions) -> str:
         if other.speed_unit != used.speed_unit and PATH_OVER_SPEED[0] <= (before.path_over_speed or 1):
             continue  # no unit makes the speed larger than it is in m/s
         after = measure(_reread(motion, used, other))
-        agrees = (not after.fault() and (after.path_across_heading or 0) <= MAX_ACROSS
-                  and 0.9 < (after.path_over_speed or 1) < 1.11)
+        agrees = (not after.fault() and (after.path_across_rest or 0) <= MAX_ACROSS
+                  and (after.median_speed or 0) >= 0 and 0.9 < (after.path_over_speed or 1) < 1.11)
         if agrees and (after.curvature_sign is not None or before.curvature_sign is None):
             flags = other.flags(used)
             agreeing.setdefault(flags.count("--"), []).append(flags)

@@ -106,8 +106,11 @@ class Egomotion:
 
     @property
     def jumps(self) -> np.ndarray:
-        """(N - 1,) bool: steps of the position far beyond what the speed explains."""
-        speed, seconds = np.linalg.norm(self.velocity, axis=1), np.diff(self.times_us) / 1e6
+        """(N - 1,) bool: steps of the position far beyond what the speed explains since the position last changed."""
+        speed = np.linalg.norm(self.velocity, axis=1)
+        changed = np.concatenate([[True], (np.diff(self.position, axis=0) != 0).any(1)])
+        last = np.maximum.accumulate(np.where(changed, np.arange(len(changed)), 0))
+        seconds = (self.times_us[1:] - self.times_us[last[:-1]]) / 1e6
         return np.linalg.norm(np.diff(self.position, axis=0), axis=1) > JUMP_M + 2 * seconds * np.maximum(
             speed[1:], speed[:-1])
 
@@ -154,13 +157,14 @@ class Egomotion:
         )
 
 
-def read(source: Path | bytes, name: str = "", conventions: Conventions = Conventions()) -> Egomotion:
+def read(source: Path | bytes, name: str = "", conventions: Conventions = Conventions(),
+         fastest_mps: float = MAX_SPEED_MPS) -> Egomotion:
     """An egomotion parquet file, its path or its content.
 
     Columns `timestamp` (microseconds), qx qy qz qw, x y z (m), vx vy vz, and `curvature` (1/m), which is fitted
     (`fit_curvature`) where it is missing, not a number or beyond MAX_CURVATURE, which a standing car's may be. Rows
-    repeated with the same time and rows with a number that is not finite or a speed above MAX_SPEED_MPS are left out,
-    which may open a gap.
+    repeated with the same time and rows with a number that is not finite or a speed above `fastest_mps` are left
+    out, which may open a gap.
 
     Raises:
         ClipSkip: no parquet file, columns missing or of text, fewer than two rows, timestamps out of order or not in
@@ -194,7 +198,7 @@ def read(source: Path | bytes, name: str = "", conventions: Conventions = Conven
     if conventions.quaternion_order == "wxyz":
         values[:, :4] = np.roll(values[:, :4], -1, axis=1)
     finite = np.isfinite(values).all(1) & (np.linalg.norm(values[:, :4], axis=1) > 0.5)
-    sound = finite & (np.linalg.norm(values[:, 7:10], axis=1) <= MAX_SPEED_MPS)
+    sound = finite & (np.linalg.norm(values[:, 7:10], axis=1) <= fastest_mps)
     first = np.concatenate([[True], np.diff(times[sound]) > 0])[: sound.sum()]
     kept = np.flatnonzero(sound)[first]
     repairs = {"repeated": int((~first).sum()), "not finite": int((~finite).sum()),
@@ -231,6 +235,12 @@ def _numbers(table, column: str, name: str) -> np.ndarray:
         raise ClipSkip("unreadable egomotion", f"{name}: column {column} holds something else than numbers") from None
 
 
+def yaw_rates(seconds: np.ndarray, rotation: Rotation) -> np.ndarray:
+    """(N,) rad/s about the rig's own z axis, of N >= 2 rotations at ascending seconds."""
+    steps = (rotation[:-1].inv() * rotation[1:]).as_rotvec()[:, 2] / np.diff(seconds)
+    return np.interp(seconds, (seconds[:-1] + seconds[1:]) / 2, steps)
+
+
 def fit_curvature(times_us: np.ndarray, rotation: Rotation, speed: np.ndarray, span_s: float = FIT_S) -> np.ndarray:
     """Curvature by least squares of yaw rate w on speed v: sum(w v) / (sum(v^2) + 1) over one second around each row.
 
@@ -243,8 +253,7 @@ def fit_curvature(times_us: np.ndarray, rotation: Rotation, speed: np.ndarray, s
         (N,) 1/m, + to the left, within MAX_CURVATURE.
     """
     seconds = (times_us - times_us[0]) / 1e6
-    steps = (rotation[:-1].inv() * rotation[1:]).as_rotvec()[:, 2] / np.diff(seconds)
-    yaw_rate = np.interp(seconds, (seconds[:-1] + seconds[1:]) / 2, steps)  # rad/s about the rig's own z
+    yaw_rate = yaw_rates(seconds, rotation)
     low = np.searchsorted(seconds, seconds - span_s / 2, side="left")
     high = np.searchsorted(seconds, seconds + span_s / 2, side="right")
 

@@ -20,10 +20,10 @@ from overlays import samples
 from overlays.data import records as annotation
 from overlays.domains.base import SPLITS, check_output, parameters, unfinished_mark, write_metadata
 from overlays.domains.driving import clips, consistency, egomotion
-from overlays.domains.driving.answers import format_pairs, question
+from overlays.domains.driving.answers import MAX_SPEED_MPS, format_pairs, question
 from overlays.domains.driving.clips import CAMERA, SPLIT_NAMES, Clip
 from overlays.domains.driving.consistency import Agreement
-from overlays.domains.driving.egomotion import Conventions
+from overlays.domains.driving.egomotion import SPEED_UNITS, Conventions, Egomotion
 from overlays.domains.driving.skips import ClipSkip, no_room
 from overlays.domains.driving.windows import PAIRS, Drop, Pairs, Window, cut, frame_rate
 from overlays.errors import UserError
@@ -207,7 +207,7 @@ def _fill(outcome: Outcome, clip: Clip, settings: Settings) -> None:
     if clip.video is None and not settings.motion_only:
         raise ClipSkip("no video", f"{clip.name} has no .{settings.camera}.mp4, "
                                    f"{', '.join(clips.VIDEO_SUFFIXES[1:-1])} or {clips.VIDEO_SUFFIXES[-1]}")
-    motion = egomotion.read(clip.egomotion.read(), f"{clip.name}.egomotion.parquet", _conventions(settings))
+    motion = _read_motion(clip.egomotion.read(), f"{clip.name}.egomotion.parquet", settings)
     outcome.repairs, outcome.fitted, outcome.bent = motion.repairs, bool(motion.fitted.any()), motion.bent
     outcome.agreement = consistency.measure(motion)
     fault = outcome.agreement.fault()
@@ -252,18 +252,31 @@ def _conventions(settings: Settings) -> Conventions:
     return Conventions(**{item.name: getattr(settings, item.name) for item in fields(Conventions)})
 
 
+def _read_motion(content: bytes, name: str, settings: Settings) -> Egomotion:
+    """An egomotion file without rows that are too fast, unless they are so for their unit. Raises ClipSkip."""
+    used = _conventions(settings)
+    if settings.contradictions == "drop":
+        motion = egomotion.read(content, name, used, MAX_SPEED_MPS / min(SPEED_UNITS.values()))
+        if np.linalg.norm(motion.velocity, axis=1).max() <= MAX_SPEED_MPS or (
+                consistency.measure(motion).fault() and "speed-unit" in consistency.remedy(motion, used)):
+            return motion
+    return egomotion.read(content, name, used)
+
+
 def _check_conventions(outcomes: list[Outcome], settings: Settings) -> None:
     """Refuse a set whose clips follow other conventions: those that go straight would be kept, and be wrong.
 
     Raises:
-        UserError: for a flag that is not given, more clips contradict themselves without it than do not.
+        UserError: for a flag that is not given, more clips contradict themselves without it than do not, and more
+            than one does or there is no other clip: a clip that is odd for itself has no say over straight ones.
     """
     other = [outcome for outcome in outcomes if outcome.remedy]
+    least = min(2, sum(outcome.agreement is not None for outcome in outcomes))
     wanted = []
     for flag in sorted({f"--{words.strip()}" for outcome in other for words in outcome.remedy.split("--")[1:]}):
         without = sum(flag not in outcome.remedy and outcome.agreement.tells(flag) for outcome in outcomes
                       if outcome.agreement and (outcome.remedy or not outcome.agreement.fault()))
-        if sum(flag in outcome.remedy for outcome in other) > without:
+        if (wanting := sum(flag in outcome.remedy for outcome in other)) > without and wanting >= least:
             wanted.append(flag)
     if wanted:
         raise UserError(f"{len(other)} of {len(outcomes)} clips in {settings.raw} contradict themselves "

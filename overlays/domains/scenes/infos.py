@@ -265,8 +265,9 @@ def _as_info(row: dict) -> dict:
 
 
 def _renamed(row: dict, names: dict[str, tuple[str, ...]]) -> dict:
-    """A row whose keys have the first of their names."""
-    first = {other: name for name, others in names.items() for other in others if name not in row}
+    """A row with the names of an infos file; where it has several names for one thing, the table's first counts."""
+    first = {next((other for other in others if other in row), name): name
+             for name, others in names.items() if name not in row}
     return {first.get(key, key): value for key, value in row.items()}
 
 

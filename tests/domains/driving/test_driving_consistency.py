@@ -61,7 +61,7 @@ def test_a_right_file_agrees(number):
     motion = egomotion.read(parquet(egomotion_table(drive_of(0, number), clocks(0, number, 6)[1])))
     agreement = consistency.measure(motion)
     assert agreement.fault() is None and agreement.across_heading < 0.001
-    assert agreement.path_over_speed == pytest.approx(1, abs=0.002) and agreement.path_across_heading < 0.002
+    assert agreement.path_over_speed == pytest.approx(1, abs=0.005) and agreement.path_across_heading < 0.002
     assert agreement.curvature_sign in (None, pytest.approx(1.0, abs=0.001))
     assert (agreement.position_jumps, agreement.frozen_s) == (0, 0.0)
 
@@ -135,7 +135,7 @@ def write_logs(folder, tables):
 
 def test_a_set_of_another_convention_is_refused_with_its_flags(turning, tmp_path):
     straight = egomotion_table(steady(10.0, 0.0), times(0, 6))
-    everything = [faster(3.6)(w_first(to_the_right(table))) for table in (turning, straight, straight)]
+    everything = [faster(3.6)(w_first(to_the_right(table))) for table in (turning, turning, straight)]
     settings = write_logs(tmp_path / "all", everything)
     flags = "--quaternion-order wxyz --curvature-sign right --speed-unit km/h"
     with pytest.raises(UserError, match="3 of 3 clips.*velocity across the heading") as error:
@@ -144,9 +144,111 @@ def test_a_set_of_another_convention_is_refused_with_its_flags(turning, tmp_path
     read = Settings(**{**vars(settings), **vars(settings_of(flags))})
     assert prepare(read)["counts"]["windows"] == 6
     # Clips that go straight agree either way: they must not be kept while those that turn are dropped.
-    mirrored = write_logs(tmp_path / "right", [to_the_right(turning), straight, straight])
-    with pytest.raises(UserError, match="1 of 3 clips.*opposite signs.*--curvature-sign right: run again"):
+    mirrored = write_logs(tmp_path / "right", [to_the_right(turning), to_the_right(turning), straight, straight])
+    with pytest.raises(UserError, match="2 of 4 clips.*opposite signs.*--curvature-sign right: run again"):
         prepare(mirrored)
+    # One odd clip of several says nothing of the others; the only clip of a set does.
+    one = prepare(write_logs(tmp_path / "one", [to_the_right(turning), straight, straight]))
+    assert one["counts"]["clips_dropped"] == {"curvature against the yaw rate": 1}
+    with pytest.raises(UserError, match="1 of 1 clips.*--curvature-sign right: run again"):
+        prepare(write_logs(tmp_path / "only", [to_the_right(turning)]))
+
+
+def test_clips_that_bend_slightly_outvote_those_of_another_sign(turning, tmp_path):
+    highway = egomotion_table(steady(30.0, 0.001), times(0, 6))
+    metadata = prepare(write_logs(tmp_path, [to_the_right(turning)] * 2 + [highway] * 3))
+    assert metadata["counts"]["clips_dropped"] == {"curvature against the yaw rate": 2}
+    assert metadata["consistency"]["c2"]["turned_deg"] < 20
+
+
+def test_a_clip_too_fast_in_metres_names_the_unit(tmp_path):
+    fast = faster(3.6)(egomotion_table(steady(45.0, 0.0), times(0, 6)))
+    settings = write_logs(tmp_path, [fast, fast])
+    with pytest.raises(UserError, match="2 of 2 clips.*--speed-unit km/h: run again"):
+        prepare(settings)
+    assert prepare(Settings(**{**vars(settings), "speed_unit": "km/h"}))["counts"]["windows"] == 4
+    odd = egomotion_table(steady(20.0, 0.0), times(0, 6))
+    odd.loc[300, "vx"] = 200.0
+    metadata = prepare(write_logs(tmp_path / "odd", [odd]))
+    assert metadata["counts"]["rows_left_out"] == {"too fast": 1} and metadata["counts"]["windows"] == 2
+
+
+def turned_by(degrees):
+    """The rig's axes turned about z, as a camera that is not mounted along the car's."""
+    def change(table):
+        turned = Rotation.from_quat(table[Q].to_numpy().copy()) * Rotation.from_rotvec(
+            np.outer(np.atleast_1d(degrees), [0.0, 0.0, 1.0]), degrees=True)
+        return table.assign(**dict(zip(Q, turned.as_quat().T, strict=True)))
+    return change
+
+
+def moved_ahead(metres, yaw_rate):
+    """The reference point moved ahead of the rear axle."""
+    def change(table):
+        lever = Rotation.from_quat(table[Q].to_numpy().copy()).apply([metres, 0.0, 0.0])
+        sideways = np.cross([0.0, 0.0, yaw_rate], lever)
+        return table.assign(**{name: table[name] + lever[:, axis] for axis, name in enumerate("xyz")},
+                            **{name: table[name] + sideways[:, axis] for axis, name in enumerate(V)})
+    return change
+
+
+@pytest.mark.parametrize("drive, change", [
+    ((4.0, 0.18), moved_ahead(1.5, 4.0 * 0.18)), ((4.0, 0.18), turned_by(7)), ((10.0, 0.0), turned_by(7))])
+def test_mounting_and_reference_point_are_no_contradiction(drive, change):
+    agreement = consistency.measure(egomotion.read(parquet(change(egomotion_table(steady(*drive), times(0, 8))))))
+    assert agreement.fault() is None and agreement.across_rest < 0.001 and agreement.path_across_rest < 0.001
+
+
+def test_no_reading_in_which_the_car_drives_backwards_is_named():
+    motion = egomotion.read(parquet(turned_by(20)(egomotion_table(steady(30.0, 0.0), times(0, 6)))))
+    assert consistency.measure(motion).fault()[0] == "velocity across the heading"
+    assert consistency.remedy(motion, Conventions()) == ""
+
+
+def test_a_reversed_heading_and_a_curvature_of_another_size_are_faults(turning):
+    for wrong, reason in ((turned_by(180)(turning), "driving backwards"),
+                          (turning.assign(curvature=10 * turning.curvature), "curvature and yaw rate differ"),
+                          (turning.assign(curvature=turning.curvature / 10), "curvature and yaw rate differ")):
+        assert consistency.measure(egomotion.read(parquet(wrong))).fault()[0] == reason
+    against = consistency.measure(egomotion.read(parquet(turning.assign(x=-turning.x, y=-turning.y)))).fault()
+    assert against[0] == "path and speed differ" and against[1].endswith("speed says, and opposite to it")
+    reversing = egomotion.read(parquet(egomotion_table(steady(-2.0, 0.15), times(0, 8))))
+    assert consistency.measure(reversing).fault() is None
+
+
+def test_noise_of_the_heading_on_a_straight_road_is_no_contradiction():
+    table, signs = egomotion_table(steady(30.0, 0.0), times(0, 20)), []
+    for seed in range(12):
+        rng = np.random.default_rng(seed)
+        noisy = turned_by(rng.normal(0, 0.5, len(table)))(table).assign(curvature=rng.normal(0, 5e-4, len(table)))
+        agreement = consistency.measure(egomotion.read(parquet(noisy)))
+        assert agreement.fault() is None
+        signs.append(agreement.curvature_sign)
+    assert min(signs) < 0
+
+
+@pytest.mark.parametrize("noise", [0.1, 0.15])
+def test_noise_of_the_positions_in_slow_traffic_is_no_contradiction(noise):
+    table = egomotion_table(steady(1.5, 0.0), times(0, 20, 10))
+    table[["x", "y", "z"]] += np.random.default_rng(0).normal(0, noise, (len(table), 3))
+    agreement = consistency.measure(egomotion.read(parquet(table)))
+    assert agreement.fault() is None and agreement.path_across_heading < 0.1
+
+
+def test_rows_at_1_hz_in_a_bend_agree():
+    agreement = consistency.measure(egomotion.read(parquet(egomotion_table(steady(5.0, 0.1), times(0, 20, 1)))))
+    assert agreement.fault() is None and agreement.path_across_heading < 0.001
+
+
+@pytest.mark.parametrize("speed", [20.0, 30.0])
+def test_positions_repeated_at_a_higher_rate_do_not_jump(speed):
+    table = egomotion_table(steady(speed, 0.0), times(0, 6))
+    held = (np.arange(len(table)) // 10) * 10
+    table[["x", "y", "z"]] = table[["x", "y", "z"]].to_numpy()[held]
+    motion = egomotion.read(parquet(table))
+    assert not motion.jumps.any() and motion.problem(0, 5_900_000, 0.1) is None
+    table.loc[300:, "y"] += 10.0
+    assert egomotion.read(parquet(table)).jumps.sum() == 1
 
 
 def test_a_single_odd_clip_is_listed_and_its_figures_are_kept(turning, tmp_path):

@@ -341,10 +341,10 @@ def test_one_odd_clip_does_not_stop_the_others(unpacked, tmp_path, monkeypatch):
     table.to_parquet(stamps)
     read = egomotion.read
 
-    def odd(content, name, conventions):
+    def odd(content, name, *rest):
         if name.startswith(names[1]):
             raise error
-        return read(content, name, conventions)
+        return read(content, name, *rest)
 
     monkeypatch.setattr(egomotion, "read", odd)
     settings = Settings(raw=unpacked, output=tmp_path / "out", workers=1, limit=3)

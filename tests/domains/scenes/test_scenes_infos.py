@@ -257,6 +257,24 @@ def test_scene_metadata_of_the_llama_factory_line_is_read_as_data(tmp_path, entr
         np.testing.assert_array_equal(one.depth_intrinsic, other.depth_intrinsic)
 
 
+def test_of_several_names_for_one_thing_the_first_of_the_table_counts(tmp_path, entry):
+    frames = [{"file_path": "elsewhere.jpg", "image_path": image["img_path"], "depth_path": image["depth_path"],
+               "extrinsic": np.linalg.inv(image["cam2global"]), "pose": image["cam2global"]}
+              for image in entry["images"]]
+    for order in (1, -1):
+        path = tmp_path / "scene_metadata.pkl"
+        path.write_bytes(pickle.dumps({"scene0000_00": {
+            "frames": [dict(list(frame.items())[::order]) for frame in frames],
+            **dict([("intrinsics", entry["depth_cam2img"]), ("intrinsic", entry["cam2img"])][::order]),
+            "depth_intrinsic": entry["depth_cam2img"], "axis_align_matrix": np.eye(4)}}))
+        scene, = infos.read_scene_metadata(path, tmp_path)
+        expected, = infos.read_infos(write(tmp_path, entry), "train", tmp_path)
+        assert scene.dropped == [] and [frame.image for frame in scene.frames] == [
+            frame.image for frame in expected.frames]
+        for one, other in zip(scene.frames, expected.frames, strict=True):
+            np.testing.assert_array_equal(one.pose, other.pose)
+
+
 def test_scene_metadata_with_code_or_of_another_shape_is_refused(tmp_path):
     path, trace = tmp_path / "scene_metadata.pkl", tmp_path / "trace"
     path.write_bytes(pickle.dumps({"scene0000_00": Evil(trace)}))
