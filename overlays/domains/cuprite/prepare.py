@@ -39,7 +39,7 @@ from overlays.domains.cuprite.labels import read_label_raster
 from overlays.domains.cuprite.questions import tile_records
 from overlays.domains.cuprite.scan import AL_OH_ZERO_NM, Scan, scan, valid_pixels
 from overlays.errors import UserError
-from overlays.files import misfit, read_json, sha256, write_jsonl
+from overlays.files import OWN_JSON_BYTES, misfit, read_json, sha256, write_jsonl
 from overlays.flags import check_choices, option
 from overlays.paths import ROOT, relative
 
@@ -205,7 +205,7 @@ def _read_window(cube_path: str | Path, row: int, col: int, metadata: dict | str
                  ) -> tuple[Cube, np.ndarray, np.ndarray, dict, bool]:
     """(cube, reflectance (tile, tile, bands) with NaN where not valid, good bands, metadata, same bands as there)."""
     if not isinstance(metadata, dict):
-        metadata = read_json(metadata, hint="prepare the data again")
+        metadata = read_json(metadata, hint="prepare the data again", limit=OWN_JSON_BYTES)
     problem = misfit(metadata, METADATA)
     if problem:
         raise UserError(f"metadata.json of the prepared data is damaged: {problem}; prepare the data again")

@@ -12,7 +12,7 @@ from pathlib import Path
 from overlays import errors, paths
 from overlays.domains.driving import prepare
 from overlays.errors import UserError
-from overlays.files import read_json
+from overlays.files import OWN_JSON_BYTES, read_json
 from overlays.flags import Parser
 
 MEASURED = ("mae_v", "mae_k", "rmse_v", "rmse_k", "ade", "fde", "turn_sign_accuracy", "parse_rate")
@@ -49,7 +49,7 @@ def prepare_past(video: Path, past: Path, workers: int = 2) -> None:
 
 def _metadata(folder: Path) -> dict:
     file = folder / "metadata.json"
-    metadata = read_json(file, {"domain": str, "parameters": dict, "counts": dict}, "prepare the clips again")
+    metadata = read_json(file, {"domain": str, "parameters": dict, "counts": dict}, "prepare the clips again", OWN_JSON_BYTES)
     if metadata["domain"] != "driving":
         raise UserError(f"{file} is not that of prepared driving clips: prepare them again")
     return metadata

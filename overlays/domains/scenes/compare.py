@@ -9,7 +9,7 @@ from pathlib import Path
 from overlays import report
 from overlays.domains.scenes.score import HEADLINES
 from overlays.errors import UserError
-from overlays.files import read_json
+from overlays.files import OWN_JSON_BYTES, read_json
 
 COLUMNS = ("method", "steps", "n", "n_where", "n_what", *HEADLINES, "by_type", "baseline")  # of the table
 SAME = {"steps": "the runs have different numbers of steps",
@@ -22,7 +22,7 @@ def steps_of(folder: Path) -> int | None:
     """Optimisation steps of a run, from its trainer state."""
     for candidate in (folder, folder.parent):
         try:
-            return read_json(candidate / "trainer_state.json", {"global_step": int})["global_step"]
+            return read_json(candidate / "trainer_state.json", {"global_step": int}, limit=OWN_JSON_BYTES)["global_step"]
         except UserError:
             continue
     return None
