@@ -121,7 +121,8 @@ def _settings(args) -> dict:
     """Every setting of training that counts here: the flag, else that of --config or --run, else training's default."""
     given = {}
     if args.config:
-        given = arguments.read_yaml(args.config)
+        given = arguments.read_config(args.config, {item.name for group in arguments.SFT.classes()
+                                                    for item in fields(group)})
     if args.run:
         described = runs.read_run(args.run)
         if described is None:

@@ -20,7 +20,7 @@ number() {  # number NAME LEAST: checked by its text, because bash would run wha
 
 find_python() {
     if [[ "$DRY_RUN" = 1 ]]; then
-        PYTHON="${PYTHON:-python}"
+        PYTHON="${PYTHON:-$(command -v .venv/bin/python || command -v python3 || echo python)}"
     elif [[ -z "${PYTHON:-}" ]]; then
         PYTHON="$(scripts/setup.sh)" || exit 2
     fi
@@ -54,10 +54,16 @@ explain() {  # explain "$@": --help prints what the launcher is, and its variabl
     done
 }
 
-device_count() {  # accelerators that torch may use; a dry run takes the word of CUDA_VISIBLE_DEVICES
+has_torch() { "$PYTHON" -c 'import sys, importlib.util as u; sys.exit(u.find_spec("torch") is None)' 2> /dev/null; }
+
+device_count() {  # accelerators that torch may use; a dry run takes the word of CUDA_VISIBLE_DEVICES, without torch the driver's
     case "${CUDA_VISIBLE_DEVICES-all}" in
         "" | -*) echo 0 ;;
-        all) "$PYTHON" scripts/_devices.py ;;
+        all) if [[ "$DRY_RUN" = 1 ]] && ! has_torch; then
+                 { nvidia-smi -L 2> /dev/null || true; } | grep -c "^GPU" || true
+             else
+                 "$PYTHON" scripts/_devices.py
+             fi ;;
         *) if [[ "$DRY_RUN" = 1 ]]; then
                tr ',' '\n' <<< "$CUDA_VISIBLE_DEVICES" | wc -l
            else
@@ -109,8 +115,7 @@ start() {  # start "$@": Python, model, data and the number of processes
     GPUS="$(device_count)" || exit 2
     number GPUS 0
     if [[ -n "${DEEPSPEED_CONFIG:-}" && "$GPUS" = 0 ]]; then : "${NPROC_PER_NODE:=2}"; fi
-    : "${NPROC_PER_NODE:=$((GPUS > 1 ? GPUS : 1))}" "${NNODES:=1}" "${NODE_RANK:=0}" "${MASTER_ADDR:=127.0.0.1}"
-    : "${MASTER_PORT:=29500}"
+    : "${NPROC_PER_NODE:=$((GPUS > 1 ? GPUS : 1))}" "${NNODES:=1}" "${NODE_RANK:=0}"
     if [[ "$GPUS" = 0 ]]; then
         export DS_ACCELERATOR="${DS_ACCELERATOR:-cpu}"
         : "${BF16:=False}" "${GRADIENT_CHECKPOINTING:=False}"
@@ -176,9 +181,13 @@ launch() {  # launch "$@": the trainer on CONFIG, in one process or under torchr
     fi
     local command=("$PYTHON" -m "${ENTRY:-overlays.train}")
     if [[ "$NPROC_PER_NODE" -gt 1 || "$NNODES" -gt 1 || -n "${DEEPSPEED_CONFIG:-}" ]]; then
+        local place=(--standalone --local_addr 127.0.0.1)  # on a free port, so that jobs of one machine do not meet
+        if [[ "$NNODES" -gt 1 || -n "${MASTER_ADDR:-}${MASTER_PORT:-}" ]]; then
+            place=(--nnodes "$NNODES" --node_rank "$NODE_RANK" --master_addr "${MASTER_ADDR:-127.0.0.1}"
+                --master_port "${MASTER_PORT:-29500}")
+        fi
         command=(
-            "$PYTHON" -m torch.distributed.run --nproc_per_node "$NPROC_PER_NODE" --nnodes "$NNODES"
-            --node_rank "$NODE_RANK" --master_addr "$MASTER_ADDR" --master_port "$MASTER_PORT" -m "${ENTRY:-overlays.train}"
+            "$PYTHON" -m torch.distributed.run --nproc_per_node "$NPROC_PER_NODE" "${place[@]}" -m "${ENTRY:-overlays.train}"
         )
     fi
     if [[ "$DRY_RUN" = 1 ]]; then

@@ -6,4 +6,4 @@ start "$@"
 read -ra users <<< "${USERS:+--users $USERS}"
 step "$PYTHON" scripts/evaluate_gui.py --checkpoint "${MODEL_PATH:-$(setting model_name_or_path)}" \
     --output_dir "${OUTPUT_DIR:-outputs/gui-vanilla}" --min_pixels "${MIN_PIXELS:-$(setting min_pixels)}" \
-    --max_pixels "${MAX_PIXELS:-$(setting max_pixels)}" "${users[@]}" "$@"
+    --max_pixels "${MAX_PIXELS:-$(setting max_pixels)}" ${users[@]+"${users[@]}"} "$@"

@@ -16,4 +16,5 @@ override OUTPUT_DIR:output_dir FOLDS:folds LORA_R:lora_r LORA_ALPHA:lora_alpha L
     GRAD_ACCUM:gradient_accumulation_steps WEIGHT_DECAY:weight_decay MIN_PIXELS:min_pixels MAX_PIXELS:max_pixels SEED:seed
 read -ra users <<< "${USERS:+--users $USERS}"
 read -ra kinds <<< "${FOLDS_BY:+--folds_by $FOLDS_BY}"
-step "$PYTHON" scripts/train_gui_personal.py --checkpoint "$GLOBAL" "${kinds[@]}" "${users[@]}" "${arguments[@]}" "$@"
+step "$PYTHON" scripts/train_gui_personal.py --checkpoint "$GLOBAL" \
+    ${kinds[@]+"${kinds[@]}"} ${users[@]+"${users[@]}"} ${arguments[@]+"${arguments[@]}"} "$@"

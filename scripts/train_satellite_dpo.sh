@@ -36,7 +36,7 @@ if [[ "${DATASETS:-$pairs}" == *"$pairs"* ]]; then
             --samples "$SAMPLES" --pairs "$PAIRS" --temperature "$TEMPERATURE" --min_gap "$MIN_GAP" --batch_size 64
     done
 fi
-(launch "${losses[@]}" "$@") || exit $?
+(launch ${losses[@]+"${losses[@]}"} "$@") || exit $?
 for run in "$MODEL_PATH" "$OUTPUT_DIR"; do
     step "$PYTHON" scripts/evaluate_satellite.py --checkpoint "$run" --head none > /dev/null
 done

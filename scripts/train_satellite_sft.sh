@@ -24,7 +24,7 @@ if [[ "$CHANNELS" = pca ]]; then
     starts=() IN_CHANNELS=0
     : "${DATASETS:=satellite_rgb_train}" "${EVAL_DATASETS=satellite_rgb_val}" "${OUTPUT_DIR:=outputs/satellite-rgb}"
 fi
-for start in "${starts[@]}"; do
+for start in ${starts[@]+"${starts[@]}"}; do
     if [[ -z "${MODEL_PATH:-}" && -f "$start/config.json" ]]; then MODEL_PATH="$start" && echo "starting from $start"; fi
 done
 # A tower that has learned the number already is only read.

@@ -23,7 +23,8 @@ STAGES = {"overlays.train": arguments.SFT, "overlays.train_dpo": arguments.DPO, 
 def dry_run(launcher, *flags, gpus=0, **variables):
     """(settings of the trainer that a launcher would run, the words of its command, all that it printed)."""
     environment = {name: value for name, value in os.environ.items() if name in ("PATH", "HOME")}
-    environment |= {"DRY_RUN": "1", "CUDA_VISIBLE_DEVICES": ",".join(map(str, range(gpus))), **variables}
+    environment |= {"DRY_RUN": "1", "PYTHON": "python", "CUDA_VISIBLE_DEVICES": ",".join(map(str, range(gpus))),
+                    **variables}
     done = subprocess.run(["bash", f"scripts/{launcher}", *flags], cwd=ROOT, env=environment, capture_output=True,
                           text=True, check=True)
     commands = [shlex.split(line) for line in done.stdout.splitlines() if line.startswith("python ")]
@@ -79,6 +80,12 @@ def test_the_personal_stage_leaves_its_defaults_to_the_script(tmp_path):
 def test_several_gpus_are_used_under_zero3():
     settings, words, _ = dry_run("train_cuprite.sh", gpus=4)
     assert words[words.index("--nproc_per_node") + 1] == "4" and settings.deepspeed == "scripts/zero3.json"
+    assert "--standalone" in words and "--master_port" not in words
+    for variables in ({"MASTER_PORT": "29501"}, {"NNODES": "2", "MASTER_ADDR": "a"}):
+        words = dry_run("train_cuprite.sh", gpus=4, **variables)[1]
+        assert words[words.index("--master_port") + 1] == variables.get("MASTER_PORT", "29500")
+        assert words[words.index("--master_addr") + 1] == variables.get("MASTER_ADDR", "127.0.0.1")
+        assert "--standalone" not in words
 
 
 def test_one_process_starts_without_torchrun():
@@ -157,7 +164,7 @@ def machine(tmp_path):
         smi.write_text("#!/bin/sh\n" + "echo 'GPU 0: NVIDIA (UUID: GPU-1)'\n" * driver + ("" if driver else "exit 9\n"))
         smi.chmod(0o755)
         environment = {"PATH": f"{tmp_path}/bin:/usr/bin:/bin", "PYTHONPATH": str(stub),
-                       "DRY_RUN": "1", **variables}
+                       "DRY_RUN": "1", "PYTHON": "python", **variables}
         before = files()
         done = subprocess.run(["bash", script or f"scripts/{launcher}", *flags], cwd=tmp_path, env=environment,
                               capture_output=True, text=True, check=False)
@@ -179,6 +186,19 @@ def test_the_devices_are_those_of_torch(machine, visible, torch, driver, process
     assert ("no GPU and no MODEL_PATH" in done.stdout) == (processes is None), done.stderr
     assert (f"--nproc_per_node {processes} " in done.stdout) == ((processes or 0) > 1)
     assert ("cannot use CUDA" in done.stderr) == warned
+
+
+def test_a_dry_run_without_torch_takes_the_word_of_the_driver(machine):
+    done = machine("train_gui_global.sh", driver=2, PYTHON="/missing")
+    assert "--nproc_per_node 2 " in done.stdout and not done.stderr
+    assert machine("train_gui_global.sh", PYTHON="/missing").stdout.startswith("no GPU and no MODEL_PATH")
+
+
+def test_a_dry_run_names_the_python_of_the_environment(machine):
+    python = machine.folder / ".venv" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.symlink_to(sys.executable)
+    assert machine("train_gui_global.sh", torch=1, PYTHON="").stdout.splitlines()[-1].startswith(".venv/bin/python -m ")
 
 
 def test_the_launcher_for_one_gpu_takes_one(machine):

@@ -11,7 +11,7 @@ import functools
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from types import SimpleNamespace
@@ -301,16 +301,27 @@ def read_yaml(file: Path) -> dict:
     return values
 
 
-def _yaml_words(file: Path, parser: _Parser) -> list[str]:
-    """A YAML mapping of flag names to values as command-line words."""
+def read_config(file: Path, flags: Collection[str]) -> dict:
+    """Values by name from a YAML file, one of LLaMA-Factory translated into `flags`; else other names may be there.
+
+    Raises:
+        UserError: as `read_yaml`, or a file of LLaMA-Factory has keys without a counterpart.
+    """
     values = read_yaml(file)
-    flags = {name.removeprefix("--") for name in parser.flags()}
-    foreign = llamafactory.is_one(values, flags)
-    values, unknown = llamafactory.translate(values, flags) if foreign else (
-        values, [str(name) for name in values if name not in flags])
-    if foreign and unknown:
+    if not llamafactory.is_one(values, flags):
+        return values
+    values, unknown = llamafactory.translate(values, flags)
+    if unknown:
         raise UserError(f"configuration {file} is one of LLaMA-Factory, with keys that have no counterpart here: "
                         f"{', '.join(unknown)}; take them out")
+    return values
+
+
+def _yaml_words(file: Path, parser: _Parser) -> list[str]:
+    """A YAML mapping of flag names to values as command-line words."""
+    flags = {name.removeprefix("--") for name in parser.flags()}
+    values = read_config(file, flags)
+    unknown = [str(name) for name in values if name not in flags]
     if len(unknown) > 1:
         raise UserError(f"configuration {file} has keys that are not flags: {', '.join(unknown)} (see {parser.prog} "
                         "--help)")

@@ -21,6 +21,10 @@ VALUES: dict[str, dict[Any, dict[str, Any]]] = {
 }
 FROZEN = {"freeze_vision_tower": ("tune_mm_vision", True), "freeze_multi_modal_projector": ("tune_mm_mlp", True),
           "freeze_language_model": ("tune_mm_llm", False)}  # key -> flag, and the key's default
+# What such a file leaves out has that program's default. Where both programs take transformers' own, none is needed.
+DEFAULTS = {"lora_enable": True, "model_max_length": 2048, "max_pixels": 768 * 768, "min_pixels": 32 * 32,
+            "video_max_pixels": 256 * 256, "video_min_pixels": 16 * 16, "video_fps": 2.0, "video_max_frames": 128,
+            "gradient_checkpointing": True}
 WITHOUT_EFFECT = ("template", "overwrite_cache", "plot_loss", "preprocessing_num_workers")  # nothing to set here
 
 
@@ -30,7 +34,7 @@ def is_one(values: Mapping, flags: Collection[str]) -> bool:
 
 
 def translate(values: Mapping[str, Any], flags: Collection[str]) -> tuple[dict[str, Any], list[str]]:
-    """(values by the trainer's flag, keys that have no counterpart)."""
+    """(values by the trainer's flag, keys that have no counterpart); what is left out has LLaMA-Factory's default."""
     found: dict[str, Any] = {}
     lacking, silent = [], []
     for key, value in values.items():
@@ -50,10 +54,13 @@ def translate(values: Mapping[str, Any], flags: Collection[str]) -> tuple[dict[s
             found[RENAMED.get(key, key)] = value
         elif key not in FROZEN:
             lacking.append(key)
+    found = DEFAULTS | found
     for key, (flag, frozen) in FROZEN.items():
         found[flag] = not values.get(key, frozen)
-    if found.get("lora_enable"):
+    if found["lora_enable"]:
         found["tune_mm_llm"] = False  # the adapter stands for it
+        rank = str(found.setdefault("lora_r", 8))
+        found.setdefault("lora_alpha", 2 * int(rank) if rank.isdecimal() else rank)
     if silent:
         logging.getLogger(__name__).warning("keys of LLaMA-Factory that set nothing here: %s", ", ".join(silent))
     return found, lacking

@@ -71,6 +71,9 @@ def test_tokens_of_a_clip_are_those_of_the_recipe(folder, tiny_model_dir, capsys
     trained = len(chat.encode(record, processor, folder)["input_ids"])
     assert tokens("--config", recipe) == tokens("--run", run) == trained > 90
     assert tokens("--config", recipe, "--video_max_frames", 8) < trained
+    recipe.write_text(f"stage: sft\ndataset: {folder / 'clips.jsonl'}\nmodel_name_or_path: "  # of LLaMA-Factory
+                      f"{tiny_model_dir('qwen3_vl')}\nvideo_fps: 30\nvideo_maxlen: 30\nvideo_min_pixels: 4096\n")
+    assert tokens("--config", recipe) == trained
     with pytest.raises(UserError, match="recipe.yaml: 'video_fps' must be a number"):
         recipe.write_text("video_fps: fast\n")
         check.main(["--config", str(recipe)])

@@ -95,6 +95,23 @@ def test_a_file_of_llama_factory_is_read(tmp_path, caplog):
     assert (values["lora_enable"], values["tune_mm_llm"], values["tune_mm_vision"]) == (False, True, False)
 
 
+def test_what_a_file_of_llama_factory_leaves_out_has_its_defaults(tmp_path):
+    file = tmp_path / "c.yaml"
+    shortest = "model_name_or_path: m\nstage: sft\ndataset: d\noutput_dir: o\nreport_to: none\n"
+    expected = {"lora_enable": True, "lora_r": 8, "lora_alpha": 16, "lora_dropout": 0, "model_max_length": 2048,
+                "max_pixels": 589824, "min_pixels": 1024, "video_max_pixels": 65536, "video_min_pixels": 256,
+                "video_fps": 2, "video_max_frames": 128, "learning_rate": 5e-5, "num_train_epochs": 3,
+                "per_device_train_batch_size": 8, "tune_mm_llm": False, "tune_mm_vision": False, "tune_mm_mlp": False}
+    for text, changed in (("", {}), ("lora_rank: 16\n", {"lora_r": 16, "lora_alpha": 32}),
+                          ("lora_rank: 4\nlora_alpha: 4\n", {"lora_r": 4, "lora_alpha": 4})):
+        file.write_text(shortest + text)
+        values = arguments.read([str(file)], arguments.SFT)
+        assert {name: values[name] for name in expected} == expected | changed
+    file.write_text(shortest + "lora_rank: eight\n")
+    with pytest.raises(UserError, match="lora_r"):
+        arguments.read([str(file)], arguments.SFT)
+
+
 def test_all_keys_without_a_counterpart_are_named_at_once(tmp_path):
     file = tmp_path / "c.yaml"
     file.write_text(LLAMA_FACTORY.replace("stage: sft", "stage: dpo") + "val_size: 0.1\nuse_galore: true\n")

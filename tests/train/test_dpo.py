@@ -225,7 +225,8 @@ def test_the_answer_nearer_to_the_truth_is_chosen():
 
 def dry_run(launcher, **variables):
     """(the words of each command that a launcher would run, its output)."""
-    environment = {"PATH": os.environ["PATH"], "DRY_RUN": "1", "CUDA_VISIBLE_DEVICES": "", **variables}
+    environment = {"PATH": os.environ["PATH"], "DRY_RUN": "1", "PYTHON": "python", "CUDA_VISIBLE_DEVICES": "",
+                   **variables}
     done = subprocess.run(["bash", f"scripts/{launcher}"], cwd=ROOT, env=environment, capture_output=True, text=True,
                           check=True)
     return [shlex.split(line) for line in done.stdout.splitlines() if line.startswith("python ")], done.stdout
