@@ -26,7 +26,8 @@ MODELS = DATA / "models"
 CACHE = DATA / "cache"
 OUTPUTS = ROOT / "outputs"
 SYMLINKS_HELP = "follow links in a media root that lead out of it"
-_SYMLINKS = "OVERLAYS_ALLOW_SYMLINKS"  # environment variable: worker processes inherit it
+SYMLINKS = "OVERLAYS_ALLOW_SYMLINKS"  # environment variable: worker processes inherit it
+_allowed = False  # whether `allow_symlinks` set the variable
 
 
 def relative(path: str | Path) -> str:
@@ -36,14 +37,21 @@ def relative(path: str | Path) -> str:
 
 
 def allow_symlinks(allowed: bool) -> None:
-    """Whether links may lead out of a media root, in this process and those that it starts."""
-    if allowed:
-        os.environ[_SYMLINKS] = "1"
+    """Whether links may lead out of a media root, in this process and those that it starts.
+
+    False takes back an earlier True; a variable that the user set stays.
+    """
+    global _allowed
+    if allowed and not follows_symlinks():
+        os.environ[SYMLINKS], _allowed = "1", True
+    elif _allowed and not allowed:
+        os.environ.pop(SYMLINKS, None)
+        _allowed = False
 
 
 def follows_symlinks() -> bool:
     """Whether links may lead out of a media root."""
-    return os.environ.get(_SYMLINKS) == "1"
+    return os.environ.get(SYMLINKS) == "1"
 
 
 def cache_folder() -> Path:

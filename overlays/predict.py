@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from overlays import callable_module, paths, registry
 from overlays.answers import Answers
-from overlays.data import chat, geometry, records
+from overlays.data import chat, geometry, rasters, records
 from overlays.data.collate import PromptCollator
 from overlays.data.dataset import sample_rows
 from overlays.errors import UserError, run
@@ -24,6 +24,7 @@ from overlays.files import write_jsonl
 from overlays.flags import Parser
 from overlays.model import extensions
 
+LEAST = 4  # rasters that are compared with the statistics of a checkpoint
 _PLACEHOLDER = re.compile("|".join(map(re.escape, records.PLACEHOLDERS.values())))
 
 
@@ -176,6 +177,28 @@ class _Collate:
         return {"problem": problem} if problem else self.collator(prompts)
 
 
+def check_statistics(processor, chosen: Sequence[Mapping], media_root: str | Path) -> None:
+    """Raises UserError where a processor of rasters has the statistics of other values than the records' rasters hold.
+
+    Nothing is said of fewer than LEAST rasters, whose values may lie close together, nor of those that cannot be read
+    or have other channels: the records with these are named where they are opened.
+    """
+    if not rasters.takes_rasters(processor):
+        return
+    few = chosen[:: max(1, len(chosen) // 16)]
+    try:
+        items = list(dict.fromkeys(
+            (records.media_file(media_root, name), None if window is None else tuple(window)) for record in few
+            for name, window in zip(records.media_names(record, "image"), records.windows(record), strict=True)))
+        known = len(processor.image_processor.image_mean)
+        fits = len(items) >= LEAST and all(rasters.shape(path)[0] == known for path, _ in items)
+        problem = rasters.misfit(processor, items) if fits else ""
+    except UserError:
+        return
+    if problem:
+        raise UserError(f"{problem}: take the data set that the checkpoint was trained on, or train it again")
+
+
 def _batches(chosen: Sequence[dict], missing: Iterable[int], batch_size: int) -> list[list[int]]:
     """Row numbers in batches of like questions: the same task and language, then similar length of text.
 
@@ -256,6 +279,8 @@ def predict(model, processor, records: Sequence[dict], media_root: str | Path = 
     if kept and note:
         note(f"{kept} of {len(chosen)} answers are there from an earlier run; going on")
 
+    if missing:
+        check_statistics(processor, chosen, media_root)
     batches = _batches(chosen, missing, batch_size)
     loader = prompt_loader(chosen, batches, processor, media_root, next(model.parameters()).is_cuda, max_depth_m(model))
     bar = tqdm(total=len(chosen), initial=kept, desc="answering", unit="question", file=sys.stderr)
@@ -288,6 +313,7 @@ def predict_values(model: torch.nn.Module, processor, records: Sequence[Mapping]
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     if not hasattr(base, "regression"):
         raise UserError("this model has no regression head: train with --head vision or --head text")
+    check_statistics(processor, records, media_root)
     device, found = next(base.parameters()).device, []
     order = list(range(len(records)))
     batches = [order[start:start + batch_size] for start in range(0, len(records), batch_size)]

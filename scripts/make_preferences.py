@@ -10,7 +10,7 @@ from pathlib import Path
 
 import _bootstrap  # noqa: F401  (re-runs in .venv, puts the repository on the path)
 
-from overlays import errors
+from overlays import errors, paths
 from overlays.answers import Answers
 from overlays.errors import UserError
 from overlays.files import write_json, write_jsonl
@@ -35,7 +35,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--batch_size", type=int, default=16)
     parser.add_argument("--limit", type=int, help="only the first N records")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--allow_symlinks", action="store_true", help=paths.SYMLINKS_HELP)
     flags = parser.parse_args()
+    paths.allow_symlinks(flags.allow_symlinks)
     if flags.samples < 2 or not flags.temperature > 0 or min(flags.pairs, flags.batch_size, flags.max_new_tokens) < 1:
         raise UserError("--samples must be at least 2, --temperature above 0, --pairs, --batch_size and "
                         "--max_new_tokens at least 1")
@@ -108,7 +110,6 @@ def main() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     flags = parse()
     from overlays import registry
-    from overlays.paths import OUTPUTS
     from overlays.predict import checkpoint_identity, load_records
     from overlays.runs import find_checkpoint
 
@@ -124,7 +125,7 @@ def main() -> None:
         raise UserError(f"--output {output}: there is no folder {output.parent}")
     if output.resolve().parent != media_root.resolve():
         print(f"note: media are looked for beside an annotation file; {output} does not lie in {media_root}")
-    checkpoint = find_checkpoint(flags.checkpoint, OUTPUTS)
+    checkpoint = find_checkpoint(flags.checkpoint, paths.OUTPUTS)
     settings = {key: getattr(flags, key) for key in
                 ("target", "samples", "temperature", "max_new_tokens", "batch_size", "seed")}
     words = json.dumps([checkpoint_identity(checkpoint, flags.base_model), settings, chosen], sort_keys=True)

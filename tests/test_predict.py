@@ -1,14 +1,17 @@
 """Predictions: what is asked, in which order it comes back, and that an interrupted run goes on where it was."""
 
+import copy
 import json
 import os
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from overlays import predict as module
+from overlays.data import rasters
 from overlays.errors import UserError
 from overlays.files import write_json, write_jsonl
 from overlays.merge import merge
@@ -184,6 +187,22 @@ def test_other_formats_and_frames_are_predicted_on(processor, counted, media, tm
     write_jsonl(media / "messages.jsonl", [{**row, "audio": "a.wav"}])
     with pytest.raises(UserError, match=r"messages.jsonl, row 1 \(id x\): the key 'audio' is not read"):
         module.load_records(str(media / "messages.jsonl"))
+
+
+def test_rasters_of_other_values_than_the_checkpoints_are_refused(processor, counted, tmp_path):
+    own = copy.deepcopy(processor)
+    rasters.set_statistics(own, np.zeros(4), np.full(4, 30.0))  # of codes; the files hold what they stand for
+    for number in range(4):
+        np.save(tmp_path / f"{number}.npy", np.random.default_rng(number).normal(0, 0.09, (4, 64, 64)).astype("f4"))
+    found = [record(number, [f"{number}.npy"], "How many?") for number in range(4)]
+    measuring = torch.nn.Linear(1, 1)
+    measuring.regression = torch.nn.Identity()
+    for call, model in ((module.predict, MODEL), (module.predict_values, measuring)):
+        with pytest.raises(UserError, match="statistics are those of other values .* train it again"):
+            call(model, own, found, tmp_path)
+    assert counted.asked == 0
+    rasters.set_statistics(own, np.zeros(4), np.full(4, 0.1))
+    assert len(module.predict(MODEL, own, found, tmp_path)) == 4
 
 
 def test_the_answer_of_a_tool_call_is_the_call():

@@ -8,6 +8,7 @@ Labels come from the template's structure: the conversation is rendered once as 
 every answer, and what differs is the answer. Whatever the words are, they cannot be mistaken for structure.
 """
 
+import logging
 import os
 import re
 from bisect import bisect_left, bisect_right
@@ -324,7 +325,9 @@ def _apply(messages: Sequence[dict], processor, tools: Sequence[dict] | None = N
 
 
 def check_template(processor) -> None:
-    """Render a short conversation in a process of its own, which may take TEMPLATE_SECONDS and TEMPLATE_BYTES.
+    """Render a short conversation in a process of its own, which may take TEMPLATE_SECONDS of CPU and TEMPLATE_BYTES.
+
+    A process that ends in another way, killed or hanging after the fork, says nothing about the template.
 
     Raises:
         UserError: the chat template takes more, as one with nested loops or long repeated text does.
@@ -342,8 +345,11 @@ def check_template(processor) -> None:
                 if Path("/proc/self/statm").is_file() else None
             if used:
                 resource.setrlimit(resource.RLIMIT_AS, (used + TEMPLATE_BYTES, resource.RLIM_INFINITY))
-            signal.signal(signal.SIGALRM, signal.SIG_DFL)
-            signal.alarm(TEMPLATE_SECONDS)
+            for number in (signal.SIGALRM, signal.SIGXCPU):
+                signal.signal(number, signal.SIG_DFL)
+            signal.alarm(10 * TEMPLATE_SECONDS)
+            hard = resource.getrlimit(resource.RLIMIT_CPU)[1]
+            resource.setrlimit(resource.RLIMIT_CPU, (TEMPLATE_SECONDS, hard))
             _apply([_QUESTION, _any_answer(None)], processor)
         except MemoryError:
             status = 1
@@ -351,10 +357,15 @@ def check_template(processor) -> None:
             pass
         finally:
             os._exit(status)
-    if os.waitpid(child, 0)[1]:
-        raise UserError(f"the chat template of this model takes more than {TEMPLATE_SECONDS} seconds or "
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    if status in (1, -signal.SIGXCPU):
+        raise UserError(f"the chat template of this model takes more than {TEMPLATE_SECONDS} seconds of CPU or "
                         f"{TEMPLATE_BYTES >> 20} MB for one question: copy the base model's chat_template.jinja")
-    _CHECKED.add(_template(processor))
+    if status:
+        logging.getLogger(__name__).warning("the check of the chat template ended by signal %d: it is left out",
+                                            -status)
+    else:
+        _CHECKED.add(_template(processor))
 
 
 def _unused_characters(text: str) -> tuple[str, str]:

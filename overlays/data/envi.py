@@ -129,18 +129,18 @@ def open_envi(path: Path) -> RasterFile:
 def _layout(header: Path, fields: Mapping, data: Path) -> dict:
     if missing := [name for name in ("lines", "samples", "bands", "data type") if name not in fields]:
         raise UserError(f"{header} cannot be read as an ENVI header: it has no {' and no '.join(missing)}")
-    shape = tuple(int(_number(header, fields, name)) for name in ("lines", "samples", "bands"))
-    start = int(_number(header, fields, "header offset")) if "header offset" in fields else 0
+    shape = tuple(_whole(header, fields, name) for name in ("lines", "samples", "bands"))
+    start = _whole(header, fields, "header offset") if "header offset" in fields else 0
     if min(shape) < 1 or start < 0:
         raise UserError(f"header {header} asks for {shape[0]} lines, {shape[1]} samples, {shape[2]} bands and a header "
                         f"offset of {start}: correct it")
-    kind = int(_number(header, fields, "data type"))
+    kind = _whole(header, fields, "data type")
     if kind not in _TYPES:
         raise UserError(f"header {header} has the data type {kind}, which is not one of ENVI's")
     interleave = _words(fields.get("interleave", "bsq")).lower()
     if interleave not in ORDERS:
         raise UserError(f"header {header} has the interleave {interleave!r}: {', '.join(ORDERS)} are known")
-    swapped = int(_number(header, fields, "byte order")) if _words(fields.get("byte order", "")) else 0
+    swapped = _whole(header, fields, "byte order") if _words(fields.get("byte order", "")) else 0
     return {"file": str(data), "offset": start, "dtype": np.dtype((">" if swapped else "<") + _TYPES[kind]).str,
             "interleave": interleave, "shape": shape}
 
@@ -161,6 +161,14 @@ def _number(header: Path, fields: Mapping, name: str) -> float:
     except ValueError:
         raise UserError(f"header {header} has a {name!r} that is not a number, {fields[name]!r}: correct it or take "
                         "the line out") from None
+
+
+def _whole(header: Path, fields: Mapping, name: str) -> int:
+    """A field that is one whole number. Raises UserError for anything else."""
+    value = _number(header, fields, name)
+    if not value.is_integer():  # nor NaN or infinite
+        raise UserError(f"header {header} has a {name!r} that is not a whole number, {fields[name]!r}: correct it")
+    return int(value)
 
 
 def _list(header: Path, fields: Mapping, name: str, bands: int) -> np.ndarray | None:
@@ -185,7 +193,7 @@ def _gains(header: Path, fields: Mapping, bands: int) -> tuple[np.ndarray | None
             return gain, offset
     if "reflectance scale factor" in fields:
         factor = _number(header, fields, "reflectance scale factor")
-        if factor > 0:
+        if 0 < factor < np.inf:
             return np.full(bands, 1 / factor), None
     return None, None
 

@@ -90,7 +90,7 @@ class RasterFile:
         """
         chosen = np.arange(self.shape[2]) if bands is None else np.asarray(bands)
         stored, missing = self.stored(row, col, rows, cols, chosen)
-        if self.nodata is not None and not np.isnan(self.nodata):
+        if self.nodata is not None and np.isfinite(self.nodata):  # others are NaN below
             equal = _equal(stored, self.nodata)
             missing = equal if missing is None else missing | equal
         if missing is not None and not missing.any():

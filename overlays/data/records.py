@@ -1,5 +1,6 @@
 """Annotation files: read, write and check records, and split them by group."""
 
+import functools
 import hashlib
 import json
 import math
@@ -229,7 +230,7 @@ def media_file(media_root: str | Path, name: str | list[str]) -> Path | tuple[Pa
         return embedded
     path = Path(unquote(name.removeprefix(_FILE_URI))) if name.startswith(_FILE_URI) else Path(media_root) / name
     try:
-        root, target = os.path.realpath(media_root), os.path.realpath(path)
+        root, target = _real_root(Path(media_root).absolute()), os.path.realpath(path)
         if _is_inside(target, root):
             return path
         written = [_is_inside(os.path.normpath(path.absolute()), start)
@@ -240,8 +241,13 @@ def media_file(media_root: str | Path, name: str | list[str]) -> Path | tuple[Pa
         raise UserError(f"media path {name} leaves the media root {media_root}")
     if not paths.follows_symlinks():
         raise UserError(f"media path {name} leaves the media root {media_root} by a link to {target}: "
-                        "--allow_symlinks follows it")
+                        f"--allow_symlinks or {paths.SYMLINKS}=1 follows it")
     return path
+
+
+@functools.lru_cache(maxsize=64)
+def _real_root(media_root: Path) -> str:
+    return os.path.realpath(media_root)
 
 
 def _is_inside(path: str, root: str) -> bool:

@@ -2,9 +2,11 @@
 
 import copy
 import inspect
+import os
 import random
 import re
 import shutil
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -308,6 +310,12 @@ def test_a_turn_without_an_end_token_has_labels_on_its_words_only(processor):
     assert labelled(sample, processor) == [" one two", " three"]  # the tokenizer joins the space before a word to it
     opener = processor.tokenizer.convert_tokens_to_ids("<|im_start|>")
     assert opener not in sample["labels"].tolist()
+
+
+def test_a_killed_check_does_not_blame_the_template(processor, monkeypatch, caplog):
+    monkeypatch.setattr(chat, "_apply", lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL))
+    chat.check_template(with_template(processor, "killed"))
+    assert "ended by signal 9" in caplog.text and "killed" not in chat._CHECKED
 
 
 def test_what_a_template_refuses_is_one_sentence(processor):

@@ -80,14 +80,18 @@ def test_no_data_is_nan_whatever_the_format_calls_it(tmp_path):
     expected = np.where(values == -9999, np.nan, values).astype(np.float32)
     save_tif(tmp_path / "a.tif", values, nodata=-9999)
     save_envi(tmp_path / "a.hdr", values, **{"data ignore value": -9999})
-    np.save(tmp_path / "a.npy", np.where(values == -9999, np.inf, values).astype(np.float64))
-    for name in ("a.tif", "a.hdr", "a.npy"):
+    infinite = np.where(values == -9999, -np.inf, values)
+    np.save(tmp_path / "a.npy", infinite)
+    save_envi(tmp_path / "inf.hdr", infinite.astype(np.float32), **{"data ignore value": "-inf"})
+    for name in ("a.tif", "a.hdr", "a.npy", "inf.hdr"):
         found = rasters.read(tmp_path / name)
         assert found.dtype == np.float32 and np.array_equal(found, expected, equal_nan=True), name
         part = rasters.read(tmp_path / name, (2, 3, 4, 5))
         assert np.array_equal(part, expected[:, 2:6, 3:8], equal_nan=True), name
         with pytest.raises(UserError, match="leaves raster .*6 x 8"):
             rasters.read(tmp_path / name, (3, 3, 4, 5))
+    save_envi(tmp_path / "whole.hdr", values, **{"data ignore value": "inf"})
+    assert np.array_equal(rasters.read(tmp_path / "whole.hdr"), values)
 
 
 def test_bad_bands_and_alpha_are_no_channels(tmp_path):
@@ -265,7 +269,7 @@ def test_files_that_are_missing_damaged_or_too_large(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("line", [
     "data ignore value = n/a", "data ignore value = ", "data ignore value = {1, 2}", "interleave = foo",
-    "interleave = {bil, bip}", "header offset = -4", "lines = 0"])
+    "interleave = {bil, bip}", "header offset = -4", "lines = 0", "lines = nan", "samples = 1e400", "bands = 2.5"])
 def test_a_header_that_makes_no_sense_is_one_sentence(tmp_path, line):
     file = save_envi(tmp_path / "a.hdr", random(3, 6, 8, np.int16))
     name = line.split(" = ")[0]

@@ -122,12 +122,18 @@ def test_links_out_of_the_media_root_are_followed_where_the_user_says_so(tmp_pat
         assert problems("a.png", media_root) == problems("inner.png", media_root) == []
         assert problems("folder/../../root/a.png", media_root) == []  # leaves by its text, and not by its links
         for name in ("file.png", "folder/a.png", "folder/../a.png"):
-            assert re.search("leaves the media root .* --allow_symlinks", problems(name, media_root)[0])
+            assert re.search("leaves the media root .* --allow_symlinks or OVERLAYS_ALLOW_SYMLINKS=1",
+                             problems(name, media_root)[0])
     assert "is missing" in problems("loop.png")[0]
     monkeypatch.setenv("OVERLAYS_ALLOW_SYMLINKS", "")  # undone at the end
     paths.allow_symlinks(True)
     assert problems("file.png") == problems("folder/a.png") == []
     assert "leaves the media root" in problems("../outside/a.png")[0]
+    paths.allow_symlinks(False)
+    assert "by a link" in problems("file.png")[0]
+    monkeypatch.setenv("OVERLAYS_ALLOW_SYMLINKS", "1")
+    paths.allow_symlinks(False)  # leaves what the user set
+    assert problems("file.png") == []
 
 
 def test_a_sound_record_has_no_defect(tmp_path):
