@@ -312,10 +312,10 @@ def test_a_turn_without_an_end_token_has_labels_on_its_words_only(processor):
     assert opener not in sample["labels"].tolist()
 
 
-def test_a_killed_check_does_not_blame_the_template(processor, monkeypatch, caplog):
+def test_a_killed_check_does_not_blame_the_template(processor, monkeypatch, capsys):
     monkeypatch.setattr(chat, "_apply", lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL))
     chat.check_template(with_template(processor, "killed"))
-    assert "ended by signal 9" in caplog.text and "killed" not in chat._CHECKED
+    assert "ended by signal 9" in capsys.readouterr().err and "killed" not in chat._CHECKED
 
 
 def test_what_a_template_refuses_is_one_sentence(processor):

@@ -1,7 +1,6 @@
 """What holds in every domain: flags, marks of prepared data, samples, warnings about seen data, where results lie."""
 
 import json
-import logging
 from argparse import Namespace
 
 import numpy as np
@@ -111,20 +110,19 @@ def test_an_output_that_turns_into_something_else_meanwhile_is_left_alone(tmp_pa
 # ---------------------------------------------------------------- samples
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_missing_incomplete_or_old_sample_is_made_anew(name, tmp_path, monkeypatch, caplog):
+def test_a_missing_incomplete_or_old_sample_is_made_anew(name, tmp_path, monkeypatch, capsys):
     from importlib import import_module
 
     module, made = import_module(f"overlays.samples.{name}"), []
     monkeypatch.setattr(paths, "RAW", tmp_path)
     monkeypatch.setattr(module, "write", lambda folder: made.append(folder) or folder)
     folder = tmp_path / name / "sample"
-    with caplog.at_level(logging.INFO):
-        for version, calls in ((None, 1), (0, 2), (module.VERSION, 2)):
-            if version is not None:
-                write_json(folder / samples.NOTE, {"version": version})
-            samples.ensure(name)
-            assert made == [folder] * calls
-    assert f"making the sample data in {folder}" in caplog.text
+    for version, calls in ((None, 1), (0, 2), (module.VERSION, 2)):
+        if version is not None:
+            write_json(folder / samples.NOTE, {"version": version})
+        samples.ensure(name)
+        assert made == [folder] * calls
+    assert f"making the sample data in {folder}" in "".join(capsys.readouterr())
 
 
 def test_samples_are_written_by_one_command(tmp_path, monkeypatch, capsys):

@@ -81,7 +81,7 @@ report_to: none
 """
 
 
-def test_a_file_of_llama_factory_is_read(tmp_path, caplog):
+def test_a_file_of_llama_factory_is_read(tmp_path, capsys):
     file = tmp_path / "c.yaml"
     file.write_text(LLAMA_FACTORY)
     values = arguments.read([str(file)], arguments.SFT)
@@ -89,7 +89,7 @@ def test_a_file_of_llama_factory_is_read(tmp_path, caplog):
     assert (values["dataset_use"], values["model_max_length"], values["max_pixels"]) == ("scenes_train", 4096, 262144)
     assert (values["tune_mm_vision"], values["tune_mm_mlp"], values["tune_mm_llm"]) == (False, True, False)
     assert values["attn_implementation"] == "sdpa"
-    assert "template, overwrite_cache, preprocessing_num_workers" in caplog.text
+    assert "template, overwrite_cache, preprocessing_num_workers" in "".join(capsys.readouterr())
     file.write_text(LLAMA_FACTORY.replace("finetuning_type: lora", "finetuning_type: full"))
     values = arguments.read([str(file)], arguments.SFT)
     assert (values["lora_enable"], values["tune_mm_llm"], values["tune_mm_vision"]) == (False, True, False)

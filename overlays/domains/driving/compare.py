@@ -49,7 +49,8 @@ def prepare_past(video: Path, past: Path, workers: int = 2) -> None:
 
 def _metadata(folder: Path) -> dict:
     file = folder / "metadata.json"
-    metadata = read_json(file, {"domain": str, "parameters": dict, "counts": dict}, "prepare the clips again", OWN_JSON_BYTES)
+    metadata = read_json(file, {"domain": str, "parameters": dict, "counts": dict}, "prepare the clips again",
+                         OWN_JSON_BYTES)
     if metadata["domain"] != "driving":
         raise UserError(f"{file} is not that of prepared driving clips: prepare them again")
     return metadata

@@ -22,7 +22,8 @@ def steps_of(folder: Path) -> int | None:
     """Optimisation steps of a run, from its trainer state."""
     for candidate in (folder, folder.parent):
         try:
-            return read_json(candidate / "trainer_state.json", {"global_step": int}, limit=OWN_JSON_BYTES)["global_step"]
+            state = read_json(candidate / "trainer_state.json", {"global_step": int}, limit=OWN_JSON_BYTES)
+            return state["global_step"]
         except UserError:
             continue
     return None
