@@ -306,6 +306,13 @@ def unmark(checkpoint: Path) -> None:
         (checkpoint / name).unlink(missing_ok=True)
 
 
+def rotate_before(run: Path, resume: Path | None, limit: int | None) -> None:
+    """Remove the checkpoints that a kill kept `rotate` from removing, where a run goes on from its newest one."""
+    if resume is not None and checkpoints(run)[-1:] == [resume]:
+        rotate(run, limit, read_json(resume / STATE, hint=f"remove {resume}",
+                                     limit=OWN_JSON_BYTES).get("best_model_checkpoint"))
+
+
 def rotate(run: Path, limit: int | None, best: str | None) -> None:
     """Remove the oldest complete checkpoints but `limit`; the newest and the `best` stay."""
     found = checkpoints(run)

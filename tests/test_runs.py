@@ -150,6 +150,23 @@ def test_the_oldest_checkpoints_go_but_not_the_best(tmp_path):
     assert [path.name for path in runs.checkpoints(tmp_path)] == ["checkpoint-4"]
 
 
+def test_what_a_kill_kept_from_being_removed_goes_at_the_next_start(tmp_path):
+    for step in (1, 2, 3, 4):
+        checkpoint(tmp_path, step)
+        write_json(tmp_path / f"checkpoint-{step}" / runs.STATE, {"best_model_checkpoint": "there/checkpoint-2"})
+    runs.rotate_before(tmp_path, tmp_path / "checkpoint-3", 1)  # a run that goes back keeps what came after
+    runs.rotate_before(tmp_path, None, 1)
+    assert len(runs.checkpoints(tmp_path)) == 4
+    runs.rotate_before(tmp_path, tmp_path / "checkpoint-4", 2)
+    assert [path.name for path in runs.checkpoints(tmp_path)] == ["checkpoint-2", "checkpoint-4"]
+
+
+def test_a_final_model_without_its_manifest_is_removed_by_the_next_training(tmp_path):
+    write_json(runs.start_final(tmp_path) / "config.json", {})
+    with train_run.exclusive(Namespace(output_dir=str(tmp_path), process_index=0)):
+        assert not (tmp_path / runs.FINAL).exists()
+
+
 def test_a_checkpoint_that_was_not_written_to_its_end_is_no_model(tmp_path):
     write_json(tmp_path / "run.json", {})
     with pytest.raises(UserError, match="checkpoint-7 is not complete"):

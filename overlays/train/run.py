@@ -13,7 +13,7 @@ import torch
 import transformers
 
 from overlays import registry, runs
-from overlays.files import free_bytes, sha256
+from overlays.files import free_bytes, remove, sha256
 from overlays.model import parts
 from overlays.train.trainer import FiniteLoss, Trainer, check_finite, count_steps, draw_losses, log_once
 from overlays.upstream import engine as engines
@@ -115,6 +115,7 @@ class Run:
         if removed:
             why = "--resume never" if self.training.resume == "never" else "incomplete"
             log_once(f"removed {', '.join(removed)} ({why})")
+        runs.rotate_before(self.output, self.resume, self.training.save_total_limit)
         runs.copy_metadata(self.output, self.media_roots())
         runs.write_run(self.output, {
             "base_model": self.model_args.model_name_or_path,
@@ -161,6 +162,7 @@ def exclusive(training: Any) -> Iterator[None]:
     with runs.lock(run) if first else nullcontext():
         if first:
             runs.complete_swap(run)
+            remove(run / runs.FINAL)  # what a kill left that is no model
         if torch.distributed.is_initialized():
             torch.distributed.barrier()
         yield
