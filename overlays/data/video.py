@@ -348,7 +348,7 @@ def opened(path: Path) -> Iterator[tuple]:
     Raises:
         UserError: no video stream, or none that can be decoded.
     """
-    import av
+    av = import_av()
 
     with av.open(str(path), metadata_errors="ignore") as container:
         if not container.streams.video:
@@ -368,7 +368,7 @@ def _pyav_timeline(path: Path) -> Timeline:
 @lru_cache(maxsize=1024)
 def _pyav_scan(path: Path, size: int, changed_ns: int) -> Timeline:
     """handle: times of all frames and of the key frames, as integers of the stream's time base, ascending."""
-    import av
+    av = import_av()
 
     try:
         with opened(path) as (container, stream):
@@ -398,6 +398,15 @@ def _pyav_scan(path: Path, size: int, changed_ns: int) -> Timeline:
     return _timeline(path, seconds, float(rate) if rate else None, height, width, (stamps, keys))
 
 
+def import_av():
+    """PyAV without its log callback, which torchvision up to 0.24 switches on: a decoding thread can block in it."""
+    import av
+    import av.logging
+
+    av.logging.set_level(None)
+    return av
+
+
 def _turns(frame) -> int:
     """Quarter turns, counter-clockwise, that set a frame upright (a phone's display matrix)."""
     return round(getattr(frame, "rotation", 0) / 90) % 4
@@ -420,7 +429,7 @@ def _pyav_read(path: Path, timeline: Timeline, numbers: np.ndarray) -> np.ndarra
 
 def _pyav_decode(path: Path, wanted: np.ndarray, start: int | None) -> dict[int, np.ndarray]:
     """Time stamp -> sound frame, for those `wanted` (ascending) that decoding from `start` gives."""
-    import av
+    av = import_av()
 
     found, missing = {}, set(wanted.tolist())
     try:

@@ -226,3 +226,11 @@ def test_the_pixels_of_a_frame_do_not_depend_on_the_number_of_frames(file, proce
         height, width = video.open_video(file, processor.video_processor, segment=(start, end)).frames.shape[2:]
         assert (height, width) == (64, 64) or 1024 <= height * width <= 4096
     assert torch.is_tensor(video.open_video(file, processor.video_processor, segment=(0, 2)).frames)
+
+
+def test_decoding_threads_never_wait_for_the_log_callback():
+    import av.logging
+
+    av.logging.set_level(av.logging.ERROR)  # as torchvision up to 0.24 does when it is imported
+    video.import_av()
+    assert av.logging.get_level() is None

@@ -17,7 +17,7 @@ import numpy as np
 
 from overlays import archives
 from overlays.data.tables import check_rows
-from overlays.data.video import opened
+from overlays.data.video import import_av, opened
 from overlays.domains.driving.skips import ClipSkip, no_room
 from overlays.errors import UserError
 from overlays.files import atomic_path, link
@@ -218,7 +218,7 @@ def frame_stamps(path: Path) -> tuple[np.ndarray, int]:
 @contextmanager
 def _opened(path: Path) -> Iterator[tuple]:
     """As `video.opened`, with every error but a full disk as a ClipSkip."""
-    import av
+    av = import_av()
 
     try:
         with opened(path) as found:
@@ -278,7 +278,7 @@ def cut(path: Path, stamps: np.ndarray, stretches: list[tuple[int, int]], target
 
 
 def _encode(pictures: list, target: Path, rate, quality: int) -> None:
-    import av
+    av = import_av()
 
     first, arrays = pictures[0], []
     with atomic_path(target) as temporary:

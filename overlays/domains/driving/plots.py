@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from overlays import plotting
+from overlays.data.video import import_av
 from overlays.domains.driving.score import Row, integrate
 from overlays.errors import UserError
 from overlays.files import atomic_path
@@ -80,7 +81,7 @@ def write_overlay(rows: Sequence[tuple[Row, np.ndarray]], file: Path, fps: float
     Raises:
         UserError: the file does not end in .mp4.
     """
-    import av
+    av = import_av()
 
     file = Path(file)
     if file.suffix != ".mp4":
