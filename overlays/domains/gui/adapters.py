@@ -120,7 +120,7 @@ def run(work: Sequence[personal.Job], checkpoint: Path, media_root: Path, output
             raise UserError(f"{label}: {error}") from None
         base, rows = _answer(fold, base, job, media_root, settings, json.dumps(identities[job.name]))
         metrics = click_metrics(distances(rows))
-        for left in runs.checkpoints(folder):
+        for left in filter(Path.is_dir, folder.glob("checkpoint-*")):  # also one that a kill left half-removed
             runs.remove_checkpoint(left)
         write_json(folder / personal.DONE, {"identity": identities[job.name], "train_loss": loss, **metrics})
         note(f"{label} ({number}/{len(work)}): {len(job.train)} taps, loss {loss:.3f}, click accuracy "
