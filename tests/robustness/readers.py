@@ -176,10 +176,12 @@ def _partial(folder: Path) -> None:
     from overlays.model import load
 
     rows = list(records.read(folder / "rows.jsonl"))
-    thinking = chat.thinking_of(load.load_processor(folder / "model"))
-    job = f"{predict.checkpoint_identity(folder / 'model')} 2 thinking {thinking}"
+    processor = load.load_processor(folder / "model")
+    size = processor.image_processor.size
+    job = (f"{predict.checkpoint_identity(folder / 'model')} 2 thinking {chat.thinking_of(processor)} pixels "
+           f"{size['shortest_edge']} {size['longest_edge']}")
     with Answers(folder / "predictions.jsonl", job) as answers:
-        answers.add([(key, "a") for key in predict._keys(rows, folder)[:2]])
+        answers.add([(key, "a") for key in predict.record_keys(rows, folder)[:2]])
 
 
 def _metrics(folder: Path) -> None:
