@@ -19,6 +19,7 @@ from overlays.answers import Answers
 from overlays.data import chat, geometry, rasters, records
 from overlays.data.collate import PromptCollator
 from overlays.data.dataset import sample_rows
+from overlays.data.thinking import thinking_of
 from overlays.errors import UserError, run
 from overlays.files import write_jsonl
 from overlays.flags import Parser
@@ -272,7 +273,7 @@ def predict(model, processor, records: Sequence[dict], media_root: str | Path = 
         raise UserError(f"batch size and answer length must be at least 1, not {batch_size} and {max_new_tokens}")
     keys = record_keys(chosen, media_root)
     size = processor.image_processor.size
-    answers = Answers(out_path, f"{identity} {max_new_tokens} thinking {chat.thinking_of(processor)} pixels "
+    answers = Answers(out_path, f"{identity} {max_new_tokens} thinking {thinking_of(processor)} pixels "
                                 f"{size['shortest_edge']} {size['longest_edge']}")
     missing = [i for i, key in enumerate(keys) if key not in answers]
     kept = len(chosen) - len(missing)

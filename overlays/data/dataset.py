@@ -16,6 +16,7 @@ from tqdm import tqdm
 from overlays import registry
 from overlays.data import augment, chat, geometry, memory, records
 from overlays.data.media import MediaOptions, open_media
+from overlays.data.rendering import to_messages
 from overlays.data.targets import target_values
 from overlays.errors import UserError
 from overlays.files import atomic_path, sha256, to_json
@@ -117,7 +118,7 @@ class SupervisedDataset(torch.utils.data.Dataset):
         media_root = self.sources[self._index[i][0]].media_root
         media = open_media(record, media_root, self.processor, self.reader)
         media = self.repeats.apply(media, i // self.report["kept"], *map(int, self._index[i]))
-        sample = chat.encode_messages(chat.to_messages(record, media), media, self.processor, record.get("tools"))
+        sample = chat.encode_messages(to_messages(record, media), media, self.processor, record.get("tools"))
         geometry.add_coordinates(sample, record, self.processor, media_root, self.max_depth_m, self.reader)
         sample["position_ids"] = self.positions(
             input_ids=sample["input_ids"][None], mm_token_type_ids=sample["mm_token_type_ids"][None],

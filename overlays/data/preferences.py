@@ -13,6 +13,7 @@ import torch
 from overlays.data import chat, records
 from overlays.data.collate import PaddedCollator
 from overlays.data.dataset import SupervisedDataset
+from overlays.data.thinking import reasons, thinking_of
 from overlays.files import atomic_path, sha256
 from overlays.paths import cache_folder
 
@@ -93,8 +94,8 @@ class PreferenceDataset(SupervisedDataset):
         tokens, problem = super().inspect(i)
         if problem:
             return 0, problem
-        sides = {side: chat.reasons(with_answer(raw, side)) for side in SIDES}
-        if chat.thinking_of(self.processor) is not None and len(set(sides.values())) > 1:
+        sides = {side: reasons(with_answer(raw, side)) for side in SIDES}
+        if thinking_of(self.processor) is not None and len(set(sides.values())) > 1:
             return 0, "one of chosen and rejected has reasoning and the other has not, so they have different prompts"
         other = chat.count_tokens(with_answer(raw, "rejected"), self.processor, self.media_root(i), self.reader)
         return max(tokens, other), ""

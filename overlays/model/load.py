@@ -11,7 +11,8 @@ from pathlib import Path
 import torch
 
 from overlays import runs
-from overlays.data import chat
+from overlays.data.template import check_template
+from overlays.data.thinking import set_thinking
 from overlays.errors import UserError
 from overlays.families import family_of
 from overlays.files import misfit
@@ -162,7 +163,7 @@ def load_processor(name: str | Path, cache_dir: str | None = None):
         problem = part and _processor_problem(part)
         if problem:
             raise UserError(f"model {name}: {problem} in its processor's configuration")
-    chat.check_template(processor)
+    check_template(processor)
     return processor
 
 
@@ -371,7 +372,7 @@ def load_for_inference(checkpoint: str | Path, base_model: str | None = None, at
             template has no block of reasoning that `thinking` could choose.
     """
     processor = load_processor(checkpoint)
-    chat.set_thinking(processor, thinking)
+    set_thinking(processor, thinking)
     gpu = torch.accelerator.current_accelerator().type if torch.accelerator.is_available() else None
     model = load_model(checkpoint, base_model, attn_implementation, torch.bfloat16 if gpu else torch.float32)
     return model.to(f"{gpu}:{os.environ.get('LOCAL_RANK', 0)}" if gpu else "cpu").eval(), processor

@@ -13,7 +13,7 @@ import torch
 import transformers
 
 from overlays import families, registry, runs
-from overlays.data import augment, chat, rasters
+from overlays.data import augment, rasters, thinking
 from overlays.data.collate import FlattenedCollator, PaddedCollator
 from overlays.data.dataset import SupervisedDataset
 from overlays.data.media import MediaOptions, apply_resolution
@@ -170,7 +170,7 @@ def build_data(data, training, processor, config, max_depth_m: float | None = No
 
 def fit_thinking(processor, data, train_set: SupervisedDataset) -> None:
     """Choose the form of the prompts that the run's checkpoints will have, and say which."""
-    sentence = chat.fit_thinking(processor, data.thinking, map(train_set.record, range(len(train_set))))
+    sentence = thinking.fit_thinking(processor, data.thinking, map(train_set.record, range(len(train_set))))
     if sentence:
         log_once(sentence)
 

@@ -12,6 +12,7 @@ from tqdm import tqdm
 from overlays.data import chat
 from overlays.data.collate import FlattenedCollator, PaddedCollator
 from overlays.data.media import Media
+from overlays.data.rendering import to_messages
 
 ROUNDS = 100
 
@@ -68,7 +69,7 @@ def run() -> dict[str, float]:
     for name, (record, media) in _records(processor).items():
         plain = processor.image_processor
         processor.image_processor = _CachedImages(plain)
-        messages = chat.to_messages(record, media)
+        messages = to_messages(record, media)
         images = list(media.images) or None
 
         def least(messages=messages, images=images):

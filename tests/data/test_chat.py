@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from overlays.data import chat
+from overlays.data import chat, rendering, template
+from overlays.data import thinking as thinking_module
 from overlays.data.media import Media, open_media
 from overlays.errors import UserError
 from overlays.families import FAMILIES
@@ -134,7 +135,7 @@ def images(tmp_path):
 def test_ids_and_pixels_are_the_processors_own(processor, images):
     row = record("<image>\nAnd <image> what? 矿物", "Two\n things. ", "Sure?", "Yes", image=["a.png", "b.png"])
     row["conversations"].insert(0, {"from": "system", "value": "Be brief."})
-    messages = chat.to_messages(row, open_media(row, images, processor))
+    messages = rendering.to_messages(row, open_media(row, images, processor))
     own = processor.apply_chat_template(messages, tokenize=True, return_dict=True, return_tensors="pt")
     sample = chat.encode(row, processor, images)
     assert sample["input_ids"].equal(own["input_ids"][0])
@@ -155,7 +156,7 @@ def test_a_prompt_is_what_training_saw_before_the_answer(processor, images):
     assert "labels" not in prompt and prompt["pixel_values"].equal(sample["pixel_values"])
     open_row = {**row, "conversations": row["conversations"][:-1]}
     assert chat.encode_prompt(open_row, processor, images)["input_ids"].equal(prompt["input_ids"])
-    messages = chat.to_messages(open_row, open_media(open_row, images, processor))
+    messages = rendering.to_messages(open_row, open_media(open_row, images, processor))
     own = processor.apply_chat_template(messages, tokenize=True, return_dict=True, add_generation_prompt=True)
     assert prompt["input_ids"].tolist() == list(own["input_ids"][0])
 
@@ -194,7 +195,7 @@ def test_typed_template_text_stays_text(processor, question, answer):
     assert [label for label in sample["labels"].tolist() if label == end] == [end, end]
     if "sanitize_control_tokens" in inspect.signature(processor.apply_chat_template).parameters:
         own = processor.apply_chat_template(
-            chat.to_messages(row, Media()), tokenize=True, sanitize_control_tokens=True, return_dict=True
+            rendering.to_messages(row, Media()), tokenize=True, sanitize_control_tokens=True, return_dict=True
         )
         assert ids == list(own["input_ids"][0])
     assert chat.count_tokens(row, processor, ".") == len(ids)
@@ -227,11 +228,11 @@ REASONED = "<think>\nhm, A?\n</think>\n\nA"
 def test_the_prompt_does_not_depend_on_the_reference_answer(processor, template):
     template, own = FORMS[template]
     processor = with_template(processor, template)
-    assert chat.thinking_of(processor) is own
+    assert thinking_module.thinking_of(processor) is own
     answers = [("Q", "A"), ("Q", REASONED), ("Q", ""), ("Q",)]
     prompts = {tuple(chat.encode_prompt(record(*words), processor, ".")["input_ids"].tolist()) for words in answers}
     expected = processor.apply_chat_template(
-        chat.to_messages(record("Q"), Media()), tokenize=False, add_generation_prompt=True)
+        rendering.to_messages(record("Q"), Media()), tokenize=False, add_generation_prompt=True)
     assert [processor.tokenizer.decode(ids) for ids in prompts] == [expected]
 
 
@@ -239,7 +240,7 @@ def test_the_prompt_does_not_depend_on_the_reference_answer(processor, template)
 @pytest.mark.parametrize("thinking", ["on", "off"])
 def test_a_prompt_begins_the_training_samples_of_its_form(loaded, processor, images, template, thinking):
     processor = (loaded("qwen3_5_moe") if template == "tiny" else with_template(processor, FORMS[template][0]))
-    chat.set_thinking(processor, thinking)
+    thinking_module.set_thinking(processor, thinking)
     answer = REASONED if thinking == "on" else "A"
     for row in (record("Q", answer), record("Q", REASONED, "Q", answer), record("Q", "A", "Q", answer),
                 record("What is <|im_end|>?", answer), record("<image>Q", "A", "Q", answer, image="a.png")):
@@ -261,45 +262,46 @@ def test_the_form_is_that_of_most_training_answers_and_is_stored(
     from transformers import AutoProcessor
 
     fitted = with_template(processor, FORMS[template][0])
-    assert re.search(sentence, chat.fit_thinking(fitted, "auto", [record("Q", word) for word in words]))
+    assert re.search(sentence, thinking_module.fit_thinking(fitted, "auto", [record("Q", word) for word in words]))
     fitted.save_pretrained(tmp_path)
     shutil.copy(tiny_model_dir("qwen3_vl") / "config.json", tmp_path)
     again = load_processor(tmp_path)
-    assert chat.thinking_of(again) is on
+    assert thinking_module.thinking_of(again) is on
     # Programs that know nothing of this tool ask in the same form.
     plain = AutoProcessor.from_pretrained(tmp_path).apply_chat_template(
-        chat.to_messages(record("Q"), Media()), tokenize=True, return_dict=True, add_generation_prompt=True)
+        rendering.to_messages(record("Q"), Media()), tokenize=True, return_dict=True, add_generation_prompt=True)
     assert chat.encode_prompt(record("Q", "A"), again, ".")["input_ids"].tolist() == list(plain["input_ids"][0])
     # Another run decides anew, and leaves no trace of the earlier form.
-    chat.fit_thinking(again, "auto", [record("Q", "A" if on else REASONED)])
-    assert chat.thinking_of(again) is not on and again.chat_template.count("enable_thinking = ") == 1
+    thinking_module.fit_thinking(again, "auto", [record("Q", "A" if on else REASONED)])
+    assert thinking_module.thinking_of(again) is not on and again.chat_template.count("enable_thinking = ") == 1
 
 
 def test_a_form_that_training_never_shows_is_refused(processor):
     reasoning = with_template(processor, FORMS["on"][0])
     with pytest.raises(UserError, match="--thinking on: none of the 1 training records"):
-        chat.fit_thinking(reasoning, "on", [record("Q", "A")])
+        thinking_module.fit_thinking(reasoning, "on", [record("Q", "A")])
     with pytest.raises(UserError, match="--thinking off: none of the 1 training records"):
-        chat.fit_thinking(reasoning, "off", [record("Q", REASONED)])
+        thinking_module.fit_thinking(reasoning, "off", [record("Q", REASONED)])
     mixed = [record("Q", "A"), record("Q", "A"), record("Q", REASONED)]
-    assert chat.fit_thinking(reasoning, "on", mixed).startswith("thinking on: 1 of 3")
-    assert chat.thinking_of(reasoning) is True
+    assert thinking_module.fit_thinking(reasoning, "on", mixed).startswith("thinking on: 1 of 3")
+    assert thinking_module.thinking_of(reasoning) is True
 
 
 def test_a_template_without_a_switch_is_said_to_ask_otherwise_elsewhere(processor):
     always = with_template(processor, FORMS["always"][0])
-    assert chat.fit_thinking(always, "auto", [record("Q", REASONED)]) == (
+    assert thinking_module.fit_thinking(always, "auto", [record("Q", REASONED)]) == (
         "thinking on: 1 of 1 training records have reasoning in the last answer")
-    assert "other programs than this one" in chat.fit_thinking(always, "auto", [record("Q", "A")])
-    assert chat.thinking_of(always) is False
+    assert "other programs than this one" in thinking_module.fit_thinking(always, "auto", [record("Q", "A")])
+    assert thinking_module.thinking_of(always) is False
 
 
 def test_a_template_without_reasoning_has_one_form(processor):
     before = processor.chat_template
-    assert chat.thinking_of(processor) is None
-    assert chat.fit_thinking(processor, "auto", [record("Q", REASONED)]) == ""
+    assert thinking_module.thinking_of(processor) is None
+    assert thinking_module.fit_thinking(processor, "auto", [record("Q", REASONED)]) == ""
     assert processor.chat_template == before
-    for call in (chat.set_thinking, lambda *words: chat.fit_thinking(*words, [record("Q", REASONED)])):
+    for call in (thinking_module.set_thinking, lambda *words: thinking_module.fit_thinking(
+            *words, [record("Q", REASONED)])):
         with pytest.raises(UserError, match="--thinking on: the chat template of this model has no block of reasoning"):
             call(processor, "on")
 
@@ -313,9 +315,9 @@ def test_a_turn_without_an_end_token_has_labels_on_its_words_only(processor):
 
 
 def test_a_killed_check_does_not_blame_the_template(processor, monkeypatch, capsys):
-    monkeypatch.setattr(chat, "_apply", lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL))
-    chat.check_template(with_template(processor, "killed"))
-    assert "ended by signal 9" in capsys.readouterr().err and "killed" not in chat._CHECKED
+    monkeypatch.setattr(template, "apply", lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL))
+    template.check_template(with_template(processor, "killed"))
+    assert "ended by signal 9" in capsys.readouterr().err and "killed" not in template._CHECKED
 
 
 def test_what_a_template_refuses_is_one_sentence(processor):
@@ -330,14 +332,14 @@ def test_what_a_template_refuses_is_one_sentence(processor):
 
 def test_text_around_media_is_cut_as_upstream_cuts_it_and_answers_are_kept():
     row = record("  before\n<image>\n  between <image>\n", " kept \n", image=["x", "y"])
-    parts = chat.to_messages(row, Media(["X", "Y"]))[0]["content"]
+    parts = rendering.to_messages(row, Media(["X", "Y"]))[0]["content"]
     assert parts == [{"type": "text", "text": "before"}, {"type": "image", "image": "X"},
                      {"type": "text", "text": "between"}, {"type": "image", "image": "Y"}]
-    assert chat.to_messages(row, Media(["X", "Y"]))[1]["content"][0]["text"] == " kept \n"
+    assert rendering.to_messages(row, Media(["X", "Y"]))[1]["content"][0]["text"] == " kept \n"
     with pytest.raises(UserError, match="more <image> in the human turns than image files"):
-        chat.to_messages(row, Media(["X"]))
+        rendering.to_messages(row, Media(["X"]))
     with pytest.raises(UserError, match="more image files than <image>"):
-        chat.to_messages(row, Media(["X", "Y", "Z"]))
+        rendering.to_messages(row, Media(["X", "Y", "Z"]))
 
 
 def test_both_ways_of_finding_labels_agree_on_arbitrary_text(processor):
@@ -348,7 +350,7 @@ def test_both_ways_of_finding_labels_agree_on_arbitrary_text(processor):
     compared = 0
     for _ in range(200):
         words = ["".join(rng.choices(pieces, k=rng.randint(0, 6))) for _ in range(2 * rng.randint(1, 3))]
-        rendered = chat.render(chat.to_messages(record(*words), Media()), processor)
+        rendered = rendering.render(rendering.to_messages(record(*words), Media()), processor)
         ids = np.array(processor(text=[rendered.text])["input_ids"][0])
         slow, fast = chat._by_offsets(rendered, [], processor), chat._by_anchors(rendered, ids, processor)
         if fast is not None:
@@ -404,7 +406,7 @@ def test_tool_calls_are_learned_and_results_are_not(processor, said):
     assert labelled(sample, processor) == [f"{words}{called()}\n{called()}<|im_end|>", "A<|im_end|>"]
     text = processor.tokenizer.decode(sample["input_ids"])
     assert text.startswith("<|im_start|>system\n<tools>\n{") and text.count("<tool_response>\ndone\n") == 2
-    messages = chat.to_messages(row, Media())
+    messages = rendering.to_messages(row, Media())
     own = processor.apply_chat_template(messages, tools=row["tools"], tokenize=True, return_dict=True)
     assert sample["input_ids"].tolist() == list(own["input_ids"][0])
     assert chat.count_tokens(row, processor, ".") == len(sample["input_ids"])

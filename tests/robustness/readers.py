@@ -172,13 +172,13 @@ def _partial(folder: Path) -> None:
     (folder / "predictions.jsonl").unlink()
     from overlays import predict
     from overlays.answers import Answers
-    from overlays.data import chat
+    from overlays.data.thinking import thinking_of
     from overlays.model import load
 
     rows = list(records.read(folder / "rows.jsonl"))
     processor = load.load_processor(folder / "model")
     size = processor.image_processor.size
-    job = (f"{predict.checkpoint_identity(folder / 'model')} 2 thinking {chat.thinking_of(processor)} pixels "
+    job = (f"{predict.checkpoint_identity(folder / 'model')} 2 thinking {thinking_of(processor)} pixels "
            f"{size['shortest_edge']} {size['longest_edge']}")
     with Answers(folder / "predictions.jsonl", job) as answers:
         answers.add([(key, "a") for key in predict.record_keys(rows, folder)[:2]])

@@ -97,7 +97,7 @@ def test_numbers_of_a_processor_are_checked(model, path, value, said):
     ("{{ 'x' * 3000000000 }}", "takes more than"), ("{{ 1 / 0 }}", "refuses this conversation: division by zero"),
 ])
 def test_templates_are_bounded(model, template, said, monkeypatch):
-    monkeypatch.setattr(chat, "TEMPLATE_SECONDS", 1)
+    monkeypatch.setattr(template, "TEMPLATE_SECONDS", 1)
     file = model / "chat_template.jinja"
     file.write_text(template + file.read_text())
     with pytest.raises(UserError, match=said):

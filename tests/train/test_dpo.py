@@ -16,10 +16,10 @@ from peft import LoraConfig, get_peft_model
 from PIL import Image
 from safetensors.torch import load_file
 
-from overlays.data import chat
 from overlays.data.chat import IGNORE
 from overlays.data.media import MediaOptions
 from overlays.data.preferences import PreferenceCollator, PreferenceDataset, check_pair, choose_pairs, last_answers
+from overlays.data.thinking import thinking_of
 from overlays.errors import UserError
 from overlays.files import write_json, write_jsonl
 from overlays.model import load, parts
@@ -151,7 +151,7 @@ def test_a_pair_of_which_one_side_reasons_is_refused(tmp_path, tiny_model_dir):
 
     with pytest.raises(UserError, match=r"\(id a\): one of chosen and rejected has reasoning"):
         prepare("bad.jsonl")
-    assert chat.thinking_of(prepare("good.jsonl").processor) is True
+    assert thinking_of(prepare("good.jsonl").processor) is True
 
 
 def test_an_adapter_is_trained_on_against_a_frozen_copy_of_itself(adapter, pairs, tmp_path):

@@ -22,7 +22,8 @@ from PIL import Image
 from overlays import registry
 from overlays.data import chat
 from overlays.data.dataset import SupervisedDataset, sample_rows
-from overlays.data.media import MediaOptions, apply_resolution
+from overlays.data.media import Media, MediaOptions, apply_resolution
+from overlays.data.rendering import to_messages
 from overlays.errors import UserError
 from overlays.files import write_json, write_jsonl
 from overlays.model import load, parts
@@ -259,7 +260,7 @@ def test_6_a_system_turn_becomes_a_trained_answer(processing, tmp_path):
     row = record("Which mineral?")
     row["conversations"].insert(0, {"from": "system", "value": "Be brief."})
     assert processing._build_messages(row, tmp_path)[0]["role"] == "assistant"
-    assert chat.to_messages(row, chat.Media())[0]["role"] == "system"
+    assert to_messages(row, Media())[0]["role"] == "system"
 
 
 def bare_dataset(processing, processor, name, flags=()):
