@@ -21,6 +21,7 @@ from overlays.errors import UserError
 from overlays.files import misfit
 from overlays.flags import Parser, at_least
 from overlays.train import arguments
+from overlays.train.config_file import read_config
 
 AHEAD = 256  # records whose media are being opened at a time
 RESOLUTION = {
@@ -121,8 +122,7 @@ def _settings(args) -> dict:
     """Every setting of training that counts here: the flag, else that of --config or --run, else training's default."""
     given = {}
     if args.config:
-        given = arguments.read_config(args.config, {item.name for group in arguments.SFT.classes()
-                                                    for item in fields(group)})
+        given = read_config(args.config, {item.name for group in arguments.SFT.classes() for item in fields(group)})
     if args.run:
         described = runs.read_run(args.run)
         if described is None:

@@ -13,13 +13,14 @@ import torch
 
 from overlays import archives, cli, runs
 from overlays.data import chat, records, tables
+from overlays.data import template as template_module
 from overlays.domains.cuprite.cube import read_wavelengths
 from overlays.domains.cuprite.labels import read_label_raster
 from overlays.domains.satellite import labels
 from overlays.errors import UserError
 from overlays.files import read_json
 from overlays.model import adapters, load
-from overlays.train import arguments
+from overlays.train import arguments, config_file
 
 CLASSES = ("AutoConfig", "AutoProcessor", "AutoModelForImageTextToText", "AutoTokenizer", "AutoImageProcessor")
 
@@ -97,7 +98,7 @@ def test_numbers_of_a_processor_are_checked(model, path, value, said):
     ("{{ 'x' * 3000000000 }}", "takes more than"), ("{{ 1 / 0 }}", "refuses this conversation: division by zero"),
 ])
 def test_templates_are_bounded(model, template, said, monkeypatch):
-    monkeypatch.setattr(template, "TEMPLATE_SECONDS", 1)
+    monkeypatch.setattr(template_module, "TEMPLATE_SECONDS", 1)
     file = model / "chat_template.jinja"
     file.write_text(template + file.read_text())
     with pytest.raises(UserError, match=said):
@@ -167,10 +168,10 @@ def test_an_archive_is_refused_by_its_first_member_too_large(tmp_path, monkeypat
 def test_a_configuration_is_a_mapping_of_plain_values(tmp_path, text, said):
     (tmp_path / "a.yaml").write_text(text)
     with pytest.raises(UserError, match=said):
-        arguments.read_yaml(tmp_path / "a.yaml")
+        config_file.read_yaml(tmp_path / "a.yaml")
     (tmp_path / "folder.yaml").mkdir()
     with pytest.raises(UserError, match="Is a directory"):
-        arguments.read_yaml(tmp_path / "folder.yaml")
+        config_file.read_yaml(tmp_path / "folder.yaml")
 
 
 @pytest.mark.parametrize(("content", "said"), [
