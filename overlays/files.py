@@ -11,7 +11,7 @@ import sys
 import time
 import zlib
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -148,7 +148,7 @@ def complete_folder(output: str | Path, check: Callable[[Path], None]) -> Iterat
         InUse: another process is writing `output`.
     """
     output = Path(output)
-    with lock(output.with_name(f".{output.name}.lock"), output):
+    with lock_output(output):
         check(output)
         with atomic_path(output) as temporary:
             temporary.mkdir()
@@ -194,6 +194,11 @@ def lock(file: str | Path, folder: str | Path) -> Iterator[None]:
         _held.discard(key)
         file.unlink(missing_ok=True)
         stream.close()
+
+
+def lock_output(output: Path) -> AbstractContextManager[None]:
+    """The `lock` of a folder that is replaced as one."""
+    return lock(output.with_name(f".{output.name}.lock"), output)
 
 
 def _locked(file: Path, folder: str | Path) -> TextIO:

@@ -188,9 +188,7 @@ def check_statistics(processor, chosen: Sequence[Mapping], media_root: str | Pat
         return
     few = chosen[:: max(1, len(chosen) // 16)]
     try:
-        items = list(dict.fromkeys(
-            (records.media_file(media_root, name), None if window is None else tuple(window)) for record in few
-            for name, window in zip(records.media_names(record, "image"), records.windows(record), strict=True)))
+        items = rasters.unique_windows((record, Path(media_root)) for record in few)
         known = len(processor.image_processor.image_mean)
         fits = len(items) >= LEAST and all(rasters.shape(path)[0] == known for path, _ in items)
         problem = rasters.misfit(processor, items) if fits else ""

@@ -11,7 +11,7 @@ from pathlib import Path
 from overlays import callable_module, domains
 from overlays.domains.base import Domain, check_output
 from overlays.errors import run
-from overlays.files import lock
+from overlays.files import lock_output
 from overlays.flags import Parser, add_settings, make_settings, read_settings
 
 
@@ -31,7 +31,7 @@ def prepare(domain: str | Domain, **settings) -> dict:
 def _prepare(domain: Domain, settings) -> tuple[dict, Path]:
     output = Path(settings.output or domain.output(settings))
     check_output(output, domain.name)
-    with lock(output.with_name(f".{output.name}.lock"), output):
+    with lock_output(output):
         return domain.prepare(replace(settings, output=output)), output
 
 

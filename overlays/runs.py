@@ -61,7 +61,8 @@ def read_run(folder: Path) -> dict | None:
     for place in (folder, folder.parent):
         file = place / "run.json"
         if file.exists():
-            return read_json(file, RUN, "restore it, or train again", OWN_JSON_BYTES)
+            described = read_json(file, RUN, "restore it, or train again", OWN_JSON_BYTES)
+            return {name: value for name, value in described.items() if value is not None}
     return None
 
 
@@ -97,7 +98,7 @@ def is_complete(checkpoint: Path) -> bool:
 
 def is_cut_short(folder: Path) -> bool:
     """Whether a folder is a checkpoint of a run that ended while it was written or removed."""
-    return _number(folder) is not None and (folder.parent / "run.json").is_file() and not is_complete(folder)
+    return _number(folder) is not None and is_run(folder) and not is_complete(folder)
 
 
 def is_run(folder: Path) -> bool:
@@ -133,7 +134,7 @@ def find_checkpoint(checkpoint: str | None, outputs: Path, domain: str | None = 
         return path if has_model(path) else _newest_in(path)
     runs = []
     for file in outputs.glob("*/run.json"):
-        names = [row["name"] for row in (read_run(file.parent) or {}).get("data", {}).get("train", [])]
+        names = [row["name"] for row in (read_run(file.parent) or {}).get("data", {}).get("train") or []]
         if domain is None or any(name.startswith(f"{domain}_") for name in names):
             runs.append(file.parent)
     runs = [run for run in runs if has_model(run) or checkpoints(run)]

@@ -57,19 +57,16 @@ explain() {  # explain "$@": --help prints what the launcher is, and its variabl
 has_torch() { "$PYTHON" -c 'import sys, importlib.util as u; sys.exit(u.find_spec("torch") is None)' 2> /dev/null; }
 
 device_count() {  # accelerators that torch may use; a dry run takes the word of CUDA_VISIBLE_DEVICES, without torch the driver's
-    case "${CUDA_VISIBLE_DEVICES-all}" in
-        "" | -*) echo 0 ;;
-        all) if [[ "$DRY_RUN" = 1 ]] && ! has_torch; then
-                 { nvidia-smi -L 2> /dev/null || true; } | grep -c "^GPU" || true
-             else
-                 "$PYTHON" scripts/_devices.py
-             fi ;;
-        *) if [[ "$DRY_RUN" = 1 ]]; then
-               tr ',' '\n' <<< "$CUDA_VISIBLE_DEVICES" | wc -l
-           else
-               "$PYTHON" scripts/_devices.py
-           fi ;;
-    esac
+    local visible="${CUDA_VISIBLE_DEVICES-all}"
+    if [[ -z "$visible" || "$visible" == -* ]]; then
+        echo 0
+    elif [[ "$DRY_RUN" = 1 && "$visible" != all ]]; then
+        tr ',' '\n' <<< "$visible" | wc -l
+    elif [[ "$DRY_RUN" = 1 ]] && ! has_torch; then
+        { nvidia-smi -L 2> /dev/null || true; } | grep -c "^GPU" || true
+    else
+        "$PYTHON" scripts/_devices.py
+    fi
 }
 
 step() {  # run a preparing command, or only show it

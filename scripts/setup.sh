@@ -10,7 +10,7 @@ root="$(cd "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/.." && pwd)"
 say() { echo "$@" >&2; }
 fail() { say "error: $*"; exit 2; }
 wanted() { cat "$root/requirements.txt" "$root/requirements-dev.txt" | cksum; }
-whole() { [[ ! -e "$unfinished" && -f "$stamp" && "$(< "$stamp")" == "$(wanted)" ]]; }
+is_complete() { [[ ! -e "$unfinished" && -f "$stamp" && "$(< "$stamp")" == "$(wanted)" ]]; }
 has_packages() { command -v "$1" > /dev/null && "$1" "$root/scripts/_bootstrap.py" 2> /dev/null; }
 
 quietly=(--quiet --disable-pip-version-check)
@@ -44,13 +44,13 @@ fi
 ready_python() {  # an interpreter that needs nothing more
     local python
     if [[ $floor = 1 ]]; then
-        whole && echo "$venv/bin/python"
+        is_complete && echo "$venv/bin/python"
         return
     fi
     for python in ${VIRTUAL_ENV:+"$VIRTUAL_ENV/bin/python"} ${CONDA_PREFIX:+"$CONDA_PREFIX/bin/python"}; do
         if [[ "$python" != "$venv/bin/python" ]] && has_packages "$python"; then echo "$python"; return; fi
     done
-    if whole; then echo "$venv/bin/python"; return; fi
+    if is_complete; then echo "$venv/bin/python"; return; fi
     if has_packages python3; then command -v python3; return; fi
     return 1
 }
@@ -87,7 +87,7 @@ install() {
         say "waiting for another set-up of $venv"
         flock 9
     fi
-    if whole; then return; fi  # another process did it while we waited
+    if is_complete; then return; fi  # another process did it while we waited
     if [[ -e "$unfinished" ]] || ! "$venv/bin/python" -m pip --version > /dev/null 2>&1; then
         say "setting up $venv with $("$base" --version) (a few minutes, once)"
         "$base" -m venv --clear "$venv" >&2 || fail "$base could not make an environment in $venv: see above"

@@ -8,13 +8,13 @@ TINY_TUNE_VISION=False TINY_TRAIN_EMBEDDINGS=False TINY_EVAL_STRATEGY=no TINY_PA
 source "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/common.sh"
 variables+=(BETA:beta)
 explain "$@"
-whole() { [[ -f "$1/adapter_config.json" || -f "$1/config.json" ]]; }
+has_model() { [[ -f "$1/adapter_config.json" || -f "$1/config.json" ]]; }
 if [[ -z "${MODEL_PATH:-}" ]]; then
     MODEL_PATH=outputs/satellite-text
-    if ! whole "$MODEL_PATH"; then
+    if ! has_model "$MODEL_PATH"; then
         echo "no SFT model in $MODEL_PATH: training it first"
         first() { env -u EPOCHS -u LR -u MAX_STEPS -u DATASETS -u EVAL_DATASETS -u OUTPUT_DIR "$@" scripts/train_satellite_sft.sh; }
-        if [[ -z "${BASE_MODEL:-}" ]] && ! whole outputs/satellite-sft; then first -u MODEL_PATH HEAD=vision || exit; fi
+        if [[ -z "${BASE_MODEL:-}" ]] && ! has_model outputs/satellite-sft; then first -u MODEL_PATH HEAD=vision || exit; fi
         first MODEL_PATH="${BASE_MODEL:-}" HEAD=none OUTPUT_DIR="$MODEL_PATH" || exit
     fi
 fi

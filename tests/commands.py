@@ -15,6 +15,8 @@ import numpy as np
 import torch
 import transformers
 
+from overlays import errors
+
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -32,6 +34,11 @@ def run_script(name: str, *words, cwd: Path = ROOT) -> subprocess.CompletedProce
     """What `python scripts/name words` does; see `run_module`."""
     path = str(ROOT / "scripts" / name)
     return _run(lambda: runpy.run_path(path, run_name="__main__"), [path, *map(str, words)], cwd)
+
+
+def run_call(function) -> subprocess.CompletedProcess:
+    """What a command that calls `function` ends with; see `run_module`."""
+    return _run(lambda: errors.run(function), ["call"], ROOT)
 
 
 def _run(entry, argv: list[str], cwd: Path) -> subprocess.CompletedProcess:

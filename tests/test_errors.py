@@ -18,7 +18,7 @@ def ending(capsys, error):
     return end.value.code, capsys.readouterr().err
 
 
-def test_what_a_user_can_mend_is_one_line_and_status_2(capsys, tmp_path):
+def test_what_a_user_can_fix_is_one_line_and_status_2(capsys, tmp_path):
     assert ending(capsys, UserError("say what")) == (2, "error: say what\n")
     (tmp_path / "file").touch()
     with pytest.raises(NotADirectoryError) as refused:

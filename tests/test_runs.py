@@ -6,6 +6,7 @@ from argparse import Namespace
 import pytest
 
 from overlays import manifest, runs
+from overlays.domains.base import training_sources
 from overlays.errors import UserError
 from overlays.files import write_json
 from overlays.train import arguments
@@ -252,3 +253,12 @@ def test_a_damaged_run_json_is_one_sentence(tmp_path, text):
     (tmp_path / "run.json").write_text(text)
     with pytest.raises(UserError, match="run.json is damaged"):
         runs.read_run(tmp_path)
+
+
+@pytest.mark.parametrize("text", ['{"data": null}', '{"data": {"train": null}}', '{"identity": null, "parts": null}'])
+def test_what_run_json_leaves_empty_is_as_if_it_were_not_there(tmp_path, text):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "run.json").write_text(text)
+    with pytest.raises(UserError, match="no "):
+        runs.find_checkpoint(None, tmp_path)
+    assert training_sources(tmp_path / "mine") == [] and "identity" not in runs.read_run(tmp_path / "mine")

@@ -372,12 +372,12 @@ def _calls(value: object, where: str) -> list[dict]:
             raise UserError(f"{where}: the key {unread[0]!r} of the tool call {name!r} is not read")
         arguments = _one({key: call[key] for key in ("arguments", "parameters") if call.get(key) not in (None, "")},
                          ("arguments", "parameters"), where)
-        if arguments is None or arguments == "":
+        if arguments is None:
             arguments = {}
         arguments = _parsed(arguments) if isinstance(arguments, str) else arguments
         if not isinstance(arguments, dict) or not is_shallow(arguments, CALL_LEVELS):
-            raise UserError(f"{where}: the arguments of the tool call {name!r} must be a JSON object of at most 32 "
-                            "levels")
+            raise UserError(f"{where}: the arguments of the tool call {name!r} must be a JSON object of at most "
+                            f"{CALL_LEVELS} levels")
         calls.append({"name": name, "arguments": arguments})
     return calls
 
@@ -386,7 +386,7 @@ def _tools(value: object) -> list[dict]:
     """The tools of a row as the list that chat templates take; a bare function is wrapped."""
     value = _parsed(value.strip()) if isinstance(value, str) else value
     if not is_shallow(value, CALL_LEVELS):
-        raise UserError("tools have more than 32 levels")
+        raise UserError(f"tools have more than {CALL_LEVELS} levels")
     tools = []
     for tool in [] if _empty(value) else value if isinstance(value, list) else [value]:
         tool = _parsed(tool) if isinstance(tool, str) else tool

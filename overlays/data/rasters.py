@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -280,10 +280,13 @@ def fit_processor(processor, dataset) -> None:
 
 
 def _items(dataset) -> list[tuple[Path, tuple | None]]:
-    """(file, window) of the rasters of a data set, each once."""
+    return unique_windows((dataset.record(i), dataset.media_root(i)) for i in range(len(dataset)))
+
+
+def unique_windows(rows: Iterable[tuple[Mapping, Path]]) -> list[tuple[Path, tuple | None]]:
+    """(file, window) of the rasters of records, each once; `rows` holds (record, its media root)."""
     return list(dict.fromkeys(
-        (records.media_file(dataset.media_root(i), name), None if window is None else tuple(window))
-        for i in range(len(dataset)) for record in [dataset.record(i)]
+        (records.media_file(media_root, name), None if window is None else tuple(window)) for record, media_root in rows
         for name, window in zip(records.media_names(record, "image"), records.windows(record), strict=True)
     ))
 

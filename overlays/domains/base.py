@@ -305,7 +305,7 @@ def training_sources(run: Path) -> list[dict]:
     while run is not None and run.resolve() not in folders:
         folders.append(run.resolve())
         described = runs.read_run(run) or {}
-        sources += described.get("data", {}).get("train", [])
+        sources += described.get("data", {}).get("train") or []
         base = str(described.get("base_model") or "")
         candidates = [Path(base), paths.ROOT / base] if base else []
         run = next((folder for folder in candidates if folder.is_dir()), None)

@@ -4,7 +4,7 @@ import logging
 import os
 import socket
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -182,8 +182,8 @@ def _processor_problem(part) -> str | None:
         problem = misfit(value, ([float], float), key)
         if problem or least is not None and min(value if isinstance(value, list) else [value], default=1) <= least:
             return problem or f"{key} must be above 0, not {value!r}"
-    for key, value in (("fps", getattr(part, "fps", None)), ("min_frames", getattr(part, "min_frames", None)),
-                       ("max_frames", getattr(part, "max_frames", None))):
+    for key in ("fps", "min_frames", "max_frames"):
+        value = getattr(part, key, None)
         if value is not None and (misfit(value, float) or value <= 0):
             return f"{key} must be a number above 0, not {value!r}"
     return None
@@ -342,17 +342,18 @@ def load_model(checkpoint: str | Path, base_model: str | None = None, attn: str 
         warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*")  # peft asks by the old name
         model = _from_hub(checkpoint, lambda **_: PeftModel.from_pretrained(model, checkpoint, config=config))
     adapters.check_tensors(checkpoint, model)
-    _check_parameter_groups(model, checkpoint)
-    full = full_parameter_names(checkpoint)  # the rest is the base's, which was looked at
+    full = full_parameter_names(checkpoint)
+    _check_parameter_groups(model, checkpoint, full)
+    # All other weights are the base's, which were looked at.
     check_finite(model, checkpoint, lambda key: "lora_" in key or "modules_to_save" in key or plain_name(key) in full)
     return model
 
 
-def _check_parameter_groups(model: torch.nn.Module, checkpoint: str) -> None:
-    """Refuse an adapter's folder without what run.json says was trained beside the adapter."""
+def _check_parameter_groups(model: torch.nn.Module, checkpoint: str, stored: Collection[str]) -> None:
+    """Refuse an adapter's folder whose full parameters `stored` lack what run.json says was trained with it."""
     rows = (runs.read_run(Path(checkpoint)) or {}).get("parts", []) if runs.is_run(Path(checkpoint)) else []
     trained = {row["part"]: row["trainable"] > 0 and row["part"] != "adapter" for row in rows}
-    stored, family = full_parameter_names(checkpoint), family_of(model.config)
+    family = family_of(model.config)
     for name, _ in model.named_parameters():
         part = part_of(name, family, trained)
         if trained.get(part) and plain_name(name) not in stored:

@@ -126,7 +126,7 @@ class Run(sft.Run):
             write_json(folder / "preferences.json", metrics)
         if metrics:
             log_once(f"preference accuracy {metrics['accuracy']:.3f} on {metrics['n']} validation pairs, mean margin "
-                       f"{metrics['margin']:.3f} (beta {metrics['beta']:g})")
+                     f"{metrics['margin']:.3f} (beta {metrics['beta']:g})")
 
 
 def start_model(model_args, training):

@@ -104,7 +104,7 @@ def build_data(mae: PretrainingModelArguments, data: PretrainingDataArguments, s
     for row in (dropped + dropped_held)[:SHOWN]:
         log_once(f"dropped {row['file']}: {row['reason']}")
     log_once(f"{len(files)} rasters of {count} channels for training, {len(held)} held out, "
-               f"{len(dropped) + len(dropped_held)} dropped")
+             f"{len(dropped) + len(dropped_held)} dropped")
     report = {"channels": count, "train": len(files), "held_out": len(held), "dropped": dropped + dropped_held,
               "train_files": _digest(files), "held_out_files": _digest(held)}
     return Data(

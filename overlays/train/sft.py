@@ -269,7 +269,8 @@ def prepare(model_args, data, training, engine: engines.Engine, config=None) -> 
     """
     config = config or load.load_config(model_args.model_name_or_path, training.cache_dir)
     rates = parts.learning_rates(view(model_args, training))
-    adds = model_args.head != "none" or spatial_settings(model_args, training) is not None
+    features = spatial_settings(model_args, training)
+    adds = model_args.head != "none" or features is not None
     if not any(rate for part, rate in rates.items() if part != "additions" or adds):
         raise UserError("nothing is trained: set --lora_enable, --tune_mm_llm, --tune_mm_mlp or --tune_mm_vision True")
     new_channels = channels.wanted(config, model_args)
@@ -282,7 +283,7 @@ def prepare(model_args, data, training, engine: engines.Engine, config=None) -> 
     resume = runs.checkpoint_to_resume(Path(training.output_dir), training.resume, own)
     processor = load.load_processor(model_args.model_name_or_path, training.cache_dir)
     with training.main_process_first(desc="reading data"):
-        max_depth_m = (spatial_settings(model_args, training) or {}).get("max_depth_m")
+        max_depth_m = (features or {}).get("max_depth_m")
         unfitted = rasters.expect(processor, channels.channels_of(config), bool(model_args.in_channels))
         apply_resolution(processor, media_options(data))
         train_set, eval_set, collator = build_data(data, training, processor, config, max_depth_m)

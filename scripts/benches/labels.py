@@ -15,9 +15,8 @@ from overlays.domains.cuprite.classes import CLASSES, rule_codes
 from overlays.domains.cuprite.cube import open_cube
 from overlays.domains.cuprite.labellers import LABELLERS
 from overlays.errors import UserError
-from overlays.paths import RAW, ROOT
+from overlays.paths import RAW
 
-FOLDERS = (RAW / "splib07", ROOT.parent / "shared" / "data" / "hyperspectral")
 # First spectrum of each chapter of the library.
 CHAPTERS = {"minerals": "Acmite NMNH133746", "mixtures": "Acid_Mine_Dr Assemb1-Fe3+",
             "coatings": "Blck_Mn_Coat_Tailngs", "liquids": "H2O-Ice GDS136 77K", "organics": "Acetylene MTG 80K",
@@ -122,10 +121,9 @@ def measure(library: Library, name: str, seed: int = 0) -> dict[str, float]:
 
 def header() -> Path:
     """The library's header. Raises UserError where it is not there."""
-    folders = [Path(os.environ["SPLIB07"])] if "SPLIB07" in os.environ else FOLDERS
-    file = next((folder / "s07_AV95_envi.hdr" for folder in folders if (folder / "s07_AV95_envi.hdr").is_file()), None)
-    if file is None:
-        raise UserError(f"s07_AV95_envi.hdr and .sli of USGS splib07 are not in {folders[0]}: fetch them from the data "
+    file = Path(os.environ.get("SPLIB07", RAW / "splib07")) / "s07_AV95_envi.hdr"
+    if not file.is_file():
+        raise UserError(f"{file.name} and .sli of USGS splib07 are not in {file.parent}: fetch them from the data "
                         "release 10.5066/F7RR1WDJ, or name their folder in SPLIB07")
     return file
 

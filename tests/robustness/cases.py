@@ -9,13 +9,13 @@ import numpy as np
 from tests.robustness.kills import Case
 
 
-def entry(module: str, *words, argument: str = "main"):
+def entry(module: str, *words):
     """The command line of a module in this process, as a user types it."""
     import importlib
 
     from overlays import errors
 
-    main = getattr(importlib.import_module(module), argument)
+    main = importlib.import_module(module).main
     errors.run(lambda: main([str(word) for word in words]))
 
 

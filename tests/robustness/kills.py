@@ -1,6 +1,6 @@
 """Kills an entry point before the N-th change of a file, starts it again, and compares with an uninterrupted run.
 
-    python -m tests.robustness.kills --kills 100 --seed 0 [--only sft]
+    python -m tests.robustness.kills --place FOLDER --kills 100 --seed 0 [--only sft]
 
 Entry points run in forked children of this process, which has torch and transformers imported, each in a process group
 of its own. An audit hook counts what changes a file below the working folder: open for writing, rename, remove, mkdir,
@@ -75,7 +75,8 @@ def _is_below(path, descriptor, folder: str) -> bool:
     path = os.fsdecode(path)
     if not os.path.isabs(path) and isinstance(descriptor, int) and descriptor >= 0:
         path = os.path.join(os.readlink(f"/proc/self/fd/{descriptor}"), path)
-    return os.path.abspath(path).startswith(folder)
+    path = os.path.abspath(path)
+    return path == folder or path.startswith(folder + os.sep)
 
 
 def run_in_child(case: Case, folder: Path, kill_at: int | None, log: Path) -> tuple[int, int]:

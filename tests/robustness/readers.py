@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image
 
 from overlays.data import records
-from tests.commands import run_module, run_script
+from tests.commands import run_call, run_module, run_script
 
 Command = Callable[[Path], subprocess.CompletedProcess]
 
@@ -167,21 +167,13 @@ def _run(folder: Path) -> None:
 def _partial(folder: Path) -> None:
     """A prediction that was interrupted after two answers."""
     _model(folder)
-    done = _predict(folder)
-    assert done.returncode == 0, done.stderr
-    (folder / "predictions.jsonl").unlink()
     from overlays import predict
-    from overlays.answers import Answers
-    from overlays.data.thinking import thinking_of
     from overlays.model import load
 
-    rows = list(records.read(folder / "rows.jsonl"))
-    processor = load.load_processor(folder / "model")
-    size = processor.image_processor.size
-    job = (f"{predict.checkpoint_identity(folder / 'model')} 2 thinking {thinking_of(processor)} pixels "
-           f"{size['shortest_edge']} {size['longest_edge']}")
-    with Answers(folder / "predictions.jsonl", job) as answers:
-        answers.add([(key, "a") for key in predict.record_keys(rows, folder)[:2]])
+    rows, output = list(records.read(folder / "rows.jsonl")), folder / "predictions.jsonl"
+    predict.predict(*load.load_for_inference(folder / "model"), rows[:2], folder, 8, 2, output,
+                    predict.checkpoint_identity(folder / "model"), keep=True)
+    output.unlink()
 
 
 def _metrics(folder: Path) -> None:
@@ -212,13 +204,8 @@ def _registry(folder: Path) -> None:
 
 def _resolve(folder: Path) -> subprocess.CompletedProcess:
     from overlays import registry
-    from overlays.errors import UserError
 
-    try:
-        registry.resolve("mine", folder)
-    except UserError as error:
-        return subprocess.CompletedProcess([], 2, "", f"error: {error}\n")
-    return subprocess.CompletedProcess([], 0, "", "")
+    return run_call(lambda: registry.resolve("mine", folder))
 
 
 # ---- raw data of the domains
@@ -322,16 +309,8 @@ def _archives(folder: Path) -> None:
 
 def _unpack(folder: Path) -> subprocess.CompletedProcess:
     from overlays import archives
-    from overlays.errors import UserError
 
-    try:
-        for name in ("a.zip", "b.tar.gz"):
-            archives.unpack_beside(folder / name)
-    except UserError as error:
-        return subprocess.CompletedProcess([], 2, "", f"error: {error}\n")
-    except OSError as error:  # as errors.run says it
-        return subprocess.CompletedProcess([], 2, "", f"error: {error.filename}: {error.strerror}\n")
-    return subprocess.CompletedProcess([], 0, "", "")
+    return run_call(lambda: [archives.unpack_beside(folder / name) for name in ("a.zip", "b.tar.gz")])
 
 
 PROCESSOR = ("--model-name-or-path", "{folder}/model")
@@ -367,8 +346,8 @@ READERS = {
         "overlays.domains.driving.compare", "table", folder / "run"), ("run/*/test/metrics.json",)),
     "ENVI cube": Reader(_cube, _prepare("cuprite", "--cube", "{folder}/cuprite_sample.hdr", *LABELS),
                         ("cuprite_sample.hdr", "cuprite_sample.img"), "out/metadata.json", heavy=True),
-    "class map": Reader(_cube, _prepare("cuprite", "--cube", "{folder}/cuprite_sample.hdr", LABELS[0],
-                                        *LABELS[1:], "--class-map", "{folder}/classes.json"),
+    "class map": Reader(_cube, _prepare("cuprite", "--cube", "{folder}/cuprite_sample.hdr", *LABELS,
+                                        "--class-map", "{folder}/classes.json"),
                         ("classes.json", "labels.npy"), "out/metadata.json", heavy=True),
     "MATLAB cube": Reader(_cube_formats, _prepare("cuprite", "--cube", "{folder}/cube.mat", "--wavelengths",
                                                   "{folder}/bands.txt", *LABELS), ("cube.mat", "bands.txt"),

@@ -15,7 +15,6 @@ INDEX = "clip_index.parquet"
 SPLITS = "splits/default.parquet"  # newer revisions keep the splits here; older ones in the index
 EGOMOTION = "labels/egomotion/egomotion.chunk_{chunk:04d}.zip"
 PICTURES = "camera/{camera}/{camera}.chunk_{chunk:04d}.zip"
-HIGHEST_CHUNK = 9999  # chunk numbers have four digits
 
 
 def chunk_numbers(text: str) -> list[int]:

@@ -13,7 +13,6 @@ from overlays.data.encodings import LENGTHS, dequantise, lengths
 from overlays.data.raster_file import Georeference, RasterFile
 from overlays.errors import UserError
 
-ENCODINGS = ("auto", "alphaearth", "float", "tessera")
 SCALES = "_scales"  # end of the name of a TESSERA tile's file of scales, one a pixel
 ROWS = 256  # of a window: a strip of a 64-band raster 10,000 pixels wide is 0.7 GB as float32
 

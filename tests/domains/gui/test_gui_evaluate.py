@@ -32,7 +32,7 @@ def asked(monkeypatch):
 
     monkeypatch.setattr(predict, "answer_batch", answer_batch)
     monkeypatch.setattr(predict, "prompt_loader", prompt_loader)
-    monkeypatch.setattr(predict.chat, "thinking_of", lambda processor: None)
+    monkeypatch.setattr(predict, "thinking_of", lambda processor: None)
     monkeypatch.setattr(predict, "max_depth_m", lambda model: None)
     return found
 
