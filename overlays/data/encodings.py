@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from overlays.data.raster_file import RasterFile
+from overlays.data.raster_file import RasterFile, file_state
 
 NODATA = -128
 ALPHAEARTH_BANDS = 64
@@ -38,7 +38,7 @@ def decoded(file: RasterFile) -> RasterFile:
     they are decoded; any other raster as it is."""
     if file.dtype != np.int8 or file.shape[2] != ALPHAEARTH_BANDS or file.scale is not None:
         return file
-    state = tuple((str(name), *_state(name.stat())) for name in file.files)
+    state = tuple((str(name), *file_state(name)) for name in file.files)
     if state not in _KNOWN:
         height = file.shape[0]
         rows = np.unique(np.linspace(0, height - 1, min(height, _ROWS)).astype(int))
@@ -55,7 +55,3 @@ def _lengths_of_rows(file: RasterFile, row: int, rows: int) -> np.ndarray:
     """(n,) lengths of the decoded pixels with data of some rows."""
     found = lengths(dequantise(file.stored(row, 0, rows, file.shape[1], np.arange(ALPHAEARTH_BANDS))[0]), -1)
     return found[np.isfinite(found) & (found > 0)]
-
-
-def _state(status) -> tuple[int, int]:
-    return status.st_size, status.st_mtime_ns

@@ -84,7 +84,7 @@ def _binary(path: str, band: int, _size: int, _changed_ns: int) -> bool:
 
 def note(path: str | Path) -> str:
     """" (band 4 is marked as alpha and not counted)" where that is so, else ""; for sentences about channels."""
-    if Path(path).suffix.lower() not in (".tif", ".tiff"):
+    if Path(path).suffix.lower() not in SUFFIXES:
         return ""
     with _tif(Path(path)) as (_, _, masks):
         return f" (band {', '.join(map(str, masks))} is marked as alpha and not counted)" if masks else ""

@@ -17,7 +17,7 @@ from overlays.files import atomic_path
 OWN_SRS = 100_000  # id of a coordinate reference system without an EPSG code
 
 
-def write_geotiff(path: Path, values: np.ndarray, place: Georeference, nodata: float,
+def write_geotiff(path: Path, values: np.ndarray, georeference: Georeference, nodata: float,
                   colors: Mapping[int, tuple[int, int, int]] | None = None) -> None:
     """Write (height, width) values as a cloud-optimised GeoTIFF; a swath is put on the grid of its lookup table."""
     import rasterio
@@ -26,11 +26,11 @@ def write_geotiff(path: Path, values: np.ndarray, place: Georeference, nodata: f
     from rasterio.shutil import copy
     from rasterio.transform import Affine
 
-    values = on_grid(values, place, nodata)
+    values = on_grid(values, georeference, nodata)
     with warnings.catch_warnings(), atomic_path(path) as temporary, MemoryFile() as memory:
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
         with memory.open(driver="GTiff", height=values.shape[0], width=values.shape[1], count=1, dtype=values.dtype,
-                         crs=rasterio.crs.CRS.from_wkt(place.crs), transform=Affine(*place.transform),
+                         crs=rasterio.crs.CRS.from_wkt(georeference.crs), transform=Affine(*georeference.transform),
                          nodata=nodata) as out:
             out.write(values, 1)
             if colors:
@@ -39,28 +39,28 @@ def write_geotiff(path: Path, values: np.ndarray, place: Georeference, nodata: f
             copy(source, temporary, driver="COG", compress="deflate", overview_resampling="nearest")
 
 
-def on_grid(values: np.ndarray, place: Georeference, nodata: float) -> np.ndarray:
+def on_grid(values: np.ndarray, georeference: Georeference, nodata: float) -> np.ndarray:
     """(height, width) values on the map's grid: as they are, or by the lookup table of a swath (EMIT's GLT)."""
-    if place.table is None:
+    if georeference.table is None:
         return values
     from overlays.data.netcdf import lookup_table
 
-    row, col = lookup_table(place.table)
+    row, col = lookup_table(georeference.table)
     inside = (row > 0) & (col > 0)  # counted from 1
     grid = np.full(row.shape, nodata, values.dtype)
     grid[inside] = values[row[inside] - 1, col[inside] - 1]
     return grid
 
 
-def pixel_transform(place: Georeference) -> tuple[float, ...]:
+def pixel_transform(georeference: Georeference) -> tuple[float, ...]:
     """From (column, row) of the raster to the map; of a swath the affine map that fits its lookup table best."""
-    if place.table is None:
-        return place.transform
+    if georeference.table is None:
+        return georeference.transform
     from overlays.data.netcdf import lookup_table
 
-    row, col = lookup_table(place.table)
+    row, col = lookup_table(georeference.table)
     y, x = np.nonzero((row > 0) & (col > 0))
-    a, b, c, d, e, f = place.transform
+    a, b, c, d, e, f = georeference.transform
     points = np.stack([a * (x + 0.5) + b * (y + 0.5) + c, d * (x + 0.5) + e * (y + 0.5) + f], 1)
     pixels = np.stack([col[y, x] - 0.5, row[y, x] - 0.5, np.ones(len(x))], 1)
     origin = points.mean(0)
@@ -69,7 +69,7 @@ def pixel_transform(place: Georeference) -> tuple[float, ...]:
     return tuple(float(value) for value in fitted.T.ravel())
 
 
-def write_geopackage(path: Path, layer: str, place: Georeference, boxes: Sequence[tuple[int, int, int, int]],
+def write_geopackage(path: Path, layer: str, georeference: Georeference, boxes: Sequence[tuple[int, int, int, int]],
                      columns: Mapping[str, Sequence]) -> None:
     """Write rectangles (row, column, height, width) of a raster as polygons with attributes; see `pixel_transform`.
 
@@ -78,9 +78,9 @@ def write_geopackage(path: Path, layer: str, place: Georeference, boxes: Sequenc
     """
     from rasterio.crs import CRS
 
-    crs = CRS.from_wkt(place.crs)
+    crs = CRS.from_wkt(georeference.crs)
     code = crs.to_epsg() or OWN_SRS
-    transform = pixel_transform(place)
+    transform = pixel_transform(georeference)
     polygons = [_corners(box, transform) for box in boxes]
     points = np.array(polygons).reshape(-1, 2) if polygons else np.zeros((1, 2))
     kinds = {name: "TEXT" if any(isinstance(value, str) for value in values) else "REAL"
@@ -102,7 +102,7 @@ def write_geopackage(path: Path, layer: str, place: Georeference, boxes: Sequenc
                 CREATE TABLE "{layer}" (fid INTEGER PRIMARY KEY AUTOINCREMENT, geom BLOB{fields});""")
             systems = [("Undefined Cartesian", -1, "NONE", -1, "undefined", None),
                        ("Undefined geographic", 0, "NONE", 0, "undefined", None),
-                       ("of the raster", code, "EPSG" if code != OWN_SRS else "NONE", code, place.crs, None)]
+                       ("of the raster", code, "EPSG" if code != OWN_SRS else "NONE", code, georeference.crs, None)]
             if code != 4326:
                 systems.append(("WGS 84", 4326, "EPSG", 4326, CRS.from_epsg(4326).to_wkt(), None))
             data.executemany("INSERT INTO gpkg_spatial_ref_sys VALUES (?, ?, ?, ?, ?, ?)", systems)

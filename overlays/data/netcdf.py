@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from functools import partial
+from contextlib import contextmanager
+from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -26,17 +27,17 @@ def open_netcdf(path: Path) -> RasterFile:
     Raises:
         UserError: it cannot be read, or holds no reflectance cube.
     """
-    with _dataset(path) as data:
+    with _open(path) as data:
         variables = list(_variables(data))
         cube = _cube(path, variables)
         dimensions, shape = cube.dimensions, cube.shape
         lists = [each for each in variables if each.ndim == 1 and len(each) in shape]
         centres = next((each for each in lists if _CENTRES.match(each.name)), None)
         axis = _band_axis(path, dimensions, shape, centres)
-        rest = [side for side in range(3) if side != axis]
-        if _COLUMN.match(dimensions[rest[0]]) and not _COLUMN.match(dimensions[rest[1]]):
-            rest.reverse()
-        order = (*rest, axis)
+        sides = [side for side in range(3) if side != axis]
+        if _COLUMN.match(dimensions[sides[0]]) and not _COLUMN.match(dimensions[sides[1]]):
+            sides.reverse()
+        order = (*sides, axis)
         bands = shape[axis]
         lists = [each for each in lists if len(each) == bands]
         width = next((each for each in lists if re.match(r"^fwhm", each.name, re.IGNORECASE)), None)
@@ -60,28 +61,23 @@ def open_netcdf(path: Path) -> RasterFile:
                            layout["flip"]))
 
 
-class _dataset:
+@contextmanager
+def _open(path: Path) -> Iterator:
     """An open `netCDF4.Dataset`; what goes wrong with it is a UserError."""
-
-    def __init__(self, path: Path):
-        self.path = path
-
-    def __enter__(self):
-        try:
-            import netCDF4
-        except ImportError:
-            raise UserError(f"reading {self.path} needs the netCDF4 package: pip install netCDF4") from None
-        try:
-            self.data = netCDF4.Dataset(self.path)
-        except OSError as error:
-            raise UserError(f"{self.path} cannot be read as NetCDF: {error}") from None
-        self.data.set_auto_maskandscale(False)
-        return self.data
-
-    def __exit__(self, kind, error, _):
-        self.data.close()
-        if isinstance(error, (RuntimeError, OSError, IndexError, KeyError, AttributeError)):
-            raise UserError(f"{self.path} cannot be read as a reflectance cube, it may be damaged: {error}") from None
+    try:
+        import netCDF4
+    except ImportError:
+        raise UserError(f"reading {path} needs the netCDF4 package: pip install netCDF4") from None
+    try:
+        data = netCDF4.Dataset(path)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read as NetCDF: {error}") from None
+    try:
+        with data:
+            data.set_auto_maskandscale(False)
+            yield data
+    except (RuntimeError, OSError, IndexError, KeyError, AttributeError) as error:
+        raise UserError(f"{path} cannot be read as a reflectance cube, it may be damaged: {error}") from None
 
 
 def _variables(group) -> Iterator:
@@ -139,14 +135,14 @@ def _stored(layout: dict, row: int, col: int, rows: int, cols: int, bands: np.nd
     for axis, part in zip(layout["order"], (slice(first, first + rows), slice(col, col + cols), slice(None)),
                           strict=True):
         picked[axis] = part
-    with _dataset(layout["path"]) as data:
+    with _open(layout["path"]) as data:
         values = np.asarray(data[layout["variable"]][tuple(picked)]).transpose(layout["order"])
     return (values[::-1] if layout["flip"] else values)[:, :, bands], None
 
 
 def _locate(path: Path, variable: str, row: str, column: str, flip: bool) -> Georeference | None:
     """The grid of an orthorectified cube, or that of the lookup table of a swath."""
-    with _dataset(path) as data:
+    with _open(path) as data:
         variables = {each.name: each for each in _variables(data)}
         cube = data[variable]
         grid = variables.get(str(getattr(cube, "grid_mapping", "")))
@@ -177,6 +173,11 @@ def _locate(path: Path, variable: str, row: str, column: str, flip: bool) -> Geo
 
 def lookup_table(path: Path) -> tuple[np.ndarray, np.ndarray]:
     """(rows, columns) of the swath by pixel of the map, counted from 1, 0 where there is none."""
-    with _dataset(path) as data:
+    return _lookup_table(path, path.stat().st_mtime_ns)
+
+
+@lru_cache(maxsize=1)
+def _lookup_table(path: Path, _changed_ns: int) -> tuple[np.ndarray, np.ndarray]:
+    with _open(path) as data:
         found = {each.name: each for each in _variables(data)}
         return np.asarray(found["glt_y"][:]), np.asarray(found["glt_x"][:])

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import tokenize
+import zipfile
+import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,6 +13,9 @@ from typing import NamedTuple
 import numpy as np
 
 ABSURD = 1e30  # no measurement is larger; fill values such as -3.4e38 are
+# What numpy raises on damaged .npy and .npz files.
+NUMPY_ERRORS = (OSError, EOFError, ValueError, TypeError, SyntaxError, KeyError, OverflowError, tokenize.TokenError,
+                zipfile.BadZipFile, zlib.error)
 
 
 class Georeference(NamedTuple):
@@ -77,11 +83,6 @@ class RasterFile:
     decode: Callable[[np.ndarray], np.ndarray] | None = None
     locate: Callable[[], Georeference | None] = nowhere
 
-    @property
-    def has_bytes(self) -> bool:
-        """Whether values are the stored 8-bit values themselves."""
-        return self.dtype == np.uint8 and self.scale is None and self.offset is None
-
     def read(self, row: int, col: int, rows: int, cols: int, bands: np.ndarray | None = None) -> np.ndarray:
         """Values of a window, (rows, cols, bands) float32, NaN where there is no data; 8-bit values of a file that
         needs no scale stay so where all are there.
@@ -95,7 +96,7 @@ class RasterFile:
             missing = equal if missing is None else missing | equal
         if missing is not None and not missing.any():
             missing = None
-        if self.has_bytes and missing is None:
+        if self.dtype == np.uint8 and self.scale is None and self.offset is None and missing is None:
             return stored
         with np.errstate(over="ignore"):
             values = stored.astype(np.float32) if self.decode is None else self.decode(stored)
@@ -124,6 +125,12 @@ def _equal(stored: np.ndarray, nodata: float) -> np.ndarray:
         return stored == stored.dtype.type(int(nodata))
     with np.errstate(invalid="ignore", over="ignore"):
         return np.abs(stored - np.asarray(nodata).astype(stored.dtype)) <= 1e-6 * abs(nodata)
+
+
+def file_state(path: Path) -> tuple[int, int]:
+    """(size in bytes, time of change in ns) of a file, by which a changed one is told."""
+    status = path.stat()
+    return status.st_size, status.st_mtime_ns
 
 
 def coefficients(values: np.ndarray | None, neutral: float) -> np.ndarray | None:

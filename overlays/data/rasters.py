@@ -19,8 +19,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from overlays.data import encodings, envi, geotiff, matlab, netcdf, records
-from overlays.data.raster_file import RasterFile
-from overlays.data.spectral_bands import NUMPY_ERRORS
+from overlays.data.raster_file import NUMPY_ERRORS, RasterFile, file_state
 from overlays.errors import UserError
 from overlays.files import read_json, write_json
 from overlays.paths import cache_folder
@@ -116,13 +115,12 @@ def read(path: str | Path, window: Window | None = None) -> np.ndarray:
 
 
 def open_raster(path: str | Path, *, mat_variable: str | None = None, mat_shape: tuple[int, int] | None = None,
-                bands: int | None = None) -> RasterFile:
+                bands: int | None = None, decode: bool = True) -> RasterFile:
     """A raster of any format, described by its header: ENVI (header or data file), GeoTIFF, NetCDF, MATLAB, .npy.
-
-    Raw AlphaEarth tiles are decoded (see `encodings.decoded`).
 
     Args:
         mat_variable, mat_shape, bands: of a MATLAB file, see `matlab.open_matlab`.
+        decode: whether raw AlphaEarth tiles are decoded (see `encodings.decoded`).
 
     Raises:
         UserError: no such file, no known format, damaged, or a header that makes no sense.
@@ -143,7 +141,7 @@ def open_raster(path: str | Path, *, mat_variable: str | None = None, mat_shape:
         file = envi.open_envi(path)
     else:
         raise UserError(f"{path} is of no known format: give an ENVI header, GeoTIFF, NetCDF, MATLAB or .npy file")
-    return encodings.decoded(file)
+    return encodings.decoded(file) if decode else file
 
 
 def files_of(path: Path) -> tuple[Path, ...]:
@@ -312,8 +310,7 @@ def misfit(processor, data) -> str:
 
 def _state(path: Path) -> tuple[int, ...]:
     """(size, time of change) of a raster's file; for ENVI of the header and of the data file."""
-    states = [file.stat() for file in files_of(path)]
-    return tuple(number for state in states for number in (state.st_size, state.st_mtime_ns))
+    return tuple(number for file in files_of(path) for number in file_state(file))
 
 
 def _blocks(path: Path, window: Window | None) -> Iterator[np.ndarray]:

@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import re
-import tokenize
-import zipfile
-import zlib
 from pathlib import Path
 
 import numpy as np
 
+from overlays.data.raster_file import NUMPY_ERRORS
 from overlays.errors import UserError
 
 _NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:e[-+]?\d+)?"
 _QUANTITY = re.compile(rf"\s*(nan|{_NUMBER})\s*([^\d\s]\S*)?\s*", re.IGNORECASE)
-# What numpy raises on damaged .npy and .npz files.
-NUMPY_ERRORS = (OSError, EOFError, ValueError, TypeError, SyntaxError, KeyError, OverflowError, tokenize.TokenError,
-                zipfile.BadZipFile, zlib.error)
 _PLAUSIBLE = (0.05, 40.0)  # band width over band spacing
 
 
@@ -125,7 +120,7 @@ def spectral(centres: np.ndarray | None, unit: str, widths: np.ndarray | None, w
     return found, *widths_nm(widths, width_unit or implied, found, where)
 
 
-def read_wavelengths(path: str | Path, bands: int | None = None) -> np.ndarray:
+def read_wavelengths(path: str | Path) -> np.ndarray:
     """(bands,) centres in nm from a .npy, text or CSV file, first column; values up to 100 are micrometres."""
     path = Path(path)
     try:
@@ -136,6 +131,4 @@ def read_wavelengths(path: str | Path, bands: int | None = None) -> np.ndarray:
             values = np.array([float(line.group(1)) for line in lines if line])
     except (*NUMPY_ERRORS, AttributeError) as error:  # AttributeError: an archive of arrays
         raise UserError(f"wavelength file {path} cannot be read: {error}") from None
-    if bands is not None and len(values) != bands:
-        raise UserError(f"wavelength file {path} lists {len(values)} bands, the cube has {bands}")
     return centres_nm(values, "", path)

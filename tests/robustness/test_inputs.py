@@ -241,4 +241,4 @@ def test_an_empty_label_raster_and_one_of_text_are_one_sentence(tmp_path):
         with pytest.raises(UserError, match=f"{name}.npy"):
             read_label_raster(tmp_path / f"{name}.npy", (1, 1))
     with pytest.raises(UserError, match="empty.npy cannot be read"):
-        read_wavelengths(tmp_path / "empty.npy", 1)
+        read_wavelengths(tmp_path / "empty.npy")

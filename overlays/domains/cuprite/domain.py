@@ -20,15 +20,14 @@ from overlays.domains.cuprite.questions import COMPOSITES, TASKS, parse_alterati
 from overlays.paths import ROOT
 from overlays.report import Cards, Paragraph, Picture, Section, Table
 
+SHOWN = 12  # tiles in the report
+
 
 def _scale_text(cube: dict) -> str:
     """How stored values become reflectance, of metadata's cube."""
     if isinstance(cube["scale"], list):
         return "reflectance = value x scale + offset, by band"
     return f"reflectance = value / {cube['scale']:g}"
-
-
-SHOWN = 12  # tiles in the report
 
 
 class Cuprite(Domain):

@@ -96,13 +96,13 @@ class NearestLabeller:
     differences of the bands, is taken off the squared length. There is no label below LEAST_COSINE or where no feature
     is LEAST_DEPTH deep. Rules of other minerals, plants, snow and water compete as well.
 
-    Args: as MicaLabeller; attributes too.
+    Args: as MicaLabeller, and the one of these bands where there is one already; attributes as MicaLabeller.
     """
 
     name = "nearest"
 
-    def __init__(self, wavelength_nm: np.ndarray, fwhm_nm: np.ndarray):
-        mica = MicaLabeller(wavelength_nm, fwhm_nm)
+    def __init__(self, wavelength_nm: np.ndarray, fwhm_nm: np.ndarray, mica: MicaLabeller | None = None):
+        mica = mica or MicaLabeller(wavelength_nm, fwhm_nm)
         self.rules = mica.rules
         self._bands = np.flatnonzero((wavelength_nm >= RANGE_NM[0]) & (wavelength_nm <= RANGE_NM[1]))
         self._nm = wavelength_nm[self._bands]
@@ -143,9 +143,11 @@ class ConsensusLabeller:
     name = "consensus"
 
     def __init__(self, wavelength_nm: np.ndarray, fwhm_nm: np.ndarray):
-        self._both = [MicaLabeller(wavelength_nm, fwhm_nm), NearestLabeller(wavelength_nm, fwhm_nm)]
-        self.rules = self._both[0].rules
-        self.incomplete = {**self._both[0].incomplete, **self._both[1].incomplete}
+        mica = MicaLabeller(wavelength_nm, fwhm_nm)
+        nearest = NearestLabeller(wavelength_nm, fwhm_nm, mica)
+        self._both = (mica, nearest)
+        self.rules = mica.rules
+        self.incomplete = mica.incomplete | nearest.incomplete
         self._codes = rule_codes(self.rules)
 
     def __call__(self, spectra: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

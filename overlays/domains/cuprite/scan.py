@@ -19,8 +19,8 @@ from tqdm import tqdm
 from overlays.domains.cuprite.bands import positions
 from overlays.domains.cuprite.classes import rule_codes
 from overlays.domains.cuprite.cube import Cube
+from overlays.domains.cuprite.indices import clay_depth, ferric_iron
 from overlays.domains.cuprite.labellers import LABELLERS, al_oh_position, mica_rules
-from overlays.domains.cuprite.labels import clay_depth, ferric_iron
 from overlays.errors import UserError
 
 AL_OH_ZERO_NM = 2200.0  # positions are kept relative to it: float16 is then exact to 0.03 nm

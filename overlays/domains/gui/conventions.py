@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from statistics import median
-from typing import Literal
+from typing import Literal, get_args
 
 from overlays.domains.gui.coordinates import GRID
 from overlays.domains.gui.taps import Point, Tap
@@ -16,7 +16,7 @@ from overlays.domains.gui.trees import Tree, fits
 from overlays.errors import UserError
 
 Order, Scale, Box = Literal["xy", "yx"], Literal["pixels", "1", "1000"], Literal["ltrb", "ltwh", "lrtb"]
-ORDERS, SCALES, BOXES = ("xy", "yx"), ("pixels", "1", "1000"), ("ltrb", "ltwh", "lrtb")
+ORDERS, SCALES, BOXES = map(get_args, (Order, Scale, Box))
 ROUNDING = 4  # grid units
 LEAST = 5  # taps that a judgement takes
 WRONG, RIGHT = 0.5, 0.9  # share of agreement below which a convention is wrong, and from which on another one is right

@@ -89,7 +89,7 @@ class Gui(Domain):
             raise UserError("--personal and --checkpoint exclude each other: the folds name their own global model")
         if flags.compare_base:
             raise UserError("--compare-base does not go with --personal: the global model stands beside the folds")
-        personal.read(flags.personal)
+        personal.check_finished(flags.personal)
         return paths.ROOT / personal.checkpoint_of(flags.personal), flags.personal
 
     def check(self, evaluation: Evaluation) -> None:

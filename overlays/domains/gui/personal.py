@@ -160,26 +160,23 @@ def read_rows(file: Path) -> list[dict]:
     return [row for _, row in records.scan(file, convert=False) if isinstance(row, dict)]
 
 
-def read(output: Path) -> dict[str, list[dict]]:
-    """Predictions of every finished fold of the last run, by kind of folds.
-
-    Raises:
-        UserError: the folder holds none.
-    """
-    rows_by_kind: dict[str, list[dict]] = {}
-    for name, identity in _read_job(Path(output))["folds"].items():
-        rows = finished(Path(output) / name, identity)
-        if rows is not None:
-            rows_by_kind.setdefault(name.split("/")[-1].split("_fold_")[0], []).extend(rows)
-    if not rows_by_kind:
+def check_finished(output: Path) -> None:
+    """Raises UserError where no fold of the last run is finished."""
+    if all(finished(output / name, identity) is None for name, identity in _read_job(output)["folds"].items()):
         raise UserError(f"{output} holds no finished fold: run scripts/train_gui_personal.sh")
-    return rows_by_kind
 
 
-def unfinished(output: Path) -> list[str]:
-    """Folds of the last run that are not finished, by their folder."""
-    job = _read_job(Path(output))["folds"]
-    return [name for name, identity in job.items() if finished(Path(output) / name, identity) is None]
+def read(output: Path) -> tuple[dict[str, list[dict]], list[str]]:
+    """(predictions of every finished fold of the last run by kind of folds, folders of the folds that are not)."""
+    rows_by_kind: dict[str, list[dict]] = {}
+    unfinished = []
+    for name, identity in _read_job(output)["folds"].items():
+        rows = finished(output / name, identity)
+        if rows is None:
+            unfinished.append(name)
+        else:
+            rows_by_kind.setdefault(name.split("/")[-1].split("_fold_")[0], []).extend(rows)
+    return rows_by_kind, unfinished
 
 
 def checkpoint_of(output: Path) -> str:
@@ -201,12 +198,12 @@ def current_folds(folder: Path, asked: Sequence[dict]) -> dict[str, list[dict]]:
     from overlays.predict import prediction_row
 
     wanted = {record["id"]: prediction_row(record, "") for record in asked}
+    rows_by_kind, left = read(folder)
     kinds = {kind: [row for row in rows if row["id"] in wanted and _asks_the_same(row, wanted[row["id"]])]
-             for kind, rows in read(folder).items()}
+             for kind, rows in rows_by_kind.items()}
     if not any(kinds.values()):
         raise UserError(f"{folder} holds no fold of these users' taps as they are now: run "
                         "scripts/train_gui_personal.sh")
-    left = unfinished(folder)
     if left:
         log.warning("%d folds are not finished: %s", len(left), ", ".join(left[:10]))
     for kind, rows in kinds.items():

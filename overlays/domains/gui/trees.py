@@ -3,6 +3,7 @@
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -37,13 +38,14 @@ class Tree:
         """(n,) bool: the elements that hold a point."""
         return ((self.boxes[:, :2] <= point) & (point <= self.boxes[:, 2:])).all(1)
 
+    @cached_property
     def area(self) -> np.ndarray:
         """(n,) pixels of each element."""
         return (self.boxes[:, 2:] - self.boxes[:, :2]).astype(np.int64).prod(1)
 
     def labelled_at(self, point: Sequence[float]) -> tuple[str, tuple[int, ...]] | None:
         """(label, box) of the smallest element with a label under a point, clickable ones first."""
-        area = self.area()
+        area = self.area
         found = [(not self.clickable[i], area[i], self.labels[i], tuple(self.boxes[i].tolist()))
                  for i in np.flatnonzero(self.under(point)) if self.labels[i]]
         return min(found)[2:] if found else None
@@ -54,7 +56,7 @@ class Tree:
 
         Such an element is clickable or a leaf, and smaller than half the screen.
         """
-        area, hit = self.area(), self.under(point)
+        area, hit = self.area, self.under(point)
         large = area >= BACKGROUND * size[0] * size[1]
         targets = (self.leaf | self.clickable) & (area > 0) & ~large
         if (targets & hit).any():

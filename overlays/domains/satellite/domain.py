@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from overlays.data import records
-from overlays.data.rasters import NUMPY_ERRORS
+from overlays.data.raster_file import NUMPY_ERRORS
 from overlays.domains.base import Domain, Evaluation, Metric
 from overlays.domains.satellite import pca, plots, prepare, questions, score
 from overlays.domains.satellite.metadata import read_metadata

@@ -11,7 +11,8 @@ from PIL import Image
 from tqdm import tqdm
 
 from overlays.data import records
-from overlays.data.rasters import NUMPY_ERRORS, open_npy
+from overlays.data.raster_file import NUMPY_ERRORS
+from overlays.data.rasters import open_npy
 from overlays.domains.base import SPLITS, prepared_folder, write_metadata
 from overlays.domains.satellite.metadata import read_metadata
 from overlays.errors import UserError

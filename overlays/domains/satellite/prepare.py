@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from overlays import samples
 from overlays.data.encodings import lengths
+from overlays.data.geotiff import SUFFIXES
 from overlays.data.media import MAX_ASPECT
 from overlays.data.rasters import MAX_VALUES
 from overlays.data.records import parse_fractions, split_groups
@@ -25,7 +26,6 @@ from overlays.files import atomic_path, read_json, reserve, sha256, write_jsonl
 from overlays.flags import check_choices, option
 from overlays.paths import relative
 
-SUFFIXES = (".tif", ".tiff")
 TRUTH = "truth.json"  # the sample's signal without its noise
 MAX_DECIMALS = 12  # of an answer's number
 

@@ -59,7 +59,7 @@ def test_an_unreadable_verdict_on_unaltered_ground_lowers_f1():
     assert metrics["mineral_macro_f1"] is None and metrics["n_by_task"]["minerals"] == 0
 
 
-def test_mineral_figures_are_those_counted_by_hand():
+def test_mineral_metrics_are_those_counted_by_hand():
     said = ["alunite", "muscovite, epidote", "none", "???"]
     listed = [r for r in records(TILES) if r["task"] == "minerals"]
     metrics = score(rows(listed, lambda r: said[int(r["id"][1])]))
@@ -126,7 +126,7 @@ def test_scoring_is_pure_and_gives_json():
     assert (given, train) == before
 
 
-def test_no_rows_give_no_figures():
+def test_no_rows_give_no_metrics():
     metrics = score([], records(TILES, split="train"))
     assert metrics["n"] == 0 and all(metrics[name] is None for name in HEADLINES)
 

@@ -66,7 +66,7 @@ def test_folds_train_small_adapters_once_and_leave_the_base_alone(data, tiny_mod
     train(data, base, tmp_path)
     assert capsys.readouterr().out.count("2 taps, loss ") == 2
     folder = tmp_path / "user_1/episode_fold_0"
-    assert {row["id"] for rows in personal.read(tmp_path).values() for row in rows} == \
+    assert {row["id"] for rows in personal.read(tmp_path)[0].values() for row in rows} == \
         {record["id"] for record in records.read(data / "test.jsonl")}
 
     model, _ = load.load_for_inference(folder)
@@ -169,14 +169,14 @@ def test_an_adapter_on_an_adapter_is_found(data, tiny_model_dir, tmp_path):
 
 def test_a_folder_without_folds_is_one_sentence(tmp_path):
     with pytest.raises(UserError, match="holds no finished fold"):
-        personal.read(tmp_path)
+        personal.check_finished(tmp_path)
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_and_the_fold(data, tiny_model_dir, tmp_path, monkeypatch):
     monkeypatch.setattr(Trainer, "train", lambda *_, **__: SimpleNamespace(training_loss=float("nan")))
     with pytest.raises(UserError, match="user 1, episode fold 1 of 2: the loss became nan: lower the learning rate"):
         train(data, tiny_model_dir("qwen3_vl"), tmp_path)
-    assert personal.unfinished(tmp_path) == ["user_1/episode_fold_0", "user_1/episode_fold_1"]
+    assert personal.read(tmp_path)[1] == ["user_1/episode_fold_0", "user_1/episode_fold_1"]
 
 
 def rows_of(users, episodes, root):
@@ -204,20 +204,20 @@ def test_only_folds_of_the_last_run_are_read(tmp_path):
         work, identities = begin(rows_of(users, 6, tmp_path), tmp_path, settings, said)
         for job in work:
             finish(job, tmp_path, identities)
-    assert len(personal.read(tmp_path)["episode"]) == 12 and not personal.unfinished(tmp_path) and not said
+    assert len(personal.read(tmp_path)[0]["episode"]) == 12 and not personal.read(tmp_path)[1] and not said
     assert personal.checkpoint_of(tmp_path) == str(tmp_path / "global")
 
     (tmp_path / "user_2" / "own_notes").mkdir()
     work, identities = begin(rows_of([1], 6, tmp_path), tmp_path, replace(settings, folds=2), said)
     assert "removed 6 folds" in said[0] and (tmp_path / "user_2" / "own_notes").is_dir()
     with pytest.raises(UserError, match="holds no finished fold"):
-        personal.read(tmp_path)
+        personal.check_finished(tmp_path)
     finish(work[0], tmp_path, identities)
     finish(work[1], tmp_path, identities)
     file = tmp_path / work[1].name / personal.ROWS
     file.write_text(file.read_text()[:-20])  # cut short
-    assert len(personal.read(tmp_path)["episode"]) == 3
-    assert personal.unfinished(tmp_path) == ["user_1/episode_fold_1"]
+    assert len(personal.read(tmp_path)[0]["episode"]) == 3
+    assert personal.read(tmp_path)[1] == ["user_1/episode_fold_1"]
 
 
 def test_a_fold_of_other_records_or_pictures_is_not_done(tmp_path):

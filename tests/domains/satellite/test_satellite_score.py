@@ -11,13 +11,13 @@ def rows(truth, said, kind="value"):
             for i, (t, s) in enumerate(zip(truth, said, strict=True))]
 
 
-def test_figures_by_hand():
+def test_metrics_by_hand():
     found = regression_metrics([1.0, 2.0, 3.0], [1.0, 2.0, 5.0])
     assert found == {"n": 3, "r2": -1.0, "rmse": pytest.approx(2 / 3**0.5, abs=1e-6),
                      "mae": pytest.approx(2 / 3, abs=1e-6), "pearson": pytest.approx(0.960769, abs=1e-6)}
 
 
-def test_figures_that_do_not_exist_are_none():
+def test_metrics_that_do_not_exist_are_none():
     found = regression_metrics([2.0, 2.0], [1.0, 3.0])
     assert found["r2"] is None and found["pearson"] is None and found["rmse"] == 1
     found = regression_metrics([0.1] * 3, [0.1, 0.2, 0.1])  # their squares about the mean are 1e-34
