@@ -4,11 +4,15 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from io import BytesIO
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from overlays.data.formats import PLACEHOLDERS
 from overlays.data.messages import from_columns, to_columns
 from overlays.errors import UserError
 from overlays.files import atomic_path, read_json
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 BATCH = 64  # rows that are unpacked at a time: each may hold pictures
 WRITTEN = 1000  # rows that are written at a time
@@ -56,6 +60,24 @@ def check_rows(source: Path | BytesIO) -> None:
     size = source.stat().st_size if isinstance(source, Path) else len(source.getbuffer())
     if rows > FREE_ROWS + ROWS_PER_BYTE * size:
         raise ValueError(f"{size} bytes unpack to {rows} rows, more than different rows can: it was not read")
+
+
+def read_frame(source: Path | bytes) -> "pd.DataFrame":
+    """A parquet file, its path or its content.
+
+    Raises:
+        ValueError: it cannot be read; the message is one line of at most 200 characters.
+    """
+    import pandas as pd
+
+    content = BytesIO(source) if isinstance(source, bytes) else source
+    try:
+        check_rows(content)
+        return pd.read_parquet(content)
+    except MemoryError:
+        raise
+    except Exception as error:  # pyarrow raises many kinds on bad bytes
+        raise ValueError(" ".join(str(error).split())[:200]) from None
 
 
 def _saved(path: Path) -> Iterator:

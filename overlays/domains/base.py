@@ -11,6 +11,7 @@ from functools import cached_property
 from importlib import import_module
 from pathlib import Path
 from types import MappingProxyType
+from typing import Self
 
 import numpy as np
 
@@ -42,6 +43,21 @@ class Metric:
     decimals: int = 3
     lower_is_better: bool = False
     over: str = ""
+
+
+@dataclass(frozen=True)
+class Conventions:
+    """How raw files are read; each field of a domain's subclass is a flag of prepare."""
+
+    @classmethod
+    def of(cls, settings) -> Self:
+        """Those of a domain's `Settings`."""
+        return cls(**{item.name: getattr(settings, item.name) for item in fields(cls)})
+
+    def flags(self, other: Conventions) -> tuple[str, ...]:
+        """("--name value", ...) of the fields that differ from those of `other`."""
+        return tuple(f"--{name.replace('_', '-')} {f'{value:g}' if isinstance(value, float) else value}"
+                     for name, value in vars(self).items() if value != getattr(other, name))
 
 
 @dataclass

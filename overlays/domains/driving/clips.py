@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import re
-import shutil
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from overlays import archives
-from overlays.data.tables import check_rows
+from overlays.data.tables import read_frame
 from overlays.data.video import import_av, opened
 from overlays.domains.driving.skips import ClipSkip, no_room
 from overlays.errors import UserError
@@ -135,21 +133,17 @@ def read_index(raw: Path) -> dict[str, dict]:
     Raises:
         UserError: an index that cannot be read.
     """
-    import pandas as pd
-
     path, splits = raw / "clip_index.parquet", raw / "splits" / "default.parquet"
     if not path.is_file():
         return {}
     try:
-        check_rows(path)
-        table = pd.read_parquet(path)
+        table = read_frame(path)
         table = table.set_index("clip_id") if "clip_id" in table.columns else table
         if splits.is_file():
-            check_rows(splits)
-            labels = pd.read_parquet(splits)
+            labels = read_frame(splits)
             labels = labels.set_index("clip_id") if "clip_id" in labels.columns else labels
             table["split"] = labels["split"]
-    except Exception as error:  # pyarrow raises many kinds on bad bytes
+    except Exception as error:  # pandas raises many kinds on odd tables
         raise UserError(f"{path} or {splits} cannot be read: {' '.join(str(error).split())[:200]}") from None
     valid = table["clip_is_valid"].map(_is_true) if "clip_is_valid" in table else [True] * len(table)
     texts = [[value if isinstance(value, str) else None for value in table[name]] if name in table
@@ -170,15 +164,10 @@ def read_timestamps(file: File, name: str) -> np.ndarray:
     Raises:
         ClipSkip: no parquet file, no column `timestamp` of whole numbers.
     """
-    import pandas as pd
-
     try:
-        check_rows(content := io.BytesIO(file.read()))
-        table = pd.read_parquet(content)
-    except MemoryError:
-        raise
-    except Exception as error:  # pyarrow raises many kinds on bad bytes
-        raise ClipSkip("unreadable timestamps", f"{name}: {' '.join(str(error).split())[:200]}") from None
+        table = read_frame(file.read())
+    except (UserError, OSError, ValueError) as error:
+        raise ClipSkip("unreadable timestamps", f"{name}: {error}") from None
     if "timestamp" not in table.columns or table["timestamp"].dtype.kind not in "iu":
         raise ClipSkip("unreadable timestamps", f"{name} has no column timestamp of whole microseconds")
     if table["timestamp"].isna().any():
@@ -308,15 +297,6 @@ def _encode(pictures: list, target: Path, rate, quality: int) -> None:
         same = len(again) == len(arrays) and (quality or all(map(np.array_equal, again, arrays)))
         if not same:
             raise ClipSkip("segment differs", f"{target.name} does not hold the {len(arrays)} frames of its source")
-
-
-def remove_leftovers(folder: Path) -> None:
-    """Delete what a run that was killed had not finished."""
-    for place in folder.glob(".video.*"):
-        shutil.rmtree(place, ignore_errors=True)
-    for pattern in (".*.tmp.json*", "messages/.*.tmp.jsonl", "clips/.*.tmp.*", "segments/.*.tmp.*"):
-        for file in folder.glob(pattern):
-            file.unlink()
 
 
 def remove_other(folder: Path, kept: set[str], named: set[str]) -> None:

@@ -17,9 +17,9 @@ from overlays.domains.driving.egomotion import (
     yaw_rates,
 )
 
-CHORD_M, SPAN_S = 5.0, 0.5  # least way and time between two positions that are compared, for the noise of positions
+CHORD_M, SPAN_S = 5.0, 0.5  # least distance and time between positions that are compared, for their noise
 MOVING_MPS = 1.0
-MAX_ACROSS, MAX_REST = 0.1, 0.06  # shares of the speed across the heading; twice that of the path
+MAX_ACROSS, MAX_RESIDUAL = 0.1, 0.06  # shares of the speed across the heading; twice that of the path
 MAX_TILT, MAX_LEVER_M = 0.2, 4.0  # what a mounting (rad) and a reference point off the rear axle may explain
 MAX_BACKWARD_MPS = 5.0  # median; faster than a car is driven in reverse
 PATH_OVER_SPEED, CURVATURE_OVER_YAW, OPPOSITE = (0.8, 1.25), (0.5, 2.0), -0.5
@@ -31,8 +31,8 @@ class Agreement:
     """What the columns of one file say of each other; None where too little moves or turns to tell.
 
     across_heading: share of the speed that goes across the heading; 0 when right.
-    across_rest: what remains of it where mounting and reference point explain as much as they can.
-    path_across_heading, path_across_rest: the same of the path from position to position; 0 when right.
+    across_residual: what remains of it where mounting and reference point explain as much as they can.
+    path_across_heading, path_across_residual: the same of the path from position to position; 0 when right.
     path_over_speed: length of that path over the integral of speed, negative where they point apart; 1 when
         right.
     median_speed: m/s along the heading, of the moving rows, negative backwards.
@@ -44,9 +44,9 @@ class Agreement:
     """
 
     across_heading: float | None
-    across_rest: float | None
+    across_residual: float | None
     path_across_heading: float | None
-    path_across_rest: float | None
+    path_across_residual: float | None
     path_over_speed: float | None
     median_speed: float | None
     curvature_sign: float | None
@@ -55,18 +55,19 @@ class Agreement:
     position_jumps: int
     frozen_s: float
 
-    def fault(self) -> tuple[str, str] | None:
-        """(reason, detail) of the first contradiction that concerns the whole file."""
+    @property
+    def contradiction(self) -> tuple[str, str] | None:
+        """(reason, detail) of the first one that concerns the whole file; None where there is none."""
         across, path, sign, ratio = (self.across_heading, self.path_over_speed, self.curvature_sign,
                                      self.curvature_over_yaw)
-        if across is not None and across > MAX_ACROSS and self.across_rest > MAX_REST:
+        if across is not None and across > MAX_ACROSS and self.across_residual > MAX_RESIDUAL:
             return "velocity across the heading", (f"{across:.3f} of the speed goes across the heading (0 when right, "
                                                    f"at most {MAX_ACROSS})")
         if path is not None and not PATH_OVER_SPEED[0] <= path <= PATH_OVER_SPEED[1]:
             return "path and speed differ", (f"the path between the positions is {abs(path):.3f} times as long as "
                                              f"speed says{', and opposite to it' if path < 0 else ''}")
         aside = self.path_across_heading
-        if aside is not None and aside > 2 * MAX_ACROSS and self.path_across_rest > 2 * MAX_REST:
+        if aside is not None and aside > 2 * MAX_ACROSS and self.path_across_residual > 2 * MAX_RESIDUAL:
             return "path across the heading", f"{aside:.3f} of the path goes across the heading (0 when right)"
         if self.median_speed is not None and self.median_speed < -MAX_BACKWARD_MPS:
             return "driving backwards", f"the median speed along the heading is {self.median_speed:.1f} m/s"
@@ -95,22 +96,22 @@ def measure(motion: Egomotion) -> Agreement:
     """Agreement of the columns of a file."""
     seconds = (motion.times_us - motion.times_us[0]) / 1e6
     speed = np.linalg.norm(motion.velocity, axis=1)
-    ways = (speed[1:] + speed[:-1]) / 2 * np.diff(seconds)  # m
-    driven = np.concatenate([[0.0], np.cumsum(ways)])
+    steps_m = (speed[1:] + speed[:-1]) / 2 * np.diff(seconds)
+    driven = np.concatenate([[0.0], np.cumsum(steps_m)])
     across, path, aside = (None, None), None, (None, None)
     moves = speed > MOVING_MPS
     if driven[-1] >= MIN_PATH_M and moves.any():
         turns = yaw_rates(seconds, motion.rotation)[moves]
         across = _across(motion.rotation[moves], motion.velocity[moves], turns)
-    progress = np.concatenate([[0.0], np.cumsum(np.minimum(ways / CHORD_M, np.diff(seconds) / SPAN_S))])
+    progress = np.concatenate([[0.0], np.cumsum(np.minimum(steps_m / CHORD_M, np.diff(seconds) / SPAN_S))])
     marks = np.unique(np.searchsorted(progress, np.minimum(np.arange(progress[-1] + 1e-9), progress[-1])))
     usable = np.diff(driven[marks]) > MOVING_MPS * np.diff(seconds[marks])
     first, last = marks[:-1][usable], marks[1:][usable]
-    way = (driven[last] - driven[first]).sum()
-    if way >= MIN_PATH_M:
+    distance_m = (driven[last] - driven[first]).sum()
+    if distance_m >= MIN_PATH_M:
         chords = motion.position[last] - motion.position[first]
         agrees = (chords * motion.velocity[(first + last) // 2]).sum() >= 0
-        path = float(np.linalg.norm(chords, axis=1).sum() / way) * (1 if agrees else -1)
+        path = float(np.linalg.norm(chords, axis=1).sum() / distance_m) * (1 if agrees else -1)
         middles = np.interp((driven[first] + driven[last]) / 2, driven, seconds)
         turns = (motion.rotation[first].inv() * motion.rotation[last]).as_rotvec()[:, 2]
         aside = _across(Slerp(seconds, motion.rotation)(middles), chords, turns) if path else aside
@@ -149,20 +150,21 @@ def _curvature(motion: Egomotion, seconds: np.ndarray) -> tuple[float | None, fl
                                np.sum(motion.curvature**2 * metres) / both.sum()))
 
 
-def remedy(motion: Egomotion, used: Conventions) -> str:
-    """The flags under which a file agrees with itself, those that change least; "" where it is none, or not one."""
-    before, agreeing = measure(motion), {}
+def remedy(motion: Egomotion, before: Agreement, used: Conventions) -> tuple[str, ...]:
+    """The fewest flags under which a file agrees with itself that, read by `used`, does not; () where no set of flags
+    or more than one of the same size does so."""
+    agreeing: dict[int, list[tuple[str, ...]]] = {}
     for other in used.others():
         if other.speed_unit != used.speed_unit and PATH_OVER_SPEED[0] <= (before.path_over_speed or 1):
             continue  # no unit makes the speed larger than it is in m/s
         after = measure(_reread(motion, used, other))
-        agrees = (not after.fault() and (after.path_across_rest or 0) <= MAX_ACROSS
+        agrees = (not after.contradiction and (after.path_across_residual or 0) <= MAX_ACROSS
                   and (after.median_speed or 0) >= 0 and 0.9 < (after.path_over_speed or 1) < 1.11)
         if agrees and (after.curvature_sign is not None or before.curvature_sign is None):
             flags = other.flags(used)
-            agreeing.setdefault(flags.count("--"), []).append(flags)
+            agreeing.setdefault(len(flags), []).append(flags)
     fewest = agreeing[min(agreeing)] if agreeing else []
-    return fewest[0] if len(fewest) == 1 else ""
+    return fewest[0] if len(fewest) == 1 else ()
 
 
 def _reread(motion: Egomotion, used: Conventions, other: Conventions) -> Egomotion:

@@ -56,8 +56,8 @@ class Driving(Domain):
                f"{f'; dropped: {dropped}' if dropped else ''}")
         if metadata["consistency"]:
             yield from _agreement(metadata["consistency"].values())
-        for clip, fault in list(metadata["contradictions_kept"].items())[:SHOWN_DROPS]:
-            yield f"warning: {clip} contradicts itself and is kept: {fault}"
+        for clip, contradiction in list(metadata["contradictions_kept"].items())[:SHOWN_DROPS]:
+            yield f"warning: {clip} contradicts itself and is kept: {contradiction}"
         if counts["curvature_fitted"]:
             bent = counts["curvature_out_of_range"]
             yield (f"curvature fitted from yaw rate where the file has none: {counts['curvature_fitted']} clips"

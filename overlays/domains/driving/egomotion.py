@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from io import BytesIO
+from functools import cached_property
 from itertools import product
 from pathlib import Path
+from typing import Literal, get_args, get_type_hints
 
 import numpy as np
-from scipy.interpolate import CubicSpline
-from scipy.spatial.transform import Rotation, Slerp
+from scipy.spatial.transform import Rotation
 
-from overlays.data.tables import check_rows
+from overlays.data.tables import read_frame
+from overlays.domains import base
 from overlays.domains.driving.answers import MAX_CURVATURE, MAX_SPEED_MPS
 from overlays.domains.driving.skips import ClipSkip, check_unit
 
@@ -20,16 +21,17 @@ POSE = ("qx", "qy", "qz", "qw", "x", "y", "z")
 VELOCITY = ("vx", "vy", "vz")
 MAX_GAP_S = 0.1  # longest stretch between two rows that is interpolated, unless rows are usually further apart
 FIT_S = 1.0  # span of the least-squares fit of curvature
-JUMP_M = 1.0  # a step of the position, beyond twice the way that the speed explains
+JUMP_M = 1.0  # a step of the position, beyond twice the distance that the speed explains
 FROZEN_S = 0.5  # equal rows of a moving car for longer are a sensor that stands; satellite receivers repeat theirs
 LOW_SPEED_MPS = 1.0  # under this speed curvature is hardly defined: such moments are flagged and scored apart
 
-VELOCITY_FRAMES, QUATERNION_ORDERS, CURVATURE_SIGNS = ("start", "car"), ("xyzw", "wxyz"), ("left", "right")
-SPEED_UNITS = {"m/s": 1.0, "km/h": 1 / 3.6, "mph": 0.44704}  # in m/s
+VelocityFrame, QuaternionOrder = Literal["start", "car"], Literal["xyzw", "wxyz"]
+CurvatureSign, SpeedUnit = Literal["left", "right"], Literal["m/s", "km/h", "mph"]
+SPEED_UNITS: dict[SpeedUnit, float] = {"m/s": 1.0, "km/h": 1 / 3.6, "mph": 0.44704}  # in m/s
 
 
 @dataclass(frozen=True)
-class Conventions:
+class Conventions(base.Conventions):
     """How an egomotion file is read; each field is a flag of prepare.
 
     Attributes:
@@ -39,42 +41,20 @@ class Conventions:
         speed_unit: of vx vy vz.
     """
 
-    velocity_frame: str = "start"
-    quaternion_order: str = "xyzw"
-    curvature_sign: str = "left"
-    speed_unit: str = "m/s"
-
-    def flags(self, other: Conventions) -> str:
-        """The flags of what differs from `other`."""
-        return " ".join(f"--{name.replace('_', '-')} {value}" for name, value in vars(self).items()
-                        if value != getattr(other, name))
+    velocity_frame: VelocityFrame = "start"
+    quaternion_order: QuaternionOrder = "xyzw"
+    curvature_sign: CurvatureSign = "left"
+    speed_unit: SpeedUnit = "m/s"
 
     def others(self) -> Iterator[Conventions]:
-        """Every other way to read a file."""
-        every = product(VELOCITY_FRAMES, QUATERNION_ORDERS, CURVATURE_SIGNS, SPEED_UNITS)
+        """All other conventions by which a file can be read."""
+        every = product(*map(get_args, get_type_hints(Conventions).values()))
         return (other for other in (Conventions(*values) for values in every) if other != self)
 
 
 @dataclass(frozen=True)
-class Motion:
-    """Motion at given times.
-
-    Attributes:
-        position: (T, 3) m, in the rig's frame at t = 0: x forward, y left, z up.
-        rotation: of the rig in that frame, T rotations.
-        speed: (T,) m/s along the heading, negative when reversing.
-        curvature: (T,) 1/m, positive to the left.
-    """
-
-    position: np.ndarray
-    rotation: Rotation
-    speed: np.ndarray
-    curvature: np.ndarray
-
-
-@dataclass(frozen=True)
 class Egomotion:
-    """Rows of an egomotion file in ascending time; vectors are in the rig's frame at t = 0.
+    """Rows of an egomotion file in ascending time; vectors are in the rig's frame at t = 0: x forward, y left, z up.
 
     Attributes:
         times_us: (N,) int64, microseconds; 0 is the start of the clip, rows may lie before it.
@@ -104,7 +84,7 @@ class Egomotion:
         wide = np.flatnonzero(np.diff(self.times_us) > longest_s * 1e6)
         return np.stack([self.times_us[wide], self.times_us[wide + 1]], 1)
 
-    @property
+    @cached_property
     def jumps(self) -> np.ndarray:
         """(N - 1,) bool: steps of the position far beyond what the speed explains since the position last changed."""
         speed = np.linalg.norm(self.velocity, axis=1)
@@ -114,33 +94,38 @@ class Egomotion:
         return np.linalg.norm(np.diff(self.position, axis=0), axis=1) > JUMP_M + 2 * seconds * np.maximum(
             speed[1:], speed[:-1])
 
-    def frozen(self, longest_s: float) -> np.ndarray:
-        """(G, 2) int64: first and last microsecond of every longer run of equal rows in which the car moves."""
+    @cached_property
+    def _equal(self) -> np.ndarray:
+        """(G, 2) int64: first and last microsecond of every run of equal rows in which the car moves."""
         rows = np.concatenate([self.position, self.rotation.as_quat(), self.velocity], 1)
         equal = (rows[1:] == rows[:-1]).all(1) & (np.abs(self.speed[1:]) > LOW_SPEED_MPS)
         edges = np.flatnonzero(np.diff(np.concatenate([[False], equal, [False]]).astype(int))).reshape(-1, 2)
-        spans = self.times_us[edges].reshape(-1, 2)
-        return spans[np.diff(spans, axis=1)[:, 0] > longest_s * 1e6]
+        return self.times_us[edges].reshape(-1, 2)
+
+    def frozen(self, longest_s: float) -> np.ndarray:
+        """(G, 2) int64: first and last microsecond of every longer run of equal rows in which the car moves."""
+        return self._equal[np.diff(self._equal, axis=1)[:, 0] > longest_s * 1e6]
 
     def problem(self, first_us: int, last_us: int, longest_s: float) -> tuple[str, str] | None:
         """Why nothing can be said about the motion between two times: a reason and what exactly, or None."""
         if first_us < self.times_us[0] or last_us > self.times_us[-1]:
             return "outside the egomotion", (f"{first_us / 1e6:.3f} to {last_us / 1e6:.3f} s, the egomotion runs from "
                                              f"{self.times_us[0] / 1e6:.3f} to {self.times_us[-1] / 1e6:.3f} s")
-        jumps = np.stack([self.times_us[:-1], self.times_us[1:]], 1)[self.jumps]
+        jumped = np.flatnonzero(self.jumps)
         for spans, reason, detail in (
                 (self.gaps(longest_s), "gap in the egomotion", "s without a row, above {longest:.3f} s (--max-gap)"),
                 (self.frozen(max(longest_s, FROZEN_S)), "frozen egomotion",
                  "s of equal rows, though the car moves, above {frozen:.3f} s"),
-                (jumps, "position jump", "s for a step of the position that the speed does not explain")):
+                (np.stack([self.times_us[jumped], self.times_us[jumped + 1]], 1), "position jump",
+                 "s for a step of the position that the speed does not explain")):
             spans = spans[(spans[:, 0] < last_us) & (spans[:, 1] > first_us)]
             if len(spans):
                 return reason, f"{np.diff(spans).max() / 1e6:.3f} {detail}".format(
                     longest=longest_s, frozen=max(longest_s, FROZEN_S))
         return None
 
-    def at(self, times_us: np.ndarray) -> Motion:
-        """Motion at (T,) times in microseconds: cubic spline for position, slerp for rotation, linear speed, curvature.
+    def at(self, times_us: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(T,) speed and (T,) curvature at (T,) times in microseconds, linear between two rows.
 
         Raises:
             ValueError: a time before the first or after the last row; nothing is extrapolated.
@@ -149,12 +134,7 @@ class Egomotion:
         if times_us.size and (times_us.min() < self.times_us[0] or times_us.max() > self.times_us[-1]):
             raise ValueError(f"times {times_us.min()}..{times_us.max()} us leave the egomotion, "
                              f"{self.times_us[0]}..{self.times_us[-1]} us")
-        # Seconds from the first row: microseconds squared lose digits in the spline.
-        own, asked = (self.times_us - self.times_us[0]) / 1e6, (times_us - self.times_us[0]) / 1e6
-        return Motion(
-            CubicSpline(own, self.position)(asked), Slerp(own, self.rotation)(asked),
-            np.interp(asked, own, self.speed), np.interp(asked, own, self.curvature),
-        )
+        return np.interp(times_us, self.times_us, self.speed), np.interp(times_us, self.times_us, self.curvature)
 
 
 def read(source: Path | bytes, name: str = "", conventions: Conventions = Conventions(),
@@ -170,16 +150,11 @@ def read(source: Path | bytes, name: str = "", conventions: Conventions = Conven
         ClipSkip: no parquet file, columns missing or of text, fewer than two rows, timestamps out of order or not in
             microseconds.
     """
-    import pandas as pd
-
     name = name or (source.name if isinstance(source, Path) else "egomotion")
     try:
-        check_rows(content := BytesIO(source) if isinstance(source, bytes) else source)
-        table = pd.read_parquet(content)
-    except MemoryError:
-        raise
-    except Exception as error:  # pyarrow raises many kinds on bad bytes
-        raise ClipSkip("unreadable egomotion", f"{name}: {' '.join(str(error).split())[:200]}") from None
+        table = read_frame(source)
+    except ValueError as error:
+        raise ClipSkip("unreadable egomotion", f"{name}: {error}") from None
     if "timestamp" not in table.columns and table.index.name == "timestamp":
         table = table.reset_index()
     missing = [column for column in ("timestamp", *POSE, *VELOCITY) if column not in table.columns]

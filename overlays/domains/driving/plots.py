@@ -19,7 +19,7 @@ TARGET, PREDICTED, PAST = "#1b6ca8", "#c8501e", "#777777"
 def draw_window(row: Row, file: Path) -> None:
     """Velocity, curvature and path of one window, predicted, true and (before 0 s) past, as a PNG."""
     figure = plotting.figure(9.6, 2.7)
-    speed, bend, way = figure.subplots(1, 3, width_ratios=(1.25, 1.25, 1))
+    speed, bend, path_axes = figure.subplots(1, 3, width_ratios=(1.25, 1.25, 1))
     style = {"color": PREDICTED, "marker": "o", "markersize": 4, "linestyle": "-" if row.answered else ":",
              "label": "predicted" if row.answered else _replacement(row)}
     for axes, column, unit in ((speed, 0, "velocity (m/s)"), (bend, 1, "curvature (1/m)")):
@@ -38,10 +38,10 @@ def draw_window(row: Row, file: Path) -> None:
     reach = 1.0
     for pairs, colour in ((row.target, TARGET), (row.predicted, PREDICTED)):
         path = np.concatenate([np.zeros((1, 3)), integrate(row.times, pairs)])
-        way.plot(path[:, 1], path[:, 0], color=colour, marker="o", markersize=4)
+        path_axes.plot(path[:, 1], path[:, 0], color=colour, marker="o", markersize=4)
         reach = max(reach, np.abs(path[:, 1]).max() * 1.2)
-    way.set(xlabel="left (m)", ylabel="forward (m)", xlim=(reach, -reach))
-    way.grid(alpha=0.3)
+    path_axes.set(xlabel="left (m)", ylabel="forward (m)", xlim=(reach, -reach))
+    path_axes.grid(alpha=0.3)
     plotting.save(figure, file)
 
 

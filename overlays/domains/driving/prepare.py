@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -23,11 +23,19 @@ from overlays.domains.driving import clips, consistency, egomotion
 from overlays.domains.driving.answers import MAX_SPEED_MPS, format_pairs, question
 from overlays.domains.driving.clips import CAMERA, SPLIT_NAMES, Clip
 from overlays.domains.driving.consistency import Agreement
-from overlays.domains.driving.egomotion import SPEED_UNITS, Conventions, Egomotion
+from overlays.domains.driving.egomotion import (
+    SPEED_UNITS,
+    Conventions,
+    CurvatureSign,
+    Egomotion,
+    QuaternionOrder,
+    SpeedUnit,
+    VelocityFrame,
+)
 from overlays.domains.driving.skips import ClipSkip, no_room
 from overlays.domains.driving.windows import PAIRS, Drop, Pairs, Window, cut, frame_rate
 from overlays.errors import UserError
-from overlays.files import temporary_folder, write_jsonl
+from overlays.files import sweep, temporary_folder, write_jsonl
 from overlays.flags import check_choices, option
 
 
@@ -47,12 +55,11 @@ class Settings:
                                      "1.5 times the usual step of a clip with fewer rows)", flag="max-gap")
     max_frame_gap_s: float | None = option(None, "seconds between two frames, where some are missing (default: 0.1, or "
                                            "1.5 times the usual step)", flag="max-frame-gap")
-    velocity_frame: Literal["start", "car"] = option("start", "frame of vx vy vz: the rig's at t = 0, or the car's own "
-                                                     "at the time of the row")
-    quaternion_order: Literal["xyzw", "wxyz"] = option("xyzw", "order of the columns qx qy qz qw; wxyz: the first one "
-                                                       "holds w")
-    curvature_sign: Literal["left", "right"] = option("left", "the side to which curvature is positive")
-    speed_unit: Literal["m/s", "km/h", "mph"] = option("m/s", "unit of vx vy vz")
+    velocity_frame: VelocityFrame = option("start", "frame of vx vy vz: the rig's at t = 0, or the car's own at the "
+                                           "time of the row")
+    quaternion_order: QuaternionOrder = option("xyzw", "order of the columns qx qy qz qw; wxyz: the first one holds w")
+    curvature_sign: CurvatureSign = option("left", "the side to which curvature is positive")
+    speed_unit: SpeedUnit = option("m/s", "unit of vx vy vz")
     contradictions: Literal["drop", "keep"] = option("drop", "what becomes of a clip whose heading, velocity, position "
                                                      "and curvature contradict each other; keep: it is only listed")
     cut: bool = option(False, "write every window as a video of its own")
@@ -84,7 +91,7 @@ class Outcome:
     bent: int = 0
     fitted: bool = False
     agreement: Agreement | None = None
-    remedy: str = ""  # flags under which a clip that contradicts itself agrees
+    remedy: tuple[str, ...] = ()  # flags under which a clip that contradicts itself agrees
 
 
 def prepare(settings: Settings) -> dict:
@@ -112,7 +119,8 @@ def prepare(settings: Settings) -> dict:
     unfinished = unfinished_mark(output, "driving")
     if not (output / "metadata.json").is_file():
         unfinished.touch()
-    clips.remove_leftovers(output)
+    for folder in (output, *(output / name for name in ("clips", "segments", "messages"))):
+        sweep(folder)
     outcomes = list(_run(all_clips, settings))
     _check_conventions(outcomes, settings)
     split_of, splits_by = _splits(all_clips, outcomes, settings)
@@ -210,11 +218,11 @@ def _fill(outcome: Outcome, clip: Clip, settings: Settings) -> None:
     motion = _read_motion(clip.egomotion.read(), f"{clip.name}.egomotion.parquet", settings)
     outcome.repairs, outcome.fitted, outcome.bent = motion.repairs, bool(motion.fitted.any()), motion.bent
     outcome.agreement = consistency.measure(motion)
-    fault = outcome.agreement.fault()
-    if fault and settings.contradictions == "drop":
-        outcome.remedy = consistency.remedy(motion, _conventions(settings))
-        raise ClipSkip(fault[0], f"{clip.name}: {fault[1]}"
-                                 f"{f'; it agrees with {outcome.remedy}' if outcome.remedy else ''}")
+    contradiction = outcome.agreement.contradiction
+    if contradiction and settings.contradictions == "drop":
+        outcome.remedy = consistency.remedy(motion, outcome.agreement, Conventions.of(settings))
+        agrees = f"; it agrees with {' '.join(outcome.remedy)}" if outcome.remedy else ""
+        raise ClipSkip(contradiction[0], f"{clip.name}: {contradiction[1]}{agrees}")
     times = clips.read_timestamps(clip.timestamps, clip.name)
     outcome.fps = frame_rate(times, clip.name)
     windows, outcome.dropped = cut(times, motion, settings.pairs, settings.stride, settings.max_gap_s,
@@ -248,17 +256,16 @@ def _fill(outcome: Outcome, clip: Clip, settings: Settings) -> None:
                        if window.start not in lost]
 
 
-def _conventions(settings: Settings) -> Conventions:
-    return Conventions(**{item.name: getattr(settings, item.name) for item in fields(Conventions)})
-
-
 def _read_motion(content: bytes, name: str, settings: Settings) -> Egomotion:
     """An egomotion file without rows that are too fast, unless they are so for their unit. Raises ClipSkip."""
-    used = _conventions(settings)
+    used = Conventions.of(settings)
     if settings.contradictions == "drop":
         motion = egomotion.read(content, name, used, MAX_SPEED_MPS / min(SPEED_UNITS.values()))
-        if np.linalg.norm(motion.velocity, axis=1).max() <= MAX_SPEED_MPS or (
-                consistency.measure(motion).fault() and "speed-unit" in consistency.remedy(motion, used)):
+        if np.linalg.norm(motion.velocity, axis=1).max() <= MAX_SPEED_MPS:
+            return motion
+        agreement = consistency.measure(motion)
+        if agreement.contradiction and any(flag.startswith("--speed-unit") for flag in
+                                           consistency.remedy(motion, agreement, used)):
             return motion
     return egomotion.read(content, name, used)
 
@@ -273,15 +280,16 @@ def _check_conventions(outcomes: list[Outcome], settings: Settings) -> None:
     other = [outcome for outcome in outcomes if outcome.remedy]
     least = min(2, sum(outcome.agreement is not None for outcome in outcomes))
     wanted = []
-    for flag in sorted({f"--{words.strip()}" for outcome in other for words in outcome.remedy.split("--")[1:]}):
+    for flag in sorted({flag for outcome in other for flag in outcome.remedy}):
         without = sum(flag not in outcome.remedy and outcome.agreement.tells(flag) for outcome in outcomes
-                      if outcome.agreement and (outcome.remedy or not outcome.agreement.fault()))
+                      if outcome.agreement and (outcome.remedy or not outcome.agreement.contradiction))
         if (wanting := sum(flag in outcome.remedy for outcome in other)) > without and wanting >= least:
             wanted.append(flag)
     if wanted:
-        raise UserError(f"{len(other)} of {len(outcomes)} clips in {settings.raw} contradict themselves "
-                        f"({other[0].skip_reason[0]}: {other[0].skip_reason[1].partition(';')[0]}) and agree when they "
-                        f"are read with {' '.join(wanted)}: run again with that")
+        reason, detail = other[0].agreement.contradiction
+        raise UserError(f"{len(other)} of {len(outcomes)} clips in {settings.raw} contradict themselves ({reason}: "
+                        f"{other[0].clip}: {detail}) and agree when they are read with {' '.join(wanted)}: run again "
+                        "with that")
 
 
 def _stamps(video: Path, times: np.ndarray) -> tuple[np.ndarray, int]:
@@ -358,8 +366,8 @@ def _metadata(settings: Settings, outcomes: list[Outcome], refused: list[dict], 
         "fps": sorted({outcome.fps for outcome in outcomes if outcome.records}),
         "consistency": {outcome.clip: outcome.agreement.numbers() for outcome in outcomes if outcome.agreement},
         "contradictions_kept": {} if settings.contradictions == "drop" else {
-            outcome.clip: ", ".join(outcome.agreement.fault()) for outcome in outcomes
-            if outcome.agreement and outcome.agreement.fault()},
+            outcome.clip: ", ".join(outcome.agreement.contradiction) for outcome in outcomes
+            if outcome.agreement and outcome.agreement.contradiction},
         "counts": {
             "clips": len(outcomes), "clips_used": sum(bool(outcome.records) for outcome in outcomes),
             "clips_dropped": dict(Counter(row["reason"] for row in lost_clips)),

@@ -89,11 +89,11 @@ def integrate(times: np.ndarray, pairs: np.ndarray) -> np.ndarray:
     """
     before = np.concatenate([pairs[:1], pairs[:-1]])
     v, k = ((before + pairs) / 2).T
-    way = v * np.diff(times, prepend=0.0)
-    turn = way * k
+    distance_m = v * np.diff(times, prepend=0.0)
+    turn = distance_m * k
     heading = np.cumsum(turn)
     middle = heading - turn / 2
-    chord = way * np.sinc(turn / 2 / np.pi)
+    chord = distance_m * np.sinc(turn / 2 / np.pi)
     return np.stack([np.cumsum(chord * np.cos(middle)), np.cumsum(chord * np.sin(middle)), heading], 1)
 
 

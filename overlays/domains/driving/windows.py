@@ -105,8 +105,7 @@ def cut(timestamps_us: np.ndarray, egomotion: Egomotion, pairs: int = PAIRS, str
         if problem:
             dropped.append((start, *problem))
         else:
-            past, future = (Pairs((at - seen) / 1e6, motion.speed, motion.curvature) for at, motion in
-                            ((at, egomotion.at(at)) for at in (np.rint(past_us), np.rint(future_us))))
+            past, future = (Pairs((at - seen) / 1e6, *egomotion.at(at)) for at in map(np.rint, (past_us, future_us)))
             windows.append(Window(start, end, int(times[start]), past, future))
         start = start + stride if stride else end
     return windows, dropped

@@ -14,7 +14,7 @@ from overlays.errors import UserError
 OFF_CENTRE = 0.02  # of the picture: a principal point farther from its middle belongs to another size
 Size = tuple[int, int]  # height, width
 # Sizes that the intrinsics of the colour and the depth camera belong to; None: what their middles say.
-OwnSizes = tuple[Size | None, Size | None]
+IntrinsicSizes = tuple[Size | None, Size | None]
 
 
 def parse_size(text: str) -> Size:
@@ -46,13 +46,13 @@ def _color_problem(picture: Image.Image) -> str:
     return "is turned by its EXIF orientation, unlike depth and intrinsics" if is_turned(picture) else ""
 
 
-def fit(frame: Frame, color: Size, depth: Size, own: OwnSizes = (None, None)) -> tuple[Frame, str]:
+def fit(frame: Frame, color: Size, depth: Size, intrinsic_sizes: IntrinsicSizes = (None, None)) -> tuple[Frame, str]:
     """The frame with the intrinsics of its pictures' sizes, and why they cannot be had or ""."""
-    color_k, problem = _fitted(frame.color_intrinsic, color, own[0], "colour", "color")
+    color_k, problem = _fitted(frame.color_intrinsic, color, intrinsic_sizes[0], "colour", "color")
     if problem:
         return frame, problem
     if not frame.depth_like_color:
-        depth_k, problem = _fitted(frame.depth_intrinsic, depth, own[1], "depth", "depth")
+        depth_k, problem = _fitted(frame.depth_intrinsic, depth, intrinsic_sizes[1], "depth", "depth")
         return replace(frame, color_intrinsic=color_k, depth_intrinsic=depth_k), problem
     # Of the same proportions: less than a pixel off, as rounding leaves it. ScanNet's two cameras are two pixels apart.
     if abs(depth[0] - depth[1] * color[0] / color[1]) >= 1:
@@ -61,16 +61,17 @@ def fit(frame: Frame, color: Size, depth: Size, own: OwnSizes = (None, None)) ->
                    depth_intrinsic=_scaled(color_k, depth[1] / color[1], depth[0] / color[0])), ""
 
 
-def _fitted(matrix: np.ndarray, size: Size, own: Size | None, what: str, flag: str) -> tuple[np.ndarray, str]:
+def _fitted(matrix: np.ndarray, size: Size, intrinsic_size: Size | None, what: str,
+            flag: str) -> tuple[np.ndarray, str]:
     """(3, 3) intrinsics at the size of a picture, scaled where they are of another size of the same proportions."""
-    if own is None:
+    if intrinsic_size is None:
         middle = matrix[1, 2], matrix[0, 2]
         if all(abs(at - (pixels - 1) / 2) <= OFF_CENTRE * pixels for at, pixels in zip(middle, size, strict=True)):
             return matrix, ""
-        own = 2 * middle[0] + 1, 2 * middle[1] + 1
-    x, y = size[1] / own[1], size[0] / own[0]
+        intrinsic_size = 2 * middle[0] + 1, 2 * middle[1] + 1
+    x, y = size[1] / intrinsic_size[1], size[0] / intrinsic_size[0]
     scaled = _scaled(matrix, x, y)
-    if min(own) <= 1 or abs(x / y - 1) > OFF_CENTRE or not all(
+    if min(intrinsic_size) <= 1 or abs(x / y - 1) > OFF_CENTRE or not all(
             0.3 < scaled[axis, 2] / size[1 - axis] < 0.7 for axis in (0, 1)):
         return matrix, (f"{what} intrinsics do not fit a picture of {size[1]} x {size[0]} (principal point "
                         f"{matrix[0, 2]:.0f}, {matrix[1, 2]:.0f}); --{flag}-size WIDTHxHEIGHT says which they fit")

@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from functools import cache
 from itertools import combinations, pairwise, product
 from statistics import median
+from typing import get_args
 
 import numpy as np
 
 from overlays.data.geometry import INVALID, read_depth, rotate_right
-from overlays.domains.scenes.cameras import OwnSizes, fit, sizes
-from overlays.domains.scenes.infos import CAMERA_AXES, DEPTH_ENCODINGS, POSE_UNITS, POSES, Conventions, Scene
+from overlays.domains.scenes.cameras import IntrinsicSizes, fit, sizes
+from overlays.domains.scenes.infos import CameraAxes, Conventions, DepthEncoding, Pose, PoseUnit, Scene
 from overlays.errors import UserError
 
 FRAMES = 32  # evenly spaced, whose neighbours are compared
@@ -70,12 +71,12 @@ class Agreement:
         return min(self.value or 0.0, 1.0 if _agreement(self.far) is None else _agreement(self.far))
 
     @property
-    def fault(self) -> str:
-        """What contradicts itself, in words; "" where nothing does or too little overlaps to tell."""
+    def contradiction(self) -> str | None:
+        """What contradicts itself, in words; None where nothing does or too little overlaps to tell."""
         if self.coverage and np.mean(self.coverage) < COVERED:
             return f"depth is empty: {np.mean(self.coverage):.1%} of its pixels are valid"
         if not (_contradicts(self.value, self.near) or _contradicts(_agreement(self.far), self.far)):
-            return ""
+            return None
         if self.same_pose:
             return "all frames have one pose, but not the same depth"
         return f"depth and poses agree in {self.lowest:.2f} of the points that two frames see (0.95 is usual)"
@@ -96,57 +97,77 @@ def pool(agreements: Sequence[Agreement]) -> Agreement:
                                             for name in ("same_pose", "sparse")))
 
 
-def measure(scene: Scene, used: Conventions, others: Sequence[Conventions] = (),
-            own: OwnSizes = (None, None)) -> list[Agreement]:
-    """Agreement of a scene as it was read by `used`, and as it would be if it were read by each of `others`."""
-    count = min(FRAMES, len(scene.frames))
-    frames = [scene.frames[i] for i in np.linspace(0, len(scene.frames) - 1, count).round().astype(int)]
-    starts = np.unique(np.linspace(0, count - 2, min(PAIRS, max(count - 1, 1))).round().astype(int)).tolist()
-    near = list(combinations(range(count), 2)) if count <= FEW_FRAMES else [(start, start + 1) for start in starts]
-    coverage = {}
+class Comparison:
+    """The frames of a scene that are compared with each other. Each depth picture is decoded once.
 
-    @cache
-    def stored(number: int) -> tuple[np.ndarray, np.ndarray] | None:
+    Args:
+        used: the conventions by which `scene` was read.
+    """
+
+    def __init__(self, scene: Scene, used: Conventions, intrinsic_sizes: IntrinsicSizes = (None, None)):
+        self.scene, self.used, self.intrinsic_sizes = scene, used, intrinsic_sizes
+        count = min(FRAMES, len(scene.frames))
+        self.frames = [scene.frames[i] for i in np.linspace(0, len(scene.frames) - 1, count).round().astype(int)]
+        starts = np.unique(np.linspace(0, count - 2, min(PAIRS, max(count - 1, 1))).round().astype(int)).tolist()
+        self.sparse = count <= FEW_FRAMES
+        near = combinations(range(count), 2) if self.sparse else ((start, start + 1) for start in starts)
+        self.near = [[pair] for pair in near]
+        self.far = [[(start, start + gap) for gap in APART if start + gap < count] for start in starts]
+        self.same_pose = count > 1 and all(np.allclose(one.pose, two.pose, atol=1e-6)
+                                           for one, two in pairwise(self.frames))
+        self._stored: dict[int, tuple[np.ndarray, np.ndarray] | None] = {}
+        self._coverage: list[float] = []
+
+    def stored(self, number: int) -> tuple[np.ndarray, np.ndarray] | None:
         """Depth and intrinsics of a frame; None where it cannot be used, which is named where it is chosen."""
-        color, depth, problem = sizes(frames[number])
-        frame, problem = (None, problem) if problem else fit(frames[number], color, depth, own)
+        if number not in self._stored:
+            self._stored[number] = self._read(number)
+        return self._stored[number]
+
+    def _read(self, number: int) -> tuple[np.ndarray, np.ndarray] | None:
+        color, depth, problem = sizes(self.frames[number])
+        if problem:
+            return None
+        frame, problem = fit(self.frames[number], color, depth, self.intrinsic_sizes)
+        if problem:
+            return None
         try:
-            image = None if problem else read_depth(frame.depth, depth, used.rotated_bits)
+            image = read_depth(frame.depth, depth, self.used.rotated_bits)
         except UserError:
             return None
-        if image is None:
-            return None
-        coverage[number] = float(((image != INVALID[0]) & (image != INVALID[1])).mean())
+        self._coverage.append(float(((image != INVALID[0]) & (image != INVALID[1])).mean()))
         return image, frame.depth_intrinsic
 
-    @cache
-    def metres(number: int, bits: int, scale: float) -> np.ndarray:
-        depth = rotate_right(stored(number)[0], bits)
-        return np.where(depth == INVALID[1], 0, depth).astype(np.float32) / np.float32(scale)
+    def agreements(self, read_by: Sequence[Conventions]) -> list[Agreement]:
+        """Agreement of the scene as it would be if it were read by each of some conventions."""
 
-    def compare(way: Conventions, one: int, two: int) -> tuple[int, int, int, int]:
-        if stored(one) is None or stored(two) is None:
-            return 0, 0, 0, 0
-        scale = scene.depth_scale if way.depth_scale == used.depth_scale else way.depth_scale
-        a, b = ((metres(n, way.rotated_bits - used.rotated_bits, scale), stored(n)[1],
-                 way.camera_to_world(used.as_stored(frames[n].pose))) for n in (one, two))
-        return tuple(map(sum, zip(_project(*a, *b), _project(*b, *a), strict=True)))
+        @cache
+        def metres(number: int, bits: int, scale: float) -> np.ndarray:
+            depth = rotate_right(self.stored(number)[0], bits)
+            return np.where(depth == INVALID[1], 0, depth).astype(np.float32) / np.float32(scale)
 
-    def pairs(way: Conventions, choices: Sequence[Sequence[tuple[int, int]]]) -> tuple[Pair, ...]:
-        """Of each choice the first pair that overlaps."""
-        found = []
-        for choice in choices:
-            for one, two in choice:
-                points, both, same, front = compare(way, one, two)
-                if both > OVERLAP * points:
-                    found.append((same / both, front / max(same + front, 1)))
-                    break
-        return tuple(found)
+        def compare(conventions: Conventions, one: int, two: int) -> tuple[int, int, int, int]:
+            if self.stored(one) is None or self.stored(two) is None:
+                return 0, 0, 0, 0
+            same_scale = conventions.depth_scale == self.used.depth_scale
+            scale = self.scene.depth_scale if same_scale else conventions.depth_scale
+            a, b = ((metres(n, conventions.rotated_bits - self.used.rotated_bits, scale), self.stored(n)[1],
+                     conventions.camera_to_world(self.used.as_stored(self.frames[n].pose))) for n in (one, two))
+            return tuple(map(sum, zip(_project(*a, *b), _project(*b, *a), strict=True)))
 
-    apart = [[(start, start + gap) for gap in APART if start + gap < count] for start in starts]
-    measured = [(pairs(way, [[pair] for pair in near]), pairs(way, apart)) for way in (used, *others)]
-    same = count > 1 and all(np.allclose(one.pose, two.pose, atol=1e-6) for one, two in pairwise(frames))
-    return [Agreement(*found, tuple(coverage.values()), same, count <= FEW_FRAMES) for found in measured]
+        def pairs(conventions: Conventions, choices: Sequence[Sequence[tuple[int, int]]]) -> tuple[Pair, ...]:
+            """Of each choice the first pair that overlaps."""
+            overlapping = []
+            for choice in choices:
+                for one, two in choice:
+                    points, both, same, front = compare(conventions, one, two)
+                    if both > OVERLAP * points:
+                        overlapping.append((same / both, front / max(same + front, 1)))
+                        break
+            return tuple(overlapping)
+
+        measured = [(pairs(conventions, self.near), pairs(conventions, self.far)) for conventions in read_by]
+        return [Agreement(*row, tuple(self._coverage), self.same_pose, self.sparse) for row in measured]
 
 
 def _project(depth: np.ndarray, k: np.ndarray, pose: np.ndarray, other: np.ndarray, other_k: np.ndarray,
@@ -168,17 +189,19 @@ def _project(depth: np.ndarray, k: np.ndarray, pose: np.ndarray, other: np.ndarr
     return len(z), len(there), int((np.abs(apart) <= near).sum()), int((apart > near).sum())
 
 
-def remedy(scenes: Sequence[Scene], used: Conventions, own: OwnSizes = (None, None)) -> tuple[str, float]:
-    """The flags under which scenes agree, with the fewest changes, and their agreement; ("", 0) where none do."""
+def remedy(scenes: Sequence[Scene], used: Conventions,
+           intrinsic_sizes: IntrinsicSizes = (None, None)) -> tuple[tuple[str, ...], float]:
+    """The fewest flags under which scenes that were read by `used` agree, and their agreement; or ((), 0)."""
     scales = used.depth_scale, *(known for known in DEPTH_SCALES if known != scenes[0].depth_scale)
     by_changes: dict[int, list[Conventions]] = {}
-    for values in product(POSES, CAMERA_AXES, POSE_UNITS, DEPTH_ENCODINGS, scales):
-        way = Conventions(*values)
-        by_changes.setdefault(way.flags(used).count("--"), []).append(way)
-    for ways in (by_changes[number] for number in range(1, MOST_CHANGES + 1)):
-        measured = zip(*(measure(scene, used, ways, own)[1:] for scene in scenes), strict=True)
-        pooled = [(pool(results), way.flags(used)) for way, results in zip(ways, measured, strict=True)]
+    for values in product(*map(get_args, (Pose, CameraAxes, PoseUnit, DepthEncoding)), scales):
+        other = Conventions(*values)
+        by_changes.setdefault(len(other.flags(used)), []).append(other)
+    comparisons = [Comparison(scene, used, intrinsic_sizes) for scene in scenes]
+    for others in (by_changes[number] for number in range(1, MOST_CHANGES + 1)):
+        measured = zip(*(comparison.agreements(others) for comparison in comparisons), strict=True)
+        pooled = [(pool(results), other.flags(used)) for other, results in zip(others, measured, strict=True)]
         best, flags = max(pooled, key=lambda pair: pair[0].lowest)
         if best.lowest >= (NEEDED if best.sparse else FOUND):
             return flags, best.lowest
-    return "", 0.0
+    return (), 0.0

@@ -45,8 +45,8 @@ class Scenes(Domain):
         yield "depth: " + ", ".join(f"{scale} units a metre in {number} frames"
                                     for scale, number in counts["frames_by_depth_scale"].items())
         yield from _agreement(metadata["consistency"])
-        for scene, fault in list(metadata["contradictions_kept"].items())[:SHOWN_DROPS]:
-            yield f"warning: {scene} contradicts itself and is kept: {fault}"
+        for scene, contradiction in list(metadata["contradictions_kept"].items())[:SHOWN_DROPS]:
+            yield f"warning: {scene} contradicts itself and is kept: {contradiction}"
         types = sorted({name for split in counts["by_type"].values() for name in split})
         yield f"{'questions':<20}" + "".join(f"{split:>8}" for split in counts["questions"])
         for name in types:

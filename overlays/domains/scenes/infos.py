@@ -10,36 +10,37 @@ from collections import OrderedDict
 from collections.abc import Container
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
+from typing import Literal
 
 import numpy as np
 from tqdm import tqdm
 
+from overlays.domains import base
 from overlays.errors import UserError
 from overlays.files import SURROGATE
 
 DEPTH_UNITS = {"matterport3d": 4000.0}  # stored depth units per metre; 1000 elsewhere
 
+Pose, CameraAxes = Literal["camera-to-world", "world-to-camera"], Literal["opencv", "opengl", "ros"]
+PoseUnit, DepthEncoding = Literal["m", "cm", "mm"], Literal["plain", "sun3d"]
 # OpenCV's camera axes (x right, y down, z forward) in others: OpenGL's x right, y up, z back; x forward, y left, z up.
-CAMERA_AXES = {"opencv": np.eye(4), "opengl": np.diag([1.0, -1.0, -1.0, 1.0]),
-               "ros": np.array([[0.0, 0, 1, 0], [-1, 0, 0, 0], [0, -1, 0, 0], [0, 0, 0, 1]])}
-POSES, POSE_UNITS = ("camera-to-world", "world-to-camera"), {"m": 1.0, "cm": 0.01, "mm": 0.001}
-DEPTH_ENCODINGS = {"plain": 0, "sun3d": 3}  # bits to the left by which the 16 bits of a pixel are rotated
+CAMERA_AXES: dict[CameraAxes, np.ndarray] = {
+    "opencv": np.eye(4), "opengl": np.diag([1.0, -1.0, -1.0, 1.0]),
+    "ros": np.array([[0.0, 0, 1, 0], [-1, 0, 0, 0], [0, -1, 0, 0], [0, 0, 0, 1]])}
+POSE_UNITS: dict[PoseUnit, float] = {"m": 1.0, "cm": 0.01, "mm": 0.001}  # in metres
+# Bits to the left by which the 16 bits of a pixel are rotated.
+DEPTH_ENCODINGS: dict[DepthEncoding, int] = {"plain": 0, "sun3d": 3}
 
 
 @dataclass(frozen=True)
-class Conventions:
+class Conventions(base.Conventions):
     """How poses and depth are read; each field is a flag of prepare. `pose_unit` is that of axis_align_matrix too."""
 
-    pose: str = "camera-to-world"
-    camera_axes: str = "opencv"
-    pose_unit: str = "m"
-    depth_encoding: str = "plain"
+    pose: Pose = "camera-to-world"
+    camera_axes: CameraAxes = "opencv"
+    pose_unit: PoseUnit = "m"
+    depth_encoding: DepthEncoding = "plain"
     depth_scale: float | None = None  # stored units per metre; None: DEPTH_UNITS, else 1000
-
-    def flags(self, other: Conventions) -> str:
-        """The flags of what differs from `other`."""
-        return " ".join(f"--{name.replace('_', '-')} {f'{value:g}' if isinstance(value, float) else value}"
-                        for name, value in vars(self).items() if value != getattr(other, name))
 
     @property
     def rotated_bits(self) -> int:

@@ -21,7 +21,7 @@ import math
 import random
 from collections import Counter
 from collections.abc import Container, Iterable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from itertools import chain, count
 from pathlib import Path
 from typing import Literal
@@ -33,9 +33,19 @@ from overlays import samples
 from overlays.data.records import split_groups
 from overlays.domains.base import SPLITS, prepared_folder, write_metadata
 from overlays.domains.scenes import consistency
-from overlays.domains.scenes.cameras import OwnSizes, Size, fit, parse_size, sizes
+from overlays.domains.scenes.cameras import IntrinsicSizes, Size, fit, parse_size, sizes
 from overlays.domains.scenes.consistency import Agreement
-from overlays.domains.scenes.infos import Conventions, Frame, Scene, read_infos, read_scene_metadata
+from overlays.domains.scenes.infos import (
+    CameraAxes,
+    Conventions,
+    DepthEncoding,
+    Frame,
+    Pose,
+    PoseUnit,
+    Scene,
+    read_infos,
+    read_scene_metadata,
+)
 from overlays.domains.scenes.question_files import Question, find_files, question_type, read_questions, task_of
 from overlays.errors import UserError
 from overlays.files import link, sha256, write_jsonl
@@ -68,12 +78,12 @@ class Settings:
     seed: int = option(0, "of the order in which questions share records")
     depth_scale: float | None = option(None, "stored depth units per metre, e.g. 5000 for TUM, 6553.5 for Replica "
                                        "(default: 1000; 4000 for Matterport3D)")
-    depth_encoding: Literal["plain", "sun3d"] = option("plain", "how depth pixels are stored; sun3d: with their bits "
-                                                       "rotated by three")
-    pose: Literal["camera-to-world", "world-to-camera"] = option("camera-to-world", "what a pose matrix maps to what")
-    camera_axes: Literal["opencv", "opengl", "ros"] = option(
+    depth_encoding: DepthEncoding = option("plain", "how depth pixels are stored; sun3d: with their bits rotated by "
+                                           "three")
+    pose: Pose = option("camera-to-world", "what a pose matrix maps to what")
+    camera_axes: CameraAxes = option(
         "opencv", "axes of the camera: x right, y down, z forward; x right, y up, z back; x forward, y left, z up")
-    pose_unit: Literal["m", "cm", "mm"] = option("m", "unit of the translations of poses and axis_align_matrix")
+    pose_unit: PoseUnit = option("m", "unit of the translations of poses and axis_align_matrix")
     color_size: tuple[int, int] | None = option(None, "width x height, such as 1296x968, that the colour intrinsics "
                                                 "belong to (default: of the pictures, or what their middle says)",
                                                 parse=parse_size)
@@ -84,10 +94,10 @@ class Settings:
     @property
     def conventions(self) -> Conventions:
         """Of poses and depth."""
-        return Conventions(**{item.name: getattr(self, item.name) for item in fields(Conventions)})
+        return Conventions.of(self)
 
     @property
-    def own_sizes(self) -> OwnSizes:
+    def intrinsic_sizes(self) -> IntrinsicSizes:
         """(height, width) of the intrinsics of the colour and the depth camera."""
         return self.color_size, self.depth_size
 
@@ -125,13 +135,13 @@ def prepare(settings: Settings) -> dict:
         np.savez_compressed(folder / METADATA, **rows)
         return write_metadata(folder, "scenes", {
             "source": source, "parameters": {
-                **{name: getattr(settings, name) for name in ("num_frames", "turns", "split", "seed", "own_sizes",
+                **{name: getattr(settings, name) for name in ("num_frames", "turns", "split", "seed",
                                                               "contradictions")},
-                **vars(settings.conventions), "instruction": INSTRUCTION},
+                "own_sizes": settings.intrinsic_sizes, **vars(settings.conventions), "instruction": INSTRUCTION},
             "files": files, "counts": _counts(kept, records, scenes, rows, questions),
             "consistency": {name: agreement.numbers() for name, agreement in agreements.items()},
-            "contradictions_kept": {name: agreement.fault for name, agreement in agreements.items()
-                                    if agreement.fault and settings.contradictions == "keep"},
+            "contradictions_kept": {name: agreement.contradiction for name, agreement in agreements.items()
+                                    if agreement.contradiction and settings.contradictions == "keep"},
             "dropped": {"frames": [{"scene": scene.name, "frame": frame, "reason": reason}
                                    for scene in scenes.values() for frame, reason in scene.dropped],
                         "scenes": lost + repeated, "questions": more},
@@ -225,24 +235,25 @@ def _check_agreement(scenes: list[Scene], settings: Settings) -> dict[str, Agree
     Raises:
         UserError: most scenes contradict themselves, and they agree when they are read with other flags.
     """
-    used, own = settings.conventions, settings.own_sizes
-    found = {scene.name: consistency.measure(scene, used, own=own)[0]
+    used, intrinsic_sizes = settings.conventions, settings.intrinsic_sizes
+    found = {scene.name: consistency.Comparison(scene, used, intrinsic_sizes).agreements([used])[0]
              for scene in tqdm(scenes, desc="comparing depth and poses", unit="scene", disable=None)}
     if settings.contradictions == "keep" or not scenes:
         return found
     together = consistency.pool(list(found.values()))
-    doubtful = [scene for scene in scenes if found[scene.name].fault or found[scene.name].value is None]
-    unclear = together.fault or together.value is None
-    if any(agreement.fault for agreement in found.values()) or unclear:
+    doubtful = [scene for scene in scenes if found[scene.name].contradiction or found[scene.name].value is None]
+    unclear = together.contradiction or together.value is None
+    if any(agreement.contradiction for agreement in found.values()) or unclear:
         overlapping = sorted(doubtful, key=lambda scene: -len(found[scene.name].near))
-        way, value = consistency.remedy(overlapping[:REREAD], used, own)
-        if way and unclear:
-            raise UserError(f"{together.fault or 'the frames of the scenes do not overlap'}; they agree in {value:.2f} "
-                            f"of them when they are read with {way}: run again with that")
+        remedy, value = consistency.remedy(overlapping[:REREAD], used, intrinsic_sizes)
+        flags = " ".join(remedy)
+        if flags and unclear:
+            raise UserError(f"{together.contradiction or 'the frames of the scenes do not overlap'}; they agree in "
+                            f"{value:.2f} of them when they are read with {flags}: run again with that")
         for scene in doubtful:
-            fault = found[scene.name].fault or together.fault
-            if fault:
-                scene.problem = f"{fault}{f'; many such scenes agree with {way}' if way else ''}"
+            contradiction = found[scene.name].contradiction or together.contradiction
+            if contradiction:
+                scene.problem = f"{contradiction}{f'; many such scenes agree with {flags}' if flags else ''}"
     return found
 
 
@@ -255,7 +266,7 @@ def _write_frames(folder: Path, scenes: list[Scene],
     frame_rows: dict[str, list[int]] = {}
     for scene in tqdm(scenes, desc="choosing frames", unit="scene", disable=None):
         folder_of_scene, names = Path("posed_images") / scene.name, {}
-        for frame, color_size, depth_size in choose_frames(scene, settings.num_frames, settings.own_sizes):
+        for frame, color_size, depth_size in choose_frames(scene, settings.num_frames, settings.intrinsic_sizes):
             for source in (frame.image, frame.depth):
                 if source not in names:
                     names[source] = _free_name(source, names.values())
@@ -273,7 +284,8 @@ def _write_frames(folder: Path, scenes: list[Scene],
     return {name: np.array(values, dtype=kinds.get(name, np.float64)) for name, values in rows.items()}, frame_rows
 
 
-def choose_frames(scene: Scene, count: int, own: OwnSizes = (None, None)) -> list[tuple[Frame, Size, Size]]:
+def choose_frames(scene: Scene, count: int,
+                  intrinsic_sizes: IntrinsicSizes = (None, None)) -> list[tuple[Frame, Size, Size]]:
     """Up to `count` frames by linspace over those that can be used, with the sizes (height, width) of both pictures.
 
     Only chosen frames are opened; where one turns out unusable it moves to `scene.dropped` and the choice is made
@@ -287,7 +299,7 @@ def choose_frames(scene: Scene, count: int, own: OwnSizes = (None, None)) -> lis
         for frame in picked:
             if frame.image not in opened:
                 color, depth, problem = sizes(frame)
-                fitted, problem = (frame, problem) if problem else fit(frame, color, depth, own)
+                fitted, problem = (frame, problem) if problem else fit(frame, color, depth, intrinsic_sizes)
                 opened[frame.image] = color, depth, problem, fitted
         # The sizes of a camera are those of most of its frames that fit its intrinsics.
         sizes_of: dict[bytes, Counter] = {}

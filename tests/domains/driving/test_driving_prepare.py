@@ -3,6 +3,8 @@
 import json
 import shutil
 import struct
+import subprocess
+import sys
 import zipfile
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
@@ -13,6 +15,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from overlays import files
 from overlays.data import records
 from overlays.data.video import read_frames
 from overlays.domains.driving import clips, egomotion
@@ -112,17 +115,23 @@ def test_segments_hold_exactly_the_frames_of_their_window(prepared, sample_clips
     assert not [path for path in folder.iterdir() if path.name.startswith(".")]
 
 
-def test_workers_and_a_second_run_change_nothing(prepared, sample_clips, tmp_path):
+def test_workers_and_a_second_run_change_nothing(prepared, sample_clips, tmp_path, monkeypatch):
     folder = tmp_path / "again"
     shutil.copytree(prepared[0], folder)
     for name in ("old.mp4", "a.0123456789ab.mp4", "mine.mp4"):
         (folder / "clips" / name).write_bytes(b"of another set")
     named = rows(folder, "train")
     write_jsonl(folder / "train.jsonl", [*named, {**named[0], "video": "clips/old.mp4"}])
-    (folder / ".video.left").mkdir()
     spoilt = sorted((folder / "clips").glob("*-*"))[0]
     spoilt.write_bytes(b"\0" * spoilt.stat().st_size)
     before = {path: path.stat().st_mtime_ns for path in (folder / "clips").iterdir()}
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    owner = f"{dead.pid}-{files._owner().partition('-')[2]}"
+    for name in (f".video.left.{owner}.tmp/half", f"clips/.a.{owner}.tmp.mp4", f"segments/.a.{owner}.tmp.mp4"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).touch()
+    monkeypatch.setattr(files, "_swept", set())  # as in a new process
     assert prepare(Settings(raw=sample_clips, output=folder, workers=2)) == prepared[1]
     for split in ALL:
         assert rows(folder, split) == rows(prepared[0], split)

@@ -134,12 +134,12 @@ def test_one_scene_with_the_depth_of_other_frames_is_listed_and_can_be_kept(tmp_
 
 def test_frames_that_do_not_overlap_tell_nothing(raw):
     scenes = read_infos(raw / "embodiedscan_infos_train.pkl", "train", raw)
-    agreement = consistency.measure(scenes[0], Conventions())[0]
-    assert agreement.value is None and not agreement.fault and agreement.coverage
+    agreement = consistency.Comparison(scenes[0], Conventions()).agreements([Conventions()])[0]
+    assert agreement.value is None and not agreement.contradiction and agreement.coverage
     wrong = Conventions(pose="world-to-camera")
     scenes = read_infos(raw / "embodiedscan_infos_train.pkl", "train", raw, None, wrong)
-    together = consistency.pool([consistency.measure(scene, wrong)[0] for scene in scenes])
-    assert together.fault  # what no single scene tells, all of them do
+    together = consistency.pool([consistency.Comparison(scene, wrong).agreements([wrong])[0] for scene in scenes])
+    assert together.contradiction  # what no single scene tells, all of them do
 
 
 @pytest.mark.parametrize("factor", [0.71, 1.67])
@@ -179,5 +179,5 @@ def test_flags_of_the_command_line(right, tmp_path):
 def test_poses_as_stored_come_back(right):
     content = pickle.loads((right / "embodiedscan_infos_train.pkl").read_bytes())
     pose = content["data_list"][0]["images"][2]["cam2global"]
-    for way in (Conventions(), Conventions("world-to-camera", "ros", "mm"), Conventions(camera_axes="opengl")):
-        np.testing.assert_allclose(way.as_stored(way.camera_to_world(pose)), pose, atol=1e-9)
+    for conventions in (Conventions(), Conventions("world-to-camera", "ros", "mm"), Conventions(camera_axes="opengl")):
+        np.testing.assert_allclose(conventions.as_stored(conventions.camera_to_world(pose)), pose, atol=1e-9)
