@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FunctionType, ModuleType, SimpleNamespace
 
-from overlays import registry, runs
+from overlays import runs
 from overlays.errors import UserError
 from overlays.upstream import tree as upstream_tree
 from overlays.upstream.tree import commit
@@ -251,10 +251,9 @@ def register(sets) -> None:
         table[item.name] = {"annotation_path": str(item.annotation), "data_path": str(item.media_root)}
 
 
-def drive(module: ModuleType, run) -> None:
-    """Let upstream's train() do the run."""
-    register(registry.available())
-    register(registry.resolve(run.data.dataset_use))
+def drive(module: ModuleType, run, sets) -> None:
+    """Let upstream's train() do the run; it finds `sets` (`registry.Dataset`) by name."""
+    register(sets)
     output = Path(run.training.output_dir)
     existed = output.exists()
     before = replace(module, swaps(run))

@@ -124,7 +124,7 @@ def test_train_calls_the_parts_of_the_run_and_nothing_of_its_own(tree, pictures,
     module = upstream.load(tree, engine.shadows())
     before = dict(vars(module))
     run = Recorder(tmp_path / "run", lora_enable="True", tune_mm_mlp="True")
-    engine.drive(module, run)
+    engine.drive(module, run, registry.resolve(run.data.dataset_use))
     assert run.calls == ["load_model", ("set_parts", "model"), "data_module", ("build_trainer", "model"), "fit",
                          "finish"]
     assert run.training.lora_enable and not hasattr(run.data, "model_type")
@@ -141,7 +141,7 @@ def test_names_are_put_back_and_an_empty_folder_goes_when_a_run_fails(tree, pict
 
     run.load_model = fails
     with pytest.raises(UserError, match="no weights"):
-        engine.drive(module, run)
+        engine.drive(module, run, registry.resolve(run.data.dataset_use))
     assert vars(module) == before and not (tmp_path / "run").exists()
 
 

@@ -19,7 +19,7 @@ from overlays.data import rasters
 from overlays.data.maps import write_geopackage, write_geotiff
 from overlays.data.matlab import parse_shape
 from overlays.data.raster_file import Georeference
-from overlays.data.records import parse_fractions
+from overlays.data.splits import parse_fractions
 from overlays.domains.base import SPLITS, parameters, prepared_folder, write_metadata
 from overlays.domains.cuprite import plots
 from overlays.domains.cuprite.areas import Area, gap, split_areas, tile_starts, valid_shares

@@ -15,7 +15,7 @@ from overlays.data.encodings import lengths
 from overlays.data.geotiff import SUFFIXES
 from overlays.data.media import MAX_ASPECT
 from overlays.data.rasters import MAX_VALUES
-from overlays.data.records import parse_fractions, split_groups
+from overlays.data.splits import parse_fractions, split_groups
 from overlays.domains.base import SPLITS, parameters, prepared_folder, write_metadata
 from overlays.domains.satellite import questions
 from overlays.domains.satellite.embeddings import Raster, is_scales, off_length, open_raster, windows
