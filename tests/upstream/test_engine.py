@@ -27,12 +27,14 @@ FLAGS = arguments.upstream_flags()
 SWAPS = {target.name for target in engine.TARGETS if target.kind == "swap"}
 
 
+def forget():
+    """Take what is imported of a tree out of sys.modules; returns it."""
+    return {name: sys.modules.pop(name) for name in list(sys.modules) if name.split(".")[0] == "qwenvl"}
+
+
 @pytest.fixture
 def tree(tmp_path, monkeypatch):
     """A copy of the stand-in that $QWEN3VL_UPSTREAM names; nothing of it stays imported."""
-    def forget():
-        return {name: sys.modules.pop(name) for name in list(sys.modules) if name.split(".")[0] == "qwenvl"}
-
     folder = tmp_path / "tree"
     shutil.copytree(STAND_IN, folder, ignore=shutil.ignore_patterns("__pycache__"))
     monkeypatch.setenv(upstream.VARIABLE, str(folder))
@@ -292,8 +294,8 @@ def test_check_from_the_command_line(tree):
     done = run_module("overlays.upstream", "--check")
     assert done.returncode == 0 and "safe_save_model_for_hf_trainer" in done.stdout
     edit(tree / ENTRY, "def set_model(", "def set_parts(")
-    done = subprocess.run([sys.executable, "-m", "overlays.upstream", "--check"], cwd=ROOT, capture_output=True,
-                          text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    forget()
+    done = run_module("overlays.upstream", "--check")
     assert done.returncode == 1 and "set_model" in done.stdout and "NO: is gone" in done.stdout
 
 

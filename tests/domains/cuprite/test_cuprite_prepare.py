@@ -23,6 +23,7 @@ from overlays.domains.cuprite.labellers import NearestLabeller
 from overlays.domains.cuprite.prepare import Settings, prepare, render_window
 from overlays.errors import UserError
 from overlays.files import sha256
+from tests.commands import run_script
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -135,11 +136,10 @@ def test_labels_of_others_are_taken_as_they_are(scene, tmp_path):
     assert not (tmp_path / "other").exists()
 
 
+@pytest.mark.filterwarnings("error")
 def test_real_aviris_scene(hyperspectral, tmp_path):
-    done = subprocess.run(
-        [sys.executable, "-W", "error", str(ROOT / "scripts" / "prepare_cuprite.py"), "--cube",
-         str(hyperspectral / "salton_sea_aviris.hdr"), "--tile-size", "16", "--workers", "1", "--output",
-         str(tmp_path / "out")], capture_output=True, text=True, cwd=tmp_path)
+    done = run_script("prepare_cuprite.py", "--cube", hyperspectral / "salton_sea_aviris.hdr", "--tile-size", "16",
+                      "--workers", "1", "--output", tmp_path / "out", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "warn" not in done.stderr.lower()
     counts = json.loads((tmp_path / "out" / "metadata.json").read_text())["counts"]
@@ -148,9 +148,8 @@ def test_real_aviris_scene(hyperspectral, tmp_path):
 
 
 def test_a_mistake_ends_in_one_sentence_and_status_2(scene, tmp_path):
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "scripts" / "prepare_cuprite.py"), "--cube", str(scene), "--tile-size", "110",
-         "--output", str(tmp_path / "out")], capture_output=True, text=True, cwd=tmp_path)
+    done = run_script("prepare_cuprite.py", "--cube", scene, "--tile-size", "110", "--output", tmp_path / "out",
+                      cwd=tmp_path)
     assert done.returncode == 2
     assert done.stderr.startswith("error: ") and len(done.stderr.splitlines()) == 1
     assert not any(tmp_path.iterdir())
