@@ -47,7 +47,7 @@ def pytest_addoption(parser):
 
 
 def group(item) -> str:
-    """Tests of one group run in one process of pytest-xdist: a domain's, which share its prepared sample, or a file's."""
+    """Tests of one group run in one process of pytest-xdist: those of a domain, which share a sample, or of a file."""
     file = item.path.relative_to(item.config.rootpath / "tests")
     return str(file.parent if len(file.parts) > 2 and file.parts[0] == "domains" else file)
 
