@@ -131,13 +131,13 @@ def _refuse(row: Mapping, reasons: Mapping[str, str], where: str = "") -> None:
 
 def _one_of_both(row: dict) -> dict:
     """The record of a row that says the same as conversations and as messages."""
-    own = to_record({key: value for key, value in row.items() if key not in ("messages", *_LISTS)})
-    other = to_record({key: value for key, value in row.items() if key not in ("conversations", *PLACEHOLDERS)})
-    same = [own.get("conversations"), *(_listed(own.get(kind)) for kind in PLACEHOLDERS)] == \
-        [other.get("conversations"), *(_listed(other.get(kind)) for kind in PLACEHOLDERS)]
+    record = to_record({key: value for key, value in row.items() if key not in ("messages", *_LISTS)})
+    from_messages = to_record({key: value for key, value in row.items() if key not in ("conversations", *PLACEHOLDERS)})
+    same = [record.get("conversations"), *(_listed(record.get(kind)) for kind in PLACEHOLDERS)] == \
+        [from_messages.get("conversations"), *(_listed(from_messages.get(kind)) for kind in PLACEHOLDERS)]
     if not same:
         raise UserError("conversations and messages say different things; keep one of them")
-    return own
+    return record
 
 
 def _convert(row: dict, form: str) -> dict:
@@ -147,9 +147,10 @@ def _convert(row: dict, form: str) -> dict:
     reader.read(_messages(row, form))
     turns = _with_system(reader.turns, row)
     pools = {kind: _pool(row, kind) for kind in PLACEHOLDERS}
-    rates = {}
+    frame_rates = {}
     for kind, pool in pools.items():
-        files, rates[kind] = _placed(pool, reader.media[kind], kind, turns if form != "conversations" else None)
+        shown = reader.media[kind]
+        files, frame_rates[kind] = _in_shown_order(pool, shown, kind, None if form == "conversations" else turns)
         if files:
             one = len(files) == 1 and isinstance(files[0], str)
             rest[kind] = files[0] if one else files
@@ -157,7 +158,7 @@ def _convert(row: dict, form: str) -> dict:
                                       if _MISNAMED[key] == kind):
             key = next(key for key in _MISNAMED if _MISNAMED[key] == kind and not is_empty(rest.get(key)))
             raise UserError(f"the key {key!r} is not read: call it {kind}")
-    rest |= _rate(row, rates["video"])
+    rest |= _frame_rate(row, frame_rates["video"])
     tools = read_tools(row.get("tools"))
     if tools:
         rest["tools"] = tools
@@ -288,8 +289,8 @@ class _Turns:
             if isinstance(part, str):
                 pieces.append(part)
                 if side in ("human", TOOL):
-                    for found in PLACEHOLDER.findall(part):
-                        self.media[found[1:-1]].append((None, None))
+                    for placeholder in PLACEHOLDER.findall(part):
+                        self.media[placeholder[1:-1]].append((None, None))
             elif not isinstance(part, Mapping):
                 raise UserError(f"the value of {where} must be text, not {kind_of(part)}")
             else:
@@ -318,7 +319,7 @@ class _Turns:
             raise UserError(f"{where} has a part with two different {kind}s; write two parts")
         value = values[0] if values else None
         medium = None if value is None else _medium(value, kind)
-        rate = _number(part, where)
+        rate = _fps_of(part, where)
         if rate is not None and kind == "image":
             raise UserError(f"{where}: an image has no frames per second")
         if side in ("human", TOOL):
@@ -373,7 +374,7 @@ def is_frame(name: object) -> bool:
                                       or name.startswith("embedded:"))
 
 
-def _placed(pool: list, shown: list[tuple], kind: str, turns: list[dict] | None) -> tuple[list, list]:
+def _in_shown_order(pool: list, shown: list[tuple], kind: str, turns: list[dict] | None) -> tuple[list, list]:
     """(media in the order of their placeholders, frames per second of each).
 
     A flat list of pictures is one video where at most one is shown. Where no turn shows a medium of the row's own list,
@@ -387,25 +388,25 @@ def _placed(pool: list, shown: list[tuple], kind: str, turns: list[dict] | None)
         first = next((turn for turn in turns if turn["from"] == "human"), None)
         if first is not None:
             first["value"] = PLACEHOLDERS[kind] * len(pool) + "\n" + first["value"]
-            return [*pool, *(medium for medium, _ in shown)], [None] * len(pool) + [rate for _, rate in shown]
-    files, rates, left = [], [], list(pool)
-    for medium, rate in shown:
+            return [*pool, *(medium for medium, _ in shown)], [None] * len(pool) + [fps for _, fps in shown]
+    files, frame_rates, left = [], [], list(pool)
+    for medium, frame_rate in shown:
         if medium is not None or left:
             files.append(left.pop(0) if medium is None else medium)
-            rates.append(rate)
-    return files + left, rates + [None] * len(left)
+            frame_rates.append(frame_rate)
+    return files + left, frame_rates + [None] * len(left)
 
 
-def _number(values: Mapping, where: str = "") -> object:
+def _fps_of(values: Mapping, where: str = "") -> object:
     """Frames per second of a row or part, whichever name it has; checked by `records.check_record`."""
     return one_of(values, _RATES, where or "the row")
 
 
-def _rate(row: Mapping, rates: list) -> dict:
+def _frame_rate(row: Mapping, of_parts: list) -> dict:
     """The record's key `fps`: the row's own, or that of its parts."""
-    own = _number(row)
-    if any(rate is not None for rate in rates):
-        if own is not None:
+    of_row = _fps_of(row)
+    if any(rate is not None for rate in of_parts):
+        if of_row is not None:
             raise UserError("fps is given for the row and for its parts; keep one of them")
-        return {"fps": rates}
-    return {} if own is None else {"fps": own}
+        return {"fps": of_parts}
+    return {} if of_row is None else {"fps": of_row}
