@@ -79,6 +79,9 @@ def words(family_folder, annotation, output, *more):
     ]
 
 
+SAMPLES = {}  # {(model folder, annotation): {row: its sample}}
+
+
 class Case:
     """A run as the command line makes it, whose trainer takes steps on chosen samples."""
 
@@ -94,7 +97,7 @@ class Case:
         assert self.model.is_gradient_checkpointing == ("--gradient_checkpointing" in more and
                                                         more[more.index("--gradient_checkpointing") + 1] == "True")
         self.model.train()
-        self.prepared = {}  # row: its sample
+        self.prepared = SAMPLES.setdefault((folder, annotation), {})  # no flag of these tests changes a sample
 
     @staticmethod
     def numbers(kind):
@@ -198,7 +201,10 @@ def default_ways(family):
 
     A family takes two opposite ways, each with one of the kinds image and video. With those of the next families, they
     hold every pair. Where a family refuses flattened batches, that way stands for the refusal, and a padded one joins.
+    Qwen4-Exp, the slowest, takes one way besides the refusal.
     """
+    if family == "qwen4_exp":
+        return {(False, False, "sdpa"): KINDS, (True, True, "eager"): KINDS}
     high, low = divmod(FAMILIES.index(family) % 4, 2)
     attentions, kinds = ("sdpa", "eager"), (("text", "image", "mixed"), ("text", "video", "mixed"))
     way, opposite = (bool(low), attentions[high]), (not low, attentions[not high])
@@ -230,15 +236,16 @@ def test_every_way_of_computing_a_step_gives_the_same_loss_and_gradients(
             Case(tiny_model_dir(family), annotation, tmp_path / "run", *flags)
         return
     case = Case(tiny_model_dir(family), annotation, tmp_path / "run", *flags)
+    first = way == next(iter(default_ways(family)))
     batches = dict.fromkeys(KINDS, (1, 2)) if slow else {
-        kind: {"text": (2,), "mixed": (1, 2)}.get(kind, (1,)) for kind in kinds}
+        kind: {"text": (2,), "mixed": (1, 2) if first else (2,)}.get(kind, (1,)) for kind in kinds}
     compare(case, reference(family, case), batches)
 
 
 def test_the_default_run_holds_every_pair_of_values():
     """Of flatten, checkpointing, attention and kind with each other, and of family with each of them."""
-    rows = {(family, *way, kind) for family in FAMILIES for way, kinds in default_ways(family).items()
-            for kind in kinds if not way[0] or family in PACKING}
+    rows = {(family, *way, kind) for family in FAMILIES if family != "qwen4_exp"
+            for way, kinds in default_ways(family).items() for kind in kinds if not way[0] or family in PACKING}
     for first, second in itertools.combinations(range(5), 2):
         seen = {(row[first], row[second]) for row in rows}
         wanted = {(a, b) for a in {row[first] for row in rows} for b in {row[second] for row in rows}
@@ -270,7 +277,8 @@ def test_a_sample_of_a_flattened_row_does_not_see_the_others(tiny_model_dir, ann
         assert torch.equal(states([other, *samples[1:]]), together)
 
 
-@pytest.mark.parametrize("family", PACKING)
+@pytest.mark.parametrize("family", [
+    pytest.param(name, marks=() if name in ("qwen2_5_vl", "qwen3_vl") else pytest.mark.slow) for name in PACKING])
 def test_the_validation_loss_of_flattened_batches_is_that_of_padded_ones(tiny_model_dir, annotation, tmp_path, family):
     losses = []
     for flatten in ("False", "True"):
