@@ -285,6 +285,17 @@ def test_predictions_are_laid_on_the_map(prepared, tmp_path):
         assert data.execute("SELECT count(*), min(right) FROM predictions").fetchone() == (len(rows), 1)
 
 
+def test_predictions_of_a_swath_need_its_lookup_table_for_a_map(prepared, tmp_path, caplog):
+    folder = tmp_path / "data"
+    shutil.copytree(prepared[0], folder)
+    metadata = json.loads((folder / "metadata.json").read_text())
+    metadata["georeference"]["lookup_table"] = str(tmp_path / "emit.nc")
+    (folder / "metadata.json").write_text(json.dumps(metadata))
+    row = {**records(folder, "test")[0], "question": "", "image": [], "answer": "", "prediction": ""}
+    save_prediction_map([row], folder, tmp_path)
+    assert "emit.nc" in caplog.text and not (tmp_path / "predictions.gpkg").exists()
+
+
 def test_prepared_data_are_verified_in_seven_steps(prepared, tmp_path, capsys):
     from overlays import check
 
@@ -292,7 +303,8 @@ def test_prepared_data_are_verified_in_seven_steps(prepared, tmp_path, capsys):
     shutil.copytree(prepared[0], folder)
     check.main(["--prepared", str(folder)])
     out = capsys.readouterr().out
-    assert all(f"{step}: ok" in out for step in ("metadata", "splits", "separation", "answers", "balance"))
+    assert all(f"{step}: ok" in out for step in ("metadata", "splits", "records", "media", "separation", "answers",
+                                                 "balance"))
     assert "0 bad" in out
     rows = records(folder, "test")
     rows[0]["group"] = records(folder, "train")[0]["group"]
