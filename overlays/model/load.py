@@ -384,7 +384,7 @@ def load_model(checkpoint: str | Path, base_model: str | None = None, attn: str 
         config.modules_to_save, config.ensure_weight_tying = None, False
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*")  # peft asks by the old name
-        warnings.filterwarnings("ignore", message="Found missing adapter keys")  # `check_tensors` names one in a sentence
+        warnings.filterwarnings("ignore", message="Found missing adapter keys")  # see `check_tensors`
         model = _from_hub(checkpoint, lambda **_: PeftModel.from_pretrained(model, checkpoint, config=config))
     adapters.check_tensors(checkpoint, model)
     full = full_parameter_names(checkpoint)
