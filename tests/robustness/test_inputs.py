@@ -187,6 +187,17 @@ def test_a_parquet_file_of_endless_rows_is_refused(tmp_path):
         next(tables.rows(tmp_path / "a.parquet"))
 
 
+@pytest.mark.parametrize("is_index", [False, True])
+def test_text_of_a_parquet_file_that_is_not_utf8_is_named(tmp_path, is_index):
+    frame = pd.DataFrame({"clip_id": ["clip-1", "clip-2"], "road": ["a", "b"]})
+    frame = frame.set_index("clip_id") if is_index else frame
+    frame.to_parquet(tmp_path / "a.parquet", compression=None)
+    content = (tmp_path / "a.parquet").read_bytes()
+    (tmp_path / "a.parquet").write_bytes(content.replace(b"clip-", b"clip\xb7", 1))
+    with pytest.raises(ValueError, match="decode|Wrapping"):
+        tables.read_frame(tmp_path / "a.parquet")
+
+
 def test_an_archive_is_refused_by_its_first_member_too_large(tmp_path, monkeypatch):
     with tarfile.open(tmp_path / "a.tar", "w") as out:
         info = tarfile.TarInfo("big")
