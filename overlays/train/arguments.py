@@ -124,6 +124,7 @@ class BaseFlags:
     output_dir: str = option("outputs/run", "run folder")
     cache_dir: str | None = option(None, "where downloaded models are kept")
     resume: str = option("auto", "auto | never | a checkpoint folder (also as --resume_from_checkpoint)")
+    optim: str = option("adamw_torch_fused", f"one of {', '.join(inherited.OPTIMIZERS)}")
     # transformers would drop keys of a batch that a plain forward does not name.
     remove_unused_columns: bool = option(False, "not supported")
     report_to: str | None = option("tensorboard", "trackers, by comma")

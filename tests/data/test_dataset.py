@@ -193,7 +193,7 @@ def test_lengths_of_other_pixels_are_measured_anew_and_a_damaged_file_too(media,
     for file in cache.glob("lengths-*.npz"):
         file.write_bytes(file.read_bytes()[:-40])
     seen.clear()
-    assert build(media, [row(0)], tiny).lengths[0] > smaller.lengths[0] and seen == [0]
+    assert build(media, [row(0)], tiny).lengths[0] == len(build(media, [row(0)], tiny)[0]["input_ids"]) and seen == [0]
 
 
 def test_rows_of_different_shape_fit_one_table(media, tiny):
