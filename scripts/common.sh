@@ -45,7 +45,8 @@ explain() {  # explain "$@": --help prints what the launcher is, and its variabl
             [[ "${ENTRY:-}" = overlays.pretrain_mae ]] || variables+=("${tuning_variables[@]}")
             echo "variables for flags of ${ENTRY:-overlays.train} (--help of it lists all); in brackets the value of $CONFIG:"
             for pair in "${variables[@]}"; do
-                printf '    %-24s--%s%s\n' "${pair%%:*}" "${pair#*:}" "$(setting "${pair#*:}" | sed 's/.*/ [&]/')"
+                word="$(setting "${pair#*:}")"
+                printf '    %-24s--%s%s\n' "${pair%%:*}" "${pair#*:}" "${word:+ [$word]}"
             done | sort -u
             echo "processes: NPROC_PER_NODE NNODES NODE_RANK MASTER_ADDR MASTER_PORT; validation data: EVAL_DATASETS"
         fi
@@ -74,7 +75,10 @@ step() {  # run a preparing command, or only show it
 }
 
 setting() {  # the value of a key in CONFIG
-    sed -n "s/^$1:[[:space:]]*\([^#]*[^#[:space:]]\).*/\1/p" "$CONFIG"
+    local line
+    while IFS= read -r line || [[ -n "$line" ]]; do
+        if [[ "$line" =~ ^$1:[[:space:]]*([^#]*[^#[:space:]]) ]]; then echo "${BASH_REMATCH[1]}"; fi
+    done < "$CONFIG"
 }
 
 is_tiny() {  # whether a model, or the base of an adapter, is one with random weights

@@ -12,4 +12,4 @@ python="$("${setup[@]}")" || exit 2
 unset PYTHONDONTWRITEBYTECODE  # with it every start would compile all packages anew: 15 seconds
 export OMP_NUM_THREADS=1
 # Files in the order of tests/conftest.py, the longest first.
-exec "$python" -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder ${tests[@]+"${tests[@]}"} "$@"
+exec "$python" -m pytest -q -n 2 --dist loadgroup --no-loadscope-reorder ${tests[@]+"${tests[@]}"} "$@"

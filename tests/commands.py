@@ -2,11 +2,15 @@
 
 import contextlib
 import io
+import multiprocessing
 import os
 import random
 import runpy
+import socket
 import subprocess
 import sys
+import time
+import traceback
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -39,6 +43,55 @@ def run_script(name: str, *words, cwd: Path = ROOT) -> subprocess.CompletedProce
 def run_call(function) -> subprocess.CompletedProcess:
     """What a command that calls `function` ends with; see `run_module`."""
     return _run(lambda: errors.run(function), ["call"], ROOT)
+
+
+def run_processes(count: int, name: str, *words) -> list[subprocess.CompletedProcess]:
+    """What `torchrun --nproc_per_node count -m name words` does, in forks of this process, which import nothing again.
+
+    Raises:
+        TimeoutError: a process has not ended after three minutes, or another ended without a result.
+    """
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        variables = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": str(count),
+                     "LOCAL_WORLD_SIZE": str(count), "TOKENIZERS_PARALLELISM": "false"}
+    context = multiprocessing.get_context("fork")
+    pipes, processes = [], []
+    for rank in range(count):
+        receiving, sending = context.Pipe(duplex=False)
+        process = context.Process(target=_run_rank, args=(
+            sending, variables | {"RANK": str(rank), "LOCAL_RANK": str(rank)}, name, words))
+        process.start()
+        sending.close()
+        pipes.append(receiving)
+        processes.append(process)
+    try:
+        until = time.monotonic() + 180
+        results = []
+        for pipe in pipes:
+            try:
+                results.append(pipe.recv() if pipe.poll(max(0, until - time.monotonic())) else None)
+            except EOFError:
+                results.append(None)
+        if None in results:
+            raise TimeoutError(f"{name} in {count} processes: {results}")
+        return results
+    finally:
+        for process in processes:
+            process.kill()
+            process.join()
+
+
+def _run_rank(pipe, variables: dict[str, str], name: str, words) -> None:
+    from accelerate.state import AcceleratorState, GradientState
+
+    AcceleratorState._reset_state(reset_partial_state=True)  # this process has trained alone before
+    GradientState._reset_state()
+    os.environ.update(variables)
+    try:
+        pipe.send(run_module(name, *words))
+    except BaseException:
+        pipe.send(subprocess.CompletedProcess([name], 1, "", traceback.format_exc()))
 
 
 def _run(entry, argv: list[str], cwd: Path) -> subprocess.CompletedProcess:

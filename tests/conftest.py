@@ -46,7 +46,15 @@ def pytest_addoption(parser):
     parser.addoption("--slow", action="store_true", help="run the tests marked slow too")
 
 
+def group(item) -> str:
+    """Tests of one group run in one process of pytest-xdist: those of a domain, which share a sample, or of a file."""
+    file = item.path.relative_to(item.config.rootpath / "tests")
+    return str(file.parent if len(file.parts) > 2 and file.parts[0] == "domains" else file)
+
+
 def pytest_collection_modifyitems(config, items):
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group(group(item)))
     # Whole runs, the longest tests, lie in tests/ itself: they start first, so that no process ends long after others.
     items.sort(key=lambda item: item.path.parent != config.rootpath / "tests")
     if not config.getoption("--slow"):

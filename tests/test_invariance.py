@@ -3,6 +3,8 @@
 Padded or flattened, with or without gradient checkpointing, by SDPA, eager or flash attention, in one batch or
 accumulated: the same loss and the same gradients, for every family and every kind of input, in the path that the
 command line takes. The reference is the plain model of transformers on one sample at a time.
+
+The default run takes a covering set of the combinations, `./scripts/test.sh --slow` all of them.
 """
 
 import itertools
@@ -77,6 +79,9 @@ def words(family_folder, annotation, output, *more):
     ]
 
 
+SAMPLES = {}  # {(model folder, annotation): {row: its sample}}
+
+
 class Case:
     """A run as the command line makes it, whose trainer takes steps on chosen samples."""
 
@@ -92,13 +97,17 @@ class Case:
         assert self.model.is_gradient_checkpointing == ("--gradient_checkpointing" in more and
                                                         more[more.index("--gradient_checkpointing") + 1] == "True")
         self.model.train()
+        self.prepared = SAMPLES.setdefault((folder, annotation), {})  # no flag of these tests changes a sample
 
     @staticmethod
     def numbers(kind):
         return (9, 0, 4, 7) if kind == "mixed" else [i for i, row in enumerate(ROWS) if row["id"].startswith(kind)]
 
     def samples(self, kind):
-        return [self.run.train_set[i] for i in self.numbers(kind)]
+        for number in self.numbers(kind):
+            if number not in self.prepared:
+                self.prepared[number] = self.run.train_set[number]
+        return [self.prepared[number] for number in self.numbers(kind)]
 
     def step(self, kind, batches=1):
         """(loss, gradients) of one optimisation step on the samples of a kind."""
@@ -153,6 +162,22 @@ def alone(folder, kinds):
     return {kind: (losses[kind], sums[kind]) for kind in kinds}
 
 
+def compare(case, expected, batches):
+    """Check the steps of a case: `expected` {kind: (loss, gradients)}, `batches` {kind: numbers of batches to take}."""
+    for kind, numbers in batches.items():
+        loss, gradients_of_kind = expected[kind]
+        for number in numbers:
+            found, grads = case.step(kind, number)
+            assert abs(found - loss) < 1e-5 * max(1, abs(loss)), (kind, number)
+            assert worst(grads, gradients_of_kind) < 1e-4, (kind, number)
+
+
+@pytest.fixture
+def slow(request):
+    """Whether `--slow` asks for the full matrix."""
+    return request.config.getoption("--slow")
+
+
 @pytest.fixture(scope="module")
 def reference(tiny_model_dir, annotation):
     """Function: family, one of its cases -> {kind: (loss, gradients)} as `alone` gives them, computed once."""
@@ -160,37 +185,50 @@ def reference(tiny_model_dir, annotation):
 
     def get(family, case):
         if family not in known:
-            samples = [case.run.train_set[i] for i in range(len(ROWS))]
-            known[family] = alone(tiny_model_dir(family), {
-                kind: [samples[i] for i in case.numbers(kind)] for kind in KINDS})
+            known[family] = alone(tiny_model_dir(family), {kind: case.samples(kind) for kind in KINDS})
         return known[family]
 
     return get
 
 
-@pytest.fixture
-def accumulated(request):
-    """Function: kind -> whether its step is also taken in several batches: text and mixed, with --slow all of them.
+# The default run takes a covering set: every value of every factor, and every pair of values of two factors, where the
+# family allows it. `--slow` takes the full matrix.
+WAYS = tuple(itertools.product((False, True), (False, True), ("sdpa", "eager")))  # flatten, checkpointing, attention
 
-    Mixed holds each of the others; batches of text alone are those that do not run the vision tower.
+
+def default_ways(family):
+    """{way: kinds} of the default run. Mixed holds each of the other kinds; text alone does not run the vision tower.
+
+    A family takes two opposite ways, each with one of the kinds image and video. With those of the next families, they
+    hold every pair. Where a family refuses flattened batches, that way stands for the refusal, and a padded one joins.
+    Qwen4-Exp, the slowest, takes one way besides the refusal.
     """
-    return lambda kind: kind in ("text", "mixed") or request.config.getoption("--slow")
+    if family == "qwen4_exp":
+        return {(False, False, "sdpa"): KINDS, (True, True, "eager"): KINDS}
+    high, low = divmod(FAMILIES.index(family) % 4, 2)
+    attentions, kinds = ("sdpa", "eager"), (("text", "image", "mixed"), ("text", "video", "mixed"))
+    way, opposite = (bool(low), attentions[high]), (not low, attentions[not high])
+    ways = {(False, *way): kinds[low ^ high], (True, *opposite): kinds[1 - (low ^ high)]}
+    if family not in PACKING:
+        ways[(False, *opposite)] = kinds[1 - (low ^ high)]
+    return ways
 
 
 def matrix():
-    """Every family with every way; of all families but one the default run takes two ways, `--slow` the others too."""
     for family in FAMILIES:
-        for flatten, checkpointing, attention in itertools.product((False, True), (False, True), ("sdpa", "eager")):
-            corner = (checkpointing, attention) == ((True, "eager") if flatten else (False, "sdpa"))
+        default = default_ways(family)
+        for way in WAYS:
+            flatten, checkpointing, attention = way
             name = "-".join((family, "flattened" if flatten else "padded", "checkpointed" if checkpointing else "kept",
                              attention))
-            marks = () if family == "qwen3_vl" or corner else (pytest.mark.slow,)
-            yield pytest.param(family, flatten, checkpointing, attention, id=name, marks=marks)
+            yield pytest.param(family, way, default.get(way, KINDS), id=name,
+                               marks=() if way in default else (pytest.mark.slow,))
 
 
-@pytest.mark.parametrize("family, flatten, checkpointing, attention", list(matrix()))
+@pytest.mark.parametrize("family, way, kinds", list(matrix()))
 def test_every_way_of_computing_a_step_gives_the_same_loss_and_gradients(
-        tiny_model_dir, annotation, reference, accumulated, tmp_path, family, flatten, checkpointing, attention):
+        tiny_model_dir, annotation, reference, slow, tmp_path, family, way, kinds):
+    flatten, checkpointing, attention = way
     flags = ("--data_flatten", str(flatten), "--gradient_checkpointing", str(checkpointing),
              "--attn_implementation", attention)
     if flatten and family not in PACKING:
@@ -198,11 +236,21 @@ def test_every_way_of_computing_a_step_gives_the_same_loss_and_gradients(
             Case(tiny_model_dir(family), annotation, tmp_path / "run", *flags)
         return
     case = Case(tiny_model_dir(family), annotation, tmp_path / "run", *flags)
-    for kind, (loss, expected) in reference(family, case).items():
-        for batches in (1, 2) if accumulated(kind) else (1,):
-            found, grads = case.step(kind, batches)
-            assert abs(found - loss) < 1e-5 * max(1, abs(loss)), (kind, batches)
-            assert worst(grads, expected) < 1e-4, (kind, batches)
+    first = way == next(iter(default_ways(family)))
+    batches = dict.fromkeys(KINDS, (1, 2)) if slow else {
+        kind: {"text": (2,), "mixed": (1, 2) if first else (2,)}.get(kind, (1,)) for kind in kinds}
+    compare(case, reference(family, case), batches)
+
+
+def test_the_default_run_holds_every_pair_of_values():
+    """Of flatten, checkpointing, attention and kind with each other, and of family with each of them."""
+    rows = {(family, *way, kind) for family in FAMILIES if family != "qwen4_exp"
+            for way, kinds in default_ways(family).items() for kind in kinds if not way[0] or family in PACKING}
+    for first, second in itertools.combinations(range(5), 2):
+        seen = {(row[first], row[second]) for row in rows}
+        wanted = {(a, b) for a in {row[first] for row in rows} for b in {row[second] for row in rows}
+                  if (first, second) != (0, 1) or not b or a in PACKING}
+        assert seen == wanted
 
 
 @pytest.mark.parametrize("checkpointing", [False, True], ids=["kept", "checkpointed"])
@@ -229,7 +277,8 @@ def test_a_sample_of_a_flattened_row_does_not_see_the_others(tiny_model_dir, ann
         assert torch.equal(states([other, *samples[1:]]), together)
 
 
-@pytest.mark.parametrize("family", PACKING)
+@pytest.mark.parametrize("family", [
+    pytest.param(name, marks=() if name in ("qwen2_5_vl", "qwen3_vl") else pytest.mark.slow) for name in PACKING])
 def test_the_validation_loss_of_flattened_batches_is_that_of_padded_ones(tiny_model_dir, annotation, tmp_path, family):
     losses = []
     for flatten in ("False", "True"):
@@ -267,7 +316,7 @@ def flash_attention(query, key, value, attention_mask, query_length, is_causal, 
 @pytest.mark.parametrize("flatten", [False, True], ids=["padded", "flattened"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_flash_attention_is_told_the_borders_of_the_samples(
-        tiny_model_dir, annotation, reference, accumulated, tmp_path, monkeypatch, family, flatten):
+        tiny_model_dir, annotation, reference, slow, tmp_path, monkeypatch, family, flatten):
     import transformers.integrations.flash_attention as integration
 
     if flatten and family not in PACKING:
@@ -281,11 +330,8 @@ def test_flash_attention_is_told_the_borders_of_the_samples(
     config = case.model.config
     for part in (config, config.text_config, config.vision_config):
         part._attn_implementation = "flash_attention_2"  # past the check for the package, which CPUs cannot have
-    for kind, (loss, expected) in reference(family, case).items():
-        for batches in (1, len(case.numbers(kind))) if accumulated(kind) else (1,):
-            found, grads = case.step(kind, batches)
-            assert abs(found - loss) < 1e-5 * max(1, abs(loss)), (kind, batches)
-            assert worst(grads, expected) < 1e-4, (kind, batches)
+    batches = {kind: (1, len(case.numbers(kind))) for kind in KINDS} if slow else {"text": (3,), "mixed": (1, 4)}
+    compare(case, reference(family, case), batches)
     assert calls
 
 

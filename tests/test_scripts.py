@@ -1,6 +1,5 @@
 """Launchers: their recipes, overrides from the environment, flags that go through."""
 
-import json
 import os
 import re
 import shlex
@@ -13,6 +12,7 @@ from types import SimpleNamespace
 import pytest
 
 from overlays.train import arguments
+from tests.commands import run_module, run_script
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -256,18 +256,10 @@ ENTRY_POINTS = [
 ]
 
 
-@pytest.fixture(scope="module")
-def help_texts():
-    """{entry point: (exit status, output)} for --help."""
-    done = subprocess.run([sys.executable, "tests/help_texts.py", *ENTRY_POINTS], cwd=ROOT, capture_output=True,
-                          text=True, check=True)
-    return json.loads(done.stdout)
-
-
 @pytest.mark.parametrize("name", ENTRY_POINTS)
-def test_every_entry_point_explains_itself(help_texts, name):
-    status, output = help_texts[name]
-    assert status == 0 and output.startswith("usage: "), output
+def test_every_entry_point_explains_itself(name):
+    done = (run_script if name.endswith(".py") else run_module)(name, "--help")
+    assert done.returncode == 0 and done.stdout.startswith("usage: ") and not done.stderr, done.stderr
 
 
 def test_the_global_gui_stage_freezes_vision_and_merger_of_a_real_model():

@@ -18,8 +18,7 @@ from overlays.model import load
 ROOT = Path(__file__).resolve().parents[1]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "",
                "DS_ACCELERATOR": "cpu", "TOKENIZERS_PARALLELISM": "false"}
-# test_train.py has the quick look at two processes.
-pytestmark = pytest.mark.skipif(not os.environ.get("SLOW_TESTS"), reason="takes three minutes; SLOW_TESTS=1 runs it")
+pytestmark = pytest.mark.slow  # tests/train/test_sft.py has the quick look at two processes
 
 
 @pytest.fixture(scope="module")

@@ -48,7 +48,7 @@ def decoded(file: RasterFile) -> RasterFile:
         if not found.size:
             return file
         _KNOWN[state] = LENGTHS[0] <= float(np.median(found)) <= LENGTHS[1]
-    return replace(file, decode=dequantise, nodata=None) if _KNOWN[state] else file
+    return replace(file, decode=dequantise) if _KNOWN[state] else file
 
 
 def _lengths_of_rows(file: RasterFile, row: int, rows: int) -> np.ndarray:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from overlays.data.raster_file import Georeference, RasterFile, coefficients
-from overlays.data.spectral_bands import numbers, spectral
+from overlays.data.spectral_bands import named_centres, quantities, spectral
 from overlays.errors import UserError
 
 ORDERS = {"bil": ("row", "band", "column"), "bip": ("row", "column", "band"), "bsq": ("band", "row", "column")}
@@ -35,6 +35,10 @@ def _data_of(header: Path) -> Path:
     candidates = [file for end in suffixes if (file := base.with_name(base.name + end)).is_file()]
     own = [file for file in candidates if header_of(file) == header]  # a.dat belongs to a.dat.hdr where there is one
     if not candidates:
+        tif = next((file for end in (".tif", ".TIF", ".tiff") if (file := base.with_name(base.name + end)).is_file()),
+                   None)
+        if tif is not None:
+            raise UserError(f"header {header} describes the GeoTIFF {tif.name}: name that file")
         raise UserError(f"the data file of header {header} is missing: put {header.stem}.img beside it")
     return (own or candidates)[0]
 
@@ -104,9 +108,9 @@ def open_envi(path: Path) -> RasterFile:
         raise UserError(f"{data} is truncated: its header asks for {needed} bytes ({shape[0]} x {shape[1]} x "
                         f"{shape[2]} {dtype.name}), the file has {stored}; copy or download it again")
     bands, problem = shape[2], ""
+    names = tuple(_split(fields.get("band names", "")))
     try:
-        centres, widths, note = spectral(_list(header, fields, "wavelength", bands), _words(fields.get(
-            "wavelength units", "")), _list(header, fields, "fwhm", bands), "", header)
+        centres, widths, note = spectrum(header, fields, bands, names)
     except UserError as error:  # matters only to who needs the spectrum
         centres, widths, note, problem = None, None, "", str(error)
     notes = [note] if note else []
@@ -116,7 +120,6 @@ def open_envi(path: Path) -> RasterFile:
         good, notes = None, [*notes, f"{header}: its bbl marks every band bad and is not used"]
     scale, offset = _gains(header, fields, bands)
     nodata = fields.get("data ignore value")
-    names = tuple(_split(fields.get("band names", "")))
     place = {name: fields[name] for name in _PLACE if name in fields}
     return RasterFile(
         path, "envi", (header, data), shape, dtype, partial(_stored, layout), scale, offset,
@@ -124,6 +127,16 @@ def open_envi(path: Path) -> RasterFile:
         names if len(names) == bands else (), tuple(_split(fields.get("class names", ""))),
         {name: _words(value) for name, value in fields.items() if len(value) < 1000}, tuple(notes), problem,
         locate=partial(_locate, place, shape[:2]))
+
+
+def spectrum(header: Path, fields: Mapping, bands: int, names: Sequence[str] = ()
+             ) -> tuple[np.ndarray | None, np.ndarray | None, str]:
+    """(centres, widths, note) in nm of a header's lists, or of its bands' names. Raises UserError as `spectral`."""
+    listed = _quantities(header, fields, "wavelength", bands)
+    named = named_centres(names) if listed is None and len(names) == bands else None
+    centres, unit = listed or named or (None, "")
+    widths, width_unit = _quantities(header, fields, "fwhm", bands) or (None, "")
+    return spectral(centres, unit or _words(fields.get("wavelength units", "")), widths, width_unit, header)
 
 
 def _layout(header: Path, fields: Mapping, data: Path) -> dict:
@@ -172,16 +185,23 @@ def _whole(header: Path, fields: Mapping, name: str) -> int:
 
 
 def _list(header: Path, fields: Mapping, name: str, bands: int) -> np.ndarray | None:
-    """A field that has one number a band; None where it is missing or empty. Raises UserError for anything else."""
+    """`_quantities` without the unit."""
+    found = _quantities(header, fields, name, bands)
+    return None if found is None else found[0]
+
+
+def _quantities(header: Path, fields: Mapping, name: str, bands: int) -> tuple[np.ndarray, str] | None:
+    """(one number a band, their unit) of a field; None where it is missing or empty. Raises UserError for anything
+    else."""
     if not _words(fields.get(name, "")):
         return None
     try:
-        values = numbers(fields[name])
+        values, unit = quantities(fields[name])
     except ValueError:
         raise UserError(f"header {header} has a {name!r} list that is not numbers") from None
     if len(values) != bands:
         raise UserError(f"header {header} lists {len(values)} values under {name!r} for {bands} bands")
-    return values
+    return values, unit
 
 
 def _gains(header: Path, fields: Mapping, bands: int) -> tuple[np.ndarray | None, np.ndarray | None]:

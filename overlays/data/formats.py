@@ -4,17 +4,16 @@
 it were read. All other keys are metadata and stay as they are. docs/data.md has the table.
 """
 
-import json
 import re
 from collections.abc import Mapping
 from pathlib import PurePosixPath
 
 from overlays.data.embedded import embed, embed_uri
+from overlays.data.tool_calls import is_empty, one_of, parsed, read_calls, read_tools
 from overlays.errors import UserError
-from overlays.files import is_shallow, kind_of
+from overlays.files import kind_of
 
 ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
-CALL_LEVELS = 32  # of the arguments of a tool call
 TOOL = "tool"  # role of a turn that holds what a tool answered
 PLACEHOLDERS = {"image": "<image>", "video": "<video>"}
 PLACEHOLDER = re.compile("|".join(PLACEHOLDERS.values()))
@@ -70,7 +69,6 @@ _TRAINED = ("loss", "weight", "train")  # of a turn: whether it is trained
 _PART_UNREAD = {
     **_UNREAD, **dict.fromkeys(("video_start", "video_end"), "here they are frame numbers, and keys of the row"),
 }
-_CALL_KEYS = ("name", "arguments", "parameters", "id", "type", "index", "function")
 _TEXT_PARTS = ("text", "input_text", "output_text")
 _MEDIA_PARTS = {"image": "image", "image_url": "image", "input_image": "image", "video": "video", "video_url": "video"}
 _SPECIAL = ({*_FORMS, *_PARTNERS, *_SYSTEM, *_LISTS, *_UNREAD, *_MISNAMED, "tools", *_ANSWERS, "sample_fps"}
@@ -89,7 +87,7 @@ def to_record(row: Mapping) -> dict:
     if _is_record(row):
         return dict(row)
     row = {key: value for key, value in row.items() if value is not None}
-    forms = [key for key in _FORMS if not _empty(row.get(key))]
+    forms = [key for key in _FORMS if not is_empty(row.get(key))]
     if forms == ["conversations", "messages"]:
         return _one_of_both(row)
     if len(forms) > 1:
@@ -125,25 +123,21 @@ def _listed(value: object) -> list:
     return [] if value is None else value if isinstance(value, list) else [value]
 
 
-def _empty(value: object) -> bool:
-    return value is None or isinstance(value, str | list | dict | bytes) and not value
-
-
 def _refuse(row: Mapping, reasons: Mapping[str, str], where: str = "") -> None:
     for key in row:
-        if key in reasons and not _empty(row[key]):
+        if key in reasons and not is_empty(row[key]):
             raise UserError(f"{where}the key {key!r} is not read: {reasons[key]}")
 
 
 def _one_of_both(row: dict) -> dict:
     """The record of a row that says the same as conversations and as messages."""
-    own = to_record({key: value for key, value in row.items() if key not in ("messages", *_LISTS)})
-    other = to_record({key: value for key, value in row.items() if key not in ("conversations", *PLACEHOLDERS)})
-    same = [own.get("conversations"), *(_listed(own.get(kind)) for kind in PLACEHOLDERS)] == \
-        [other.get("conversations"), *(_listed(other.get(kind)) for kind in PLACEHOLDERS)]
+    record = to_record({key: value for key, value in row.items() if key not in ("messages", *_LISTS)})
+    from_messages = to_record({key: value for key, value in row.items() if key not in ("conversations", *PLACEHOLDERS)})
+    same = [record.get("conversations"), *(_listed(record.get(kind)) for kind in PLACEHOLDERS)] == \
+        [from_messages.get("conversations"), *(_listed(from_messages.get(kind)) for kind in PLACEHOLDERS)]
     if not same:
         raise UserError("conversations and messages say different things; keep one of them")
-    return own
+    return record
 
 
 def _convert(row: dict, form: str) -> dict:
@@ -153,18 +147,19 @@ def _convert(row: dict, form: str) -> dict:
     reader.read(_messages(row, form))
     turns = _with_system(reader.turns, row)
     pools = {kind: _pool(row, kind) for kind in PLACEHOLDERS}
-    rates = {}
+    frame_rates = {}
     for kind, pool in pools.items():
-        files, rates[kind] = _placed(pool, reader.media[kind], kind, turns if form != "conversations" else None)
+        shown = reader.media[kind]
+        files, frame_rates[kind] = _in_shown_order(pool, shown, kind, None if form == "conversations" else turns)
         if files:
             one = len(files) == 1 and isinstance(files[0], str)
             rest[kind] = files[0] if one else files
-        elif kind not in rest and any(key in rest and not _empty(rest[key]) for key in _MISNAMED
+        elif kind not in rest and any(key in rest and not is_empty(rest[key]) for key in _MISNAMED
                                       if _MISNAMED[key] == kind):
-            key = next(key for key in _MISNAMED if _MISNAMED[key] == kind and not _empty(rest.get(key)))
+            key = next(key for key in _MISNAMED if _MISNAMED[key] == kind and not is_empty(rest.get(key)))
             raise UserError(f"the key {key!r} is not read: call it {kind}")
-    rest |= _rate(row, rates["video"])
-    tools = _tools(row.get("tools"))
+    rest |= _frame_rate(row, frame_rates["video"])
+    tools = read_tools(row.get("tools"))
     if tools:
         rest["tools"] = tools
     for side in _ANSWERS:
@@ -180,7 +175,7 @@ def _messages(row: Mapping, form: str) -> list:
     """The conversation of a row as a list of turns in either spelling."""
     value = row.get(form)
     if form in ("conversations", "messages"):
-        value = _parsed(value) if isinstance(value, str) and value.lstrip().startswith("[") else value
+        value = parsed(value) if isinstance(value, str) and value.lstrip().startswith("[") else value
         if not isinstance(value, list) or not value:
             raise UserError(f"{form} must be a list of at least one turn")
         return value
@@ -258,22 +253,22 @@ class _Turns:
             self._turn({key: value for key, value in turn.items() if value is not None}, f"turn {number}")
 
     def _turn(self, turn: dict, where: str) -> None:
-        role = _one(turn, ("from", "role"), where)
+        role = one_of(turn, ("from", "role"), where)
         side = _SIDES.get(role) if isinstance(role, str) else None
         if side is None:
             raise UserError(f"{where} has the unknown role {role!r}; roles are human, gpt, system and tool")
         _check_trained(turn, side, where)
         _refuse({key: value for key, value in turn.items() if key not in _TRAINED}, _TURN_UNREAD, f"{where}: ")
-        calls = _calls(turn.get("tool_calls"), where) + _calls(turn.get("function_call"), where)
-        content = _one(turn, ("value", "content"), where)
+        calls = read_calls(turn.get("tool_calls"), where) + read_calls(turn.get("function_call"), where)
+        content = one_of(turn, ("value", "content"), where)
         if side == "call":
-            calls, content, side = _calls(content, where) + calls, "", "gpt"
+            calls, content, side = read_calls(content, where) + calls, "", "gpt"
             if not calls:
                 raise UserError(f"{where} is a tool call without a name and arguments")
         if calls and side != "gpt":
             raise UserError(f"{where} ({role}) calls a tool; only the assistant can")
         text = self._text("" if content is None and calls else content, side, where)
-        thoughts = [turn[key] for key in _REASONING if not _empty(turn.get(key))]
+        thoughts = [turn[key] for key in _REASONING if not is_empty(turn.get(key))]
         if any(other != thoughts[0] for other in thoughts):
             raise UserError(f"{where} has two different texts of reasoning; keep one of them")
         thought = thoughts[0] if thoughts else None
@@ -294,8 +289,8 @@ class _Turns:
             if isinstance(part, str):
                 pieces.append(part)
                 if side in ("human", TOOL):
-                    for found in PLACEHOLDER.findall(part):
-                        self.media[found[1:-1]].append((None, None))
+                    for placeholder in PLACEHOLDER.findall(part):
+                        self.media[placeholder[1:-1]].append((None, None))
             elif not isinstance(part, Mapping):
                 raise UserError(f"the value of {where} must be text, not {kind_of(part)}")
             else:
@@ -305,7 +300,7 @@ class _Turns:
     def _part(self, part: dict, side: str, where: str) -> str:
         name = part.get("type", next((key for key in (*_MEDIA_PARTS, *_TEXT_PARTS) if key in part), None))
         other = _MEDIA_PARTS if name in _TEXT_PARTS else _TEXT_PARTS
-        beside = next((key for key in other if not _empty(part.get(key))), None)
+        beside = next((key for key in other if not is_empty(part.get(key))), None)
         if beside is not None:
             raise UserError(f"{where} has a part of the type {name!r} with the key {beside!r}; write two parts")
         if name in _TEXT_PARTS:
@@ -318,13 +313,13 @@ class _Turns:
             raise UserError(f"{where} has a part of the type {name!r}, which is not read")
         _refuse(part, _PART_UNREAD, f"{where}: ")
         keys = (name, kind, f"{kind}_url", "url", "path", "bytes")
-        values = [part[key] for key in dict.fromkeys(keys) if not _empty(part.get(key))]
-        named = [part[key] for key in dict.fromkeys(keys[:4]) if not _empty(part.get(key))]  # path and bytes are of one
+        values = [part[key] for key in dict.fromkeys(keys) if not is_empty(part.get(key))]
+        named = [part[key] for key in dict.fromkeys(keys[:4]) if not is_empty(part.get(key))]  # not path and bytes
         if any(value != named[0] for value in named):
             raise UserError(f"{where} has a part with two different {kind}s; write two parts")
         value = values[0] if values else None
         medium = None if value is None else _medium(value, kind)
-        rate = _number(part, where)
+        rate = _fps_of(part, where)
         if rate is not None and kind == "image":
             raise UserError(f"{where}: an image has no frames per second")
         if side in ("human", TOOL):
@@ -332,69 +327,11 @@ class _Turns:
         return PLACEHOLDERS[kind]
 
 
-def _one(turn: Mapping, keys: tuple[str, str], where: str) -> object:
-    """What a turn has under one of two names of the same thing."""
-    values = [turn[key] for key in keys if key in turn]
-    if len(values) == 2 and values[0] != values[1]:
-        raise UserError(f"{where} has {keys[0]} and {keys[1]}, which differ; keep one of them")
-    return values[0] if values else None
-
-
 def _check_trained(turn: Mapping, side: str, where: str) -> None:
     """Marks that say which turns are trained must say what is done anyway."""
     for key in _TRAINED:
         if key in turn and bool(turn[key]) != (side in ("gpt", "call")) or turn.get(key, 0) not in (0, 1):
             raise UserError(f"{where}: the key {key!r} is not read: the assistant's turns are trained, and no others")
-
-
-# ---- tools
-
-
-def _parsed(text: str) -> object:
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        return text
-
-
-def _calls(value: object, where: str) -> list[dict]:
-    """Tool calls in any spelling as [{"name", "arguments"}]."""
-    value = _parsed(value) if isinstance(value, str) else value
-    calls = []
-    for call in [] if _empty(value) else value if isinstance(value, list) else [value]:
-        call = _parsed(call) if isinstance(call, str) else call
-        call = (call.get("function") or call) if isinstance(call, Mapping) else call
-        name = call.get("name") if isinstance(call, Mapping) else None
-        if not isinstance(name, str) or not name:
-            raise UserError(f'{where} has a tool call that is not {{"name": ..., "arguments": {{...}}}}')
-        unread = [key for key, given in call.items() if key not in _CALL_KEYS and not _empty(given)]
-        if unread:
-            raise UserError(f"{where}: the key {unread[0]!r} of the tool call {name!r} is not read")
-        arguments = _one({key: call[key] for key in ("arguments", "parameters") if call.get(key) not in (None, "")},
-                         ("arguments", "parameters"), where)
-        if arguments is None:
-            arguments = {}
-        arguments = _parsed(arguments) if isinstance(arguments, str) else arguments
-        if not isinstance(arguments, dict) or not is_shallow(arguments, CALL_LEVELS):
-            raise UserError(f"{where}: the arguments of the tool call {name!r} must be a JSON object of at most "
-                            f"{CALL_LEVELS} levels")
-        calls.append({"name": name, "arguments": arguments})
-    return calls
-
-
-def _tools(value: object) -> list[dict]:
-    """The tools of a row as the list that chat templates take; a bare function is wrapped."""
-    value = _parsed(value.strip()) if isinstance(value, str) else value
-    if not is_shallow(value, CALL_LEVELS):
-        raise UserError(f"tools have more than {CALL_LEVELS} levels")
-    tools = []
-    for tool in [] if _empty(value) else value if isinstance(value, list) else [value]:
-        tool = _parsed(tool) if isinstance(tool, str) else tool
-        if not isinstance(tool, Mapping) or not isinstance(tool.get("function", tool), Mapping) \
-                or not isinstance(tool.get("function", tool).get("name"), str):
-            raise UserError('tools must be a list of {"type": "function", "function": {"name": ...}}')
-        tools.append(dict(tool) if "function" in tool else {"type": "function", "function": dict(tool)})
-    return tools
 
 
 # ---- media
@@ -424,7 +361,7 @@ def _pool(row: Mapping, kind: str) -> list:
     """The media that a row names beside its turns."""
     pools = []
     for key in (kind, f"{kind}s"):
-        if not _empty(row.get(key)):
+        if not is_empty(row.get(key)):
             pools.append([_medium(value, kind) for value in _listed(row[key])])
     if len(pools) == 2 and pools[0] != pools[1]:
         raise UserError(f"{kind} and {kind}s name different files; keep one of them")
@@ -437,7 +374,7 @@ def is_frame(name: object) -> bool:
                                       or name.startswith("embedded:"))
 
 
-def _placed(pool: list, shown: list[tuple], kind: str, turns: list[dict] | None) -> tuple[list, list]:
+def _in_shown_order(pool: list, shown: list[tuple], kind: str, turns: list[dict] | None) -> tuple[list, list]:
     """(media in the order of their placeholders, frames per second of each).
 
     A flat list of pictures is one video where at most one is shown. Where no turn shows a medium of the row's own list,
@@ -451,25 +388,25 @@ def _placed(pool: list, shown: list[tuple], kind: str, turns: list[dict] | None)
         first = next((turn for turn in turns if turn["from"] == "human"), None)
         if first is not None:
             first["value"] = PLACEHOLDERS[kind] * len(pool) + "\n" + first["value"]
-            return [*pool, *(medium for medium, _ in shown)], [None] * len(pool) + [rate for _, rate in shown]
-    files, rates, left = [], [], list(pool)
-    for medium, rate in shown:
+            return [*pool, *(medium for medium, _ in shown)], [None] * len(pool) + [fps for _, fps in shown]
+    files, frame_rates, left = [], [], list(pool)
+    for medium, frame_rate in shown:
         if medium is not None or left:
             files.append(left.pop(0) if medium is None else medium)
-            rates.append(rate)
-    return files + left, rates + [None] * len(left)
+            frame_rates.append(frame_rate)
+    return files + left, frame_rates + [None] * len(left)
 
 
-def _number(values: Mapping, where: str = "") -> object:
+def _fps_of(values: Mapping, where: str = "") -> object:
     """Frames per second of a row or part, whichever name it has; checked by `records.check_record`."""
-    return _one(values, _RATES, where or "the row")
+    return one_of(values, _RATES, where or "the row")
 
 
-def _rate(row: Mapping, rates: list) -> dict:
+def _frame_rate(row: Mapping, of_parts: list) -> dict:
     """The record's key `fps`: the row's own, or that of its parts."""
-    own = _number(row)
-    if any(rate is not None for rate in rates):
-        if own is not None:
+    of_row = _fps_of(row)
+    if any(rate is not None for rate in of_parts):
+        if of_row is not None:
             raise UserError("fps is given for the row and for its parts; keep one of them")
-        return {"fps": rates}
-    return {} if own is None else {"fps": own}
+        return {"fps": of_parts}
+    return {} if of_row is None else {"fps": of_row}

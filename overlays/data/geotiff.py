@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from overlays.data.raster_file import Georeference, RasterFile, coefficients
-from overlays.data.spectral_bands import numbers, quantity, spectral
+from overlays.data.spectral_bands import named_centres, numbers, quantity, spectral
 from overlays.errors import UserError
 
 _BLOCKS = 64  # stored blocks of an alpha band that are looked at
@@ -111,8 +111,8 @@ def open_geotiff(path: Path) -> RasterFile:
     from rasterio.enums import MaskFlags
 
     with _tif(path) as (image, bands, masks):
-        flags = {flag for kind in image.mask_flag_enums for flag in kind}  # alpha is GDAL's mask; here it is `masks`
-        masked = MaskFlags.alpha not in flags and flags != {MaskFlags.all_valid}
+        flags = {flag for kind in image.mask_flag_enums for flag in kind}
+        masked = MaskFlags.per_dataset in flags and MaskFlags.alpha not in flags  # alpha bands are `masks`
         types = [np.dtype(image.dtypes[band - 1]) for band in bands]
         dtype = np.result_type(*types) if types else np.dtype(bool)
         pick = [band - 1 for band in bands]
@@ -145,19 +145,19 @@ def _locate(path: Path) -> Georeference | None:
 
 def _stored(layout: dict, row: int, col: int, rows: int, cols: int, bands: np.ndarray
             ) -> tuple[np.ndarray, np.ndarray | None]:
-    """A mask is GDAL's (nodata value, internal mask, .msk file) or that of the bands which are masks."""
+    """A mask is that of the file (internal mask, .msk) or of the bands which are masks; the nodata value is compared
+    in `RasterFile.read`, since GDAL's own masks of it are slow where pixels are interleaved."""
     from rasterio.windows import Window
 
     first = layout["height"] - row - rows if layout["flip"] else row
     window, missing = Window(col, first, cols, rows), None
     wanted = [layout["bands"][band] for band in bands]
     with open_with_gdal(layout["path"]) as image:
-        values = image.read(wanted, window=window, masked=layout["masked"])
-        if layout["masked"]:
-            missing, values = np.ma.getmaskarray(values), np.ma.getdata(values)
-        if layout["masks"]:
-            alpha = (image.read(list(layout["masks"]), window=window) == 0).any(0)
-            missing = np.broadcast_to(alpha, values.shape) if missing is None else missing | alpha
+        values = image.read(wanted, window=window)
+        hidden = [image.read_masks(layout["bands"][0], window=window)[None]] if layout["masked"] else []
+        hidden += [image.read(list(layout["masks"]), window=window)] if layout["masks"] else []
+        if hidden:
+            missing = np.broadcast_to((np.concatenate(hidden) == 0).any(0), values.shape)
     if layout["flip"]:
         values, missing = values[:, ::-1], None if missing is None else missing[:, ::-1]
     return values.transpose(1, 2, 0), None if missing is None else missing.transpose(1, 2, 0)
@@ -207,7 +207,7 @@ def _spectral(image, bands: list[int], names: tuple[str, ...], path: Path
     try:
         marks = column("bbl")
         good = None if marks is None or not (marks[0] > 0).any() else marks[0] > 0
-        centres, width = lengths("wavelength") or _named(names), lengths("fwhm")
+        centres, width = lengths("wavelength") or named_centres(names), lengths("fwhm")
         if centres is None:
             return None, None, good, "", ""
         found = spectral(*centres, *(width or (None, "")), path)
@@ -223,11 +223,3 @@ def _quantity(text: str, path: Path) -> tuple[float, str]:
         raise UserError(f"{path} has a band tag {text!r} where a wavelength in nanometers or micrometers is needed; "
                         "give --wavelengths FILE instead") from None
 
-
-def _named(names: tuple[str, ...]) -> tuple[np.ndarray, str] | None:
-    """Centres of bands whose names hold one number with a unit of length, such as "band 7 (465.3 nm)"."""
-    pattern = re.compile(r"([\d.]+)\s*(nanomet\w*|nm|micromet\w*|um|µm|μm)\b", re.IGNORECASE)
-    found = [pattern.search(name) for name in names]
-    if not found or not all(found):
-        return None
-    return np.array([float(each[1]) for each in found]), found[0][2]

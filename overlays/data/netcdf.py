@@ -14,7 +14,7 @@ from overlays.data.raster_file import Georeference, RasterFile, coefficients
 from overlays.data.spectral_bands import spectral
 from overlays.errors import UserError
 
-SUFFIXES = (".nc", ".nc4")
+SUFFIXES = (".nc", ".nc4", ".h5", ".hdf5")
 _BAND = re.compile(r"band|wave|spectral|channel|^wl$|^nbands?$|lambda", re.IGNORECASE)
 _COLUMN = re.compile(r"^(x|lon|longitude|easting|samples?|columns?|cols?|crosstrack|cross_track|pixel)$", re.IGNORECASE)
 _CENTRES = re.compile(r"^(center_|central_|band_)?(wavelengths?|wl)(_nm|_um)?$", re.IGNORECASE)
@@ -27,7 +27,7 @@ def open_netcdf(path: Path) -> RasterFile:
     Raises:
         UserError: it cannot be read, or holds no reflectance cube.
     """
-    with _open(path) as data:
+    with open_dataset(path) as data:
         variables = list(_variables(data))
         cube = _cube(path, variables)
         dimensions, shape = cube.dimensions, cube.shape
@@ -62,8 +62,8 @@ def open_netcdf(path: Path) -> RasterFile:
 
 
 @contextmanager
-def _open(path: Path) -> Iterator:
-    """An open `netCDF4.Dataset`; what goes wrong with it is a UserError."""
+def open_dataset(path: Path) -> Iterator:
+    """An open `netCDF4.Dataset` of a NetCDF or HDF5 file; what goes wrong with it is a UserError."""
     try:
         import netCDF4
     except ImportError:
@@ -71,7 +71,7 @@ def _open(path: Path) -> Iterator:
     try:
         data = netCDF4.Dataset(path)
     except OSError as error:
-        raise UserError(f"{path} cannot be read as NetCDF: {error}") from None
+        raise UserError(f"{path} cannot be read as NetCDF or HDF5: {error}") from None
     try:
         with data:
             data.set_auto_maskandscale(False)
@@ -100,9 +100,8 @@ def _length(variable) -> tuple[np.ndarray | None, str]:
 
 def _cube(path: Path, variables: list):
     cubes = [each for each in variables if each.ndim == 3 and np.dtype(each.dtype).kind in "iuf"
-             and min(each.shape) > 0]
-    named = [each for each in cubes if re.search(r"reflectance|rfl", each.name, re.IGNORECASE)
-             and not re.search("uncert|unc$", each.name, re.IGNORECASE)]
+             and min(each.shape) > 0 and not re.search("uncert|unc$", each.name, re.IGNORECASE)]
+    named = [each for each in cubes if re.search(r"reflectance|rfl", each.name, re.IGNORECASE)]
     if not named and any("radiance" in each.name.lower() for each in cubes):
         raise UserError(f"{path} holds radiance, but reflectance is needed: download the L2A product")
     named = named or (cubes if len(cubes) == 1 else [])
@@ -135,14 +134,14 @@ def _stored(layout: dict, row: int, col: int, rows: int, cols: int, bands: np.nd
     for axis, part in zip(layout["order"], (slice(first, first + rows), slice(col, col + cols), slice(None)),
                           strict=True):
         picked[axis] = part
-    with _open(layout["path"]) as data:
+    with open_dataset(layout["path"]) as data:
         values = np.asarray(data[layout["variable"]][tuple(picked)]).transpose(layout["order"])
     return (values[::-1] if layout["flip"] else values)[:, :, bands], None
 
 
 def _locate(path: Path, variable: str, row: str, column: str, flip: bool) -> Georeference | None:
     """The grid of an orthorectified cube, or that of the lookup table of a swath."""
-    with _open(path) as data:
+    with open_dataset(path) as data:
         variables = {each.name: each for each in _variables(data)}
         cube = data[variable]
         grid = variables.get(str(getattr(cube, "grid_mapping", "")))
@@ -178,6 +177,6 @@ def lookup_table(path: Path) -> tuple[np.ndarray, np.ndarray]:
 
 @lru_cache(maxsize=1)
 def _lookup_table(path: Path, _changed_ns: int) -> tuple[np.ndarray, np.ndarray]:
-    with _open(path) as data:
+    with open_dataset(path) as data:
         found = {each.name: each for each in _variables(data)}
         return np.asarray(found["glt_y"][:]), np.asarray(found["glt_x"][:])

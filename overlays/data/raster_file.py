@@ -45,7 +45,7 @@ class RasterFile:
 
     Attributes:
         path: the file the user named.
-        kind: "envi", "geotiff", "netcdf", "matlab" or "npy".
+        kind: "envi", "geotiff", "netcdf", "prisma", "matlab" or "npy".
         files: every file that makes up the raster, for checksums.
         shape: (rows, columns, bands), the first row northernmost where the file says so.
         dtype: of the stored values.

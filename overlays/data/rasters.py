@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from overlays.data import encodings, envi, geotiff, matlab, netcdf, records
+from overlays.data import encodings, envi, geotiff, matlab, netcdf, prisma, records, sidecar
 from overlays.data.raster_file import NUMPY_ERRORS, RasterFile, file_state
 from overlays.errors import UserError
 from overlays.files import read_json, write_json
@@ -116,7 +116,7 @@ def read(path: str | Path, window: Window | None = None) -> np.ndarray:
 
 def open_raster(path: str | Path, *, mat_variable: str | None = None, mat_shape: tuple[int, int] | None = None,
                 bands: int | None = None, decode: bool = True) -> RasterFile:
-    """A raster of any format, described by its header: ENVI (header or data file), GeoTIFF, NetCDF, MATLAB, .npy.
+    """A raster of any format, described by its header: ENVI (header or data file), GeoTIFF, NetCDF, HDF5, MATLAB, .npy.
 
     Args:
         mat_variable, mat_shape, bands: of a MATLAB file, see `matlab.open_matlab`.
@@ -132,15 +132,18 @@ def open_raster(path: str | Path, *, mat_variable: str | None = None, mat_shape:
     if suffix == ".npy":
         file = open_array(path)
     elif suffix in geotiff.SUFFIXES:
-        file = geotiff.open_geotiff(path)
+        file = sidecar.completed(geotiff.open_geotiff(path))
     elif suffix in netcdf.SUFFIXES:
         file = netcdf.open_netcdf(path)
+    elif suffix in prisma.SUFFIXES:
+        file = prisma.open_prisma(path)
     elif suffix == ".mat":
         file = matlab.open_matlab(path, mat_variable, mat_shape, bands)
     elif suffix in (".hdr", *envi.DATA_SUFFIXES) or envi.header_of(path) is not None:
         file = envi.open_envi(path)
     else:
-        raise UserError(f"{path} is of no known format: give an ENVI header, GeoTIFF, NetCDF, MATLAB or .npy file")
+        raise UserError(f"{path} is of no known format: give an ENVI header, GeoTIFF, NetCDF, HDF5, MATLAB or .npy "
+                        "file")
     return encodings.decoded(file) if decode else file
 
 
@@ -148,7 +151,7 @@ def files_of(path: Path) -> tuple[Path, ...]:
     """The files that make up a raster: for ENVI header and data. Raises UserError where there are none."""
     if not path.is_file():
         raise UserError(f"raster file {path} is missing")
-    suffixes = (".npy", *geotiff.SUFFIXES, *netcdf.SUFFIXES, ".mat")
+    suffixes = (".npy", *geotiff.SUFFIXES, *netcdf.SUFFIXES, *prisma.SUFFIXES, ".mat")
     return (path,) if path.suffix.lower() in suffixes else envi.files_of(path)
 
 

@@ -1,9 +1,7 @@
-"""Annotation files: read, write and check records, and split them by group."""
+"""Annotation files: read, write and check records."""
 
 import functools
-import hashlib
 import json
-import math
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -62,8 +60,8 @@ def _converted(path: Path, row: int, item: dict) -> dict | Defect:
     try:
         record = to_record(item)
     except UserError as error:
-        own = item.get("id")
-        return Defect(path, row, str(own) if isinstance(own, str | int) else None, str(error))
+        record_id = item.get("id")
+        return Defect(path, row, str(record_id) if isinstance(record_id, str | int) else None, str(error))
     return _without_bytes(record) if tables.is_table(path) else record
 
 
@@ -256,12 +254,12 @@ def _is_inside(path: str, root: str) -> bool:
 
 def media_files(record: Mapping, media_root: str | Path) -> list[Path]:
     """Every file of a record's media, frames of videos one by one. Raises UserError as `media_file`."""
-    found = []
+    files = []
     for kind in PLACEHOLDERS:
         for name in media_names(record, kind):
             path = media_file(media_root, name)
-            found += path if isinstance(path, tuple) else sorted(path.iterdir()) if _is_folder(path) else [path]
-    return found
+            files += path if isinstance(path, tuple) else sorted(path.iterdir()) if _is_folder(path) else [path]
+    return files
 
 
 def _name_problem(name: object) -> str | None:
@@ -297,10 +295,10 @@ def check_record(record: Mapping, media_root: str | Path | None = None) -> list[
     Args:
         media_root: folder of its media, whose files must exist; None leaves the files unchecked.
     """
-    own = record.get("id", "")
-    if not isinstance(own, str | int) or isinstance(own, bool):
+    record_id = record.get("id", "")
+    if not isinstance(record_id, str | int) or isinstance(record_id, bool):
         return ["id must be text or a number"]
-    if isinstance(own, str) and SURROGATE.search(own):
+    if isinstance(record_id, str) and SURROGATE.search(record_id):
         return ["id holds half a character (a lone surrogate)"]
     problems, counts = _check_turns(record.get("conversations"))
     for kind, placeholder in PLACEHOLDERS.items():
@@ -380,16 +378,16 @@ def _check_turns(turns: object) -> tuple[list[str], dict[str, int] | None]:
             continue
         if SURROGATE.search(value) or SURROGATE.search(json.dumps(turn.get("tool_calls"), ensure_ascii=False)):
             problems.append(f"the value of turn {number} holds half a character (a lone surrogate)")
-        found = PLACEHOLDER.findall(value)
+        held = PLACEHOLDER.findall(value)
         if role in ("user", TOOL):
             for kind, placeholder in PLACEHOLDERS.items():
-                counts[kind] += found.count(placeholder)
+                counts[kind] += held.count(placeholder)
             if not value.strip() and role == "user":
                 problems.append(f"turn {number} asks nothing: its value is empty")
-        elif found and role == "system":
-            problems.append(f"turn {number} ({turn['from']}) holds {found[0]}; placeholders belong in human turns")
-        elif found:
-            problems.append(f"turn {number} ({turn['from']}) holds {found[0]}; an answer cannot hold media")
+        elif held and role == "system":
+            problems.append(f"turn {number} ({turn['from']}) holds {held[0]}; placeholders belong in human turns")
+        elif held:
+            problems.append(f"turn {number} ({turn['from']}) holds {held[0]}; an answer cannot hold media")
         if role == "system" and number > 1:
             problems.append(f"turn {number} is a system turn; only the first can be")
         if role in ("assistant", TOOL) and "user" not in roles:
@@ -403,10 +401,10 @@ def _check_windows(record: Mapping) -> list[str]:
     value = record.get("window")
     if value is None or not isinstance(record.get("image"), str | list):
         return [] if value is None else ["window is there, but no image"]
-    names, found = media_names(record, "image"), windows(record) if isinstance(value, list) else []
+    names, given = media_names(record, "image"), windows(record) if isinstance(value, list) else []
     sound = all(window is None or isinstance(window, list) and len(window) == 4 and
-                all(type(side) is int for side in window) for window in found)
-    fits = sound and len(found) == len(names)
+                all(type(side) is int for side in window) for window in given)
+    fits = sound and len(given) == len(names)
     return [] if fits else ["window must be [row, column, height, width], or a list with one (or null) for each image"]
 
 
@@ -447,55 +445,10 @@ def check(path: str | Path, media_root: str | Path | None) -> Iterator[tuple[int
         if isinstance(record, Defect):
             yield row, None, [record]
             continue
-        own = record.get("id")
+        record_id = record.get("id")
         problems = check_trained(record, media_root)
-        if isinstance(own, str | int):
-            if own in seen:
-                problems.append(f"its id is that of row {seen[own]}")
-            seen.setdefault(own, row)
-        yield row, record, [Defect(path, row, None if own is None else str(own), text) for text in problems]
-
-
-def parse_fractions(text: str) -> tuple[float, float, float]:
-    """Shares of train, val and test from "0.7,0.15,0.15". Raises UserError where it is not three numbers."""
-    try:
-        train, val, test = (float(share) for share in text.split(","))
-        if not all(map(math.isfinite, (train, val, test))):
-            raise ValueError
-    except ValueError:
-        raise UserError(f"--split-fractions takes three numbers such as 0.7,0.15,0.15, got {text!r}") from None
-    return train, val, test
-
-
-def split_groups(records: Iterable[dict], fractions: Mapping[str, float], key: str = "group",
-                 seed: int = 0) -> dict[str, list[dict]]:
-    """Deal records out to splits so that all records of a group (area, clip, scene, user) are on one side.
-
-    Groups are taken in an order that depends on the seed and their names alone; each goes to the split that lacks
-    most of its share. Every split with a share gets a group as long as there are enough of them.
-
-    Args:
-        fractions: share of the records by split, e.g. {"train": 0.8, "test": 0.2}; they must add up to 1.
-        key: the record's key that names its group.
-
-    Returns:
-        split -> its records, in their original order.
-
-    Raises:
-        UserError: the shares do not add up to 1, or a record has no group.
-    """
-    if any(share < 0 for share in fractions.values()) or abs(sum(fractions.values()) - 1) > 1e-6:
-        raise UserError(f"the shares of the splits must add up to 1: {dict(fractions)}")
-    records, groups = list(records), {}
-    for number, record in enumerate(records, start=1):
-        if record.get(key) is None:
-            raise UserError(f"record {number} (id {record.get('id')}) has no {key!r}, which splits are made by")
-        groups.setdefault(str(record[key]), []).append(number - 1)
-    order = sorted(groups, key=lambda name: hashlib.sha256(f"{seed}:{name}".encode()).digest())
-    chosen: dict[str, list[int]] = {split: [] for split in fractions}
-    for position, name in enumerate(order):
-        empty = [split for split, share in fractions.items() if share > 0 and not chosen[split]]
-        candidates = empty if len(order) - position <= len(empty) else list(fractions)
-        split = max(candidates, key=lambda s: fractions[s] * len(records) - len(chosen[s]))
-        chosen[split] += groups[name]
-    return {split: [records[i] for i in sorted(rows)] for split, rows in chosen.items()}
+        if isinstance(record_id, str | int):
+            if record_id in seen:
+                problems.append(f"its id is that of row {seen[record_id]}")
+            seen.setdefault(record_id, row)
+        yield row, record, [Defect(path, row, None if record_id is None else str(record_id), text) for text in problems]

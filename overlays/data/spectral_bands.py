@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,13 +13,15 @@ from overlays.errors import UserError
 
 _NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:e[-+]?\d+)?"
 _QUANTITY = re.compile(rf"\s*(nan|{_NUMBER})\s*([^\d\s]\S*)?\s*", re.IGNORECASE)
+_IN_NAME = re.compile(r"([\d.]+)\s*(nanomet\w*|nm|micromet\w*|um|µm|μm)\b", re.IGNORECASE)
+_LONGEST_UM = 100.0  # no wavelength of a cube is longer in micrometres, or shorter in nanometres
 _PLAUSIBLE = (0.05, 40.0)  # band width over band spacing
 
 
 def numbers(text: str | list[str]) -> np.ndarray:
     """Numbers of a list such as "{1.5, 2}" or ["1.5", "2"]. Raises ValueError where there are none or other words."""
     words = text if isinstance(text, list) else re.split(r"[\s,;]+", text.strip().strip("{}[]()"))
-    values = np.array([float(word) for word in words if word.strip()])
+    values = np.array([float(word.strip("'\"")) for word in words if word.strip()])
     if not values.size:
         raise ValueError("an empty list")
     return values
@@ -30,6 +33,26 @@ def quantity(text: str) -> tuple[float, str]:
     if match is None:
         raise ValueError(f"{text!r} is not a number with a unit")
     return float(match[1]), match[2] or ""
+
+
+def quantities(text: str) -> tuple[np.ndarray, str]:
+    """(numbers, their unit) of a list such as "{1.5, 2}" or "{398.5 nm, 400.7 nm}". Raises ValueError as `numbers`."""
+    try:
+        return numbers(text), ""
+    except ValueError:
+        words = [word.strip(" \t\r\n'\"") for word in re.split("[,;]", text.strip().strip("{}[]()"))]
+        pairs = [quantity(word) for word in words if word]
+        if not pairs:
+            raise
+        return np.array([value for value, _ in pairs]), pairs[0][1]
+
+
+def named_centres(names: Sequence[str]) -> tuple[np.ndarray, str] | None:
+    """(centres, unit) of bands whose names hold one number with a unit of length, such as "band 7 (465.3 nm)"."""
+    found = [_IN_NAME.search(name) for name in names]
+    if not found or not all(found):
+        return None
+    return np.array([float(each[1]) for each in found]), found[0][2]
 
 
 def unit_factor(unit: str) -> float | None:
@@ -47,16 +70,16 @@ def unit_factor(unit: str) -> float | None:
 
 
 def centres_nm(values: np.ndarray, unit: str, where: object) -> np.ndarray:
-    """(bands,) centres in nm; without a unit, values up to 100 are micrometres.
+    """(bands,) centres in nm; values up to _LONGEST_UM are micrometres, above it nanometres, whatever the unit says.
 
     Raises:
         UserError: a unit that is not one of a wavelength.
     """
     factor = unit_factor(unit)
-    if factor is None:
-        if unit.strip().lower() not in ("", "unknown", "none", "1"):
-            raise UserError(f"{where} gives wavelengths in {unit!r}: nanometers, micrometers or cm-1 are needed")
-        factor = 1.0 if np.nanmax(values, initial=0) > 100 else 1000.0
+    if factor is None and unit.strip().lower() not in ("", "unknown", "none", "1"):
+        raise UserError(f"{where} gives wavelengths in {unit!r}: nanometers, micrometers or cm-1 are needed")
+    if factor in (None, 1.0, 1000.0):
+        factor = 1.0 if np.nanmax(values, initial=0) > _LONGEST_UM else 1000.0
     if factor:
         return values * factor
     with np.errstate(divide="ignore"):
@@ -113,11 +136,15 @@ def spectral(centres: np.ndarray | None, unit: str, widths: np.ndarray | None, w
     """
     if centres is None:
         return None, None, ""
-    found = centres_nm(centres, unit, where)
+    found, note = centres_nm(centres, unit, where), ""
+    plain = "um" if np.nanmax(centres, initial=0) <= _LONGEST_UM else "nm"
+    if unit_factor(unit) in (1.0, 1000.0) and unit_factor(unit) != unit_factor(plain):
+        note = f"{where}: the wavelengths are taken as {plain}, not as {unit} as it says"
+        unit = plain
     if widths is None:
-        return found, None, ""
-    implied = unit if unit_factor(unit) is not None else "um" if np.nanmax(centres, initial=0) <= 100 else "nm"
-    return found, *widths_nm(widths, width_unit or implied, found, where)
+        return found, None, note
+    known, about_widths = widths_nm(widths, width_unit or (plain if unit_factor(unit) is None else unit), found, where)
+    return found, known, "; ".join(filter(None, (note, about_widths)))
 
 
 def read_wavelengths(path: str | Path) -> np.ndarray:

@@ -194,4 +194,4 @@ def drive(run: Run) -> None:
     if run.engine.module is None:
         native(run)
     elif not run.has_ended():
-        engines.drive(run.engine.module, run)
+        engines.drive(run.engine.module, run, [*registry.available(), *registry.resolve(run.data.dataset_use)])

@@ -22,6 +22,7 @@ from overlays.model import adapters, card, extensions, parts, unloaded
 from overlays.model.load import TRAINED_PARTS, load_trained_parts
 
 WORDS_LOSS = "loss per supervised token (nats)"
+PLOT_SECONDS = 60  # at most one plot of the losses in so long, beside that of the end
 
 
 @contextlib.contextmanager
@@ -75,6 +76,7 @@ class Trainer(transformers.Trainer):
         self.model_accepts_loss_kwargs = True
         self._epoch = 0
         self._used, self._tokens, self._waited = 0, 0, 0.0  # samples, tokens, seconds without a batch; of this start
+        self._drawn = time.monotonic()
 
     def sample_lengths(self) -> Sequence[int]:
         """Tokens of each training sample, as measured when the data set was read."""
@@ -253,7 +255,9 @@ class Trainer(transformers.Trainer):
         if self.args.should_save:
             # Old checkpoints go only after the new one is known to be complete.
             runs.rotate(run, self.args.save_total_limit, self.state.best_model_checkpoint)
-            draw_losses(self.state.log_history, run / "training_loss.png", self.loss_name)
+            if time.monotonic() - self._drawn > PLOT_SECONDS:
+                draw_losses(self.state.log_history, run / "training_loss.png", self.loss_name)
+                self._drawn = time.monotonic()
 
     def _finalize_training(self, *args, **kwargs):
         with _changed(self.args, save_total_limit=None):  # the newest checkpoint stays until the final model is there

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FunctionType, ModuleType, SimpleNamespace
 
-from overlays import registry, runs
+from overlays import runs
 from overlays.errors import UserError
 from overlays.upstream import tree as upstream_tree
 from overlays.upstream.tree import commit
@@ -119,9 +119,9 @@ def _unknown(module: ModuleType) -> list[Fit]:
     rows = []
     for name in module.train.__code__.co_names:
         value = vars(module).get(name)
-        own = callable(value) and str(getattr(value, "__module__", "")).split(".")[0] == "qwenvl"
-        model = isinstance(value, type) and issubclass(value, transformers.PreTrainedModel)
-        if name not in replaced and (own or model):
+        is_function = callable(value) and str(getattr(value, "__module__", "")).split(".")[0] == "qwenvl"
+        is_model = isinstance(value, type) and issubclass(value, transformers.PreTrainedModel)
+        if name not in replaced and (is_function or is_model):
             rows.append(Fit(Target("swap", name, "-"), "train() uses it, and the overlay does not know it"))
     return rows
 
@@ -159,20 +159,21 @@ def choose(wanted: str, flags: Mapping[str, type], root: Path = upstream_tree.RO
     Raises:
         UserError: upstream is asked for, and its tree is absent or has drifted.
     """
-    own = runs.commit(root)
-    native = f"engine: native at {own or 'unknown commit'}"
+    current = runs.commit(root)
+    native = f"engine: native at {current or 'unknown commit'}"
     if wanted == "native":
-        return Engine("native", own, native)
+        return Engine("native", current, native)
     tree = upstream_tree.require(root) if wanted == "upstream" else upstream_tree.find(root)
     if tree is None:
-        return Engine("native", own, f"{native} (upstream's tree is not checked out: ./scripts/setup.sh --upstream)")
+        return Engine("native", current,
+                      f"{native} (upstream's tree is not checked out: ./scripts/setup.sh --upstream)")
     module, rows = check(tree, flags)
     sentence = drift(tree, rows)
     if sentence is None:
         return Engine("upstream", commit(tree), f"engine: upstream at {commit(tree)} ({tree})", module)
     if wanted == "upstream":
         raise UserError(sentence)
-    return Engine("native", own, native, warning=f"{sentence}; going on with the native engine")
+    return Engine("native", current, native, warning=f"{sentence}; going on with the native engine")
 
 
 class _Seen:
@@ -251,10 +252,9 @@ def register(sets) -> None:
         table[item.name] = {"annotation_path": str(item.annotation), "data_path": str(item.media_root)}
 
 
-def drive(module: ModuleType, run) -> None:
-    """Let upstream's train() do the run."""
-    register(registry.available())
-    register(registry.resolve(run.data.dataset_use))
+def drive(module: ModuleType, run, sets) -> None:
+    """Let upstream's train() do the run; it finds `sets` (`registry.Dataset`) by name."""
+    register(sets)
     output = Path(run.training.output_dir)
     existed = output.exists()
     before = replace(module, swaps(run))

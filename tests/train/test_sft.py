@@ -23,7 +23,7 @@ from overlays.files import write_jsonl
 from overlays.model import load
 from overlays.train import arguments, sft
 from overlays.upstream import engine
-from tests.commands import run_module, run_script
+from tests.commands import run_module, run_processes, run_script
 
 ROOT = Path(__file__).resolve().parents[2]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "",
@@ -59,11 +59,9 @@ def flags_of(model, data, output, *flags):
     ]
 
 
-def train(*words, fails=False, python=()):
-    """The command that a user types, in this process or, where `python` is given, in one that it starts."""
-    flags = flags_of(*words)
-    done = run_module("overlays.train", *flags) if not python else subprocess.run(
-        [*python, *flags], env=ENVIRONMENT, cwd=ROOT, capture_output=True, text=True)
+def train(*words, fails=False):
+    """The command that a user types, in this process."""
+    done = run_module("overlays.train", *flags_of(*words))
     assert (done.returncode == 2) if fails else (done.returncode == 0), done.stderr[-3000:]
     return done
 
@@ -243,10 +241,9 @@ def test_trainable_weights_are_fp32_under_bf16_autocast(tiny_model_dir, records,
 def test_two_cpu_processes_under_zero3_give_the_losses_of_one(tiny_model_dir, records, tmp_path):
     flags = (*LORA, "--lora_dropout", "0.0", "--max_steps", "3")
     train(tiny_model_dir("qwen3_vl"), records, tmp_path / "one", *flags, "--per_device_train_batch_size", "4")
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2",
-                "-m", "overlays.train"]
-    train(tiny_model_dir("qwen3_vl"), records, tmp_path / "two", *flags, "--deepspeed", "scripts/zero3.json",
-          python=torchrun)
+    for done in run_processes(2, "overlays.train", *flags_of(
+            tiny_model_dir("qwen3_vl"), records, tmp_path / "two", *flags, "--deepspeed", "scripts/zero3.json")):
+        assert done.returncode == 0, done.stderr[-3000:]
     one, two = losses(tmp_path / "one"), losses(tmp_path / "two")
     assert one.keys() == two.keys() and all(abs(one[step] - two[step]) < 1e-3 for step in one)
     load.load_model(tmp_path / "two")

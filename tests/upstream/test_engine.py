@@ -27,12 +27,14 @@ FLAGS = arguments.upstream_flags()
 SWAPS = {target.name for target in engine.TARGETS if target.kind == "swap"}
 
 
+def forget():
+    """Take what is imported of a tree out of sys.modules; returns it."""
+    return {name: sys.modules.pop(name) for name in list(sys.modules) if name.split(".")[0] == "qwenvl"}
+
+
 @pytest.fixture
 def tree(tmp_path, monkeypatch):
     """A copy of the stand-in that $QWEN3VL_UPSTREAM names; nothing of it stays imported."""
-    def forget():
-        return {name: sys.modules.pop(name) for name in list(sys.modules) if name.split(".")[0] == "qwenvl"}
-
     folder = tmp_path / "tree"
     shutil.copytree(STAND_IN, folder, ignore=shutil.ignore_patterns("__pycache__"))
     monkeypatch.setenv(upstream.VARIABLE, str(folder))
@@ -124,7 +126,7 @@ def test_train_calls_the_parts_of_the_run_and_nothing_of_its_own(tree, pictures,
     module = upstream.load(tree, engine.shadows())
     before = dict(vars(module))
     run = Recorder(tmp_path / "run", lora_enable="True", tune_mm_mlp="True")
-    engine.drive(module, run)
+    engine.drive(module, run, registry.resolve(run.data.dataset_use))
     assert run.calls == ["load_model", ("set_parts", "model"), "data_module", ("build_trainer", "model"), "fit",
                          "finish"]
     assert run.training.lora_enable and not hasattr(run.data, "model_type")
@@ -141,7 +143,7 @@ def test_names_are_put_back_and_an_empty_folder_goes_when_a_run_fails(tree, pict
 
     run.load_model = fails
     with pytest.raises(UserError, match="no weights"):
-        engine.drive(module, run)
+        engine.drive(module, run, registry.resolve(run.data.dataset_use))
     assert vars(module) == before and not (tmp_path / "run").exists()
 
 
@@ -292,8 +294,8 @@ def test_check_from_the_command_line(tree):
     done = run_module("overlays.upstream", "--check")
     assert done.returncode == 0 and "safe_save_model_for_hf_trainer" in done.stdout
     edit(tree / ENTRY, "def set_model(", "def set_parts(")
-    done = subprocess.run([sys.executable, "-m", "overlays.upstream", "--check"], cwd=ROOT, capture_output=True,
-                          text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    forget()
+    done = run_module("overlays.upstream", "--check")
     assert done.returncode == 1 and "set_model" in done.stdout and "NO: is gone" in done.stdout
 
 

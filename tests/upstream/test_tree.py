@@ -185,7 +185,7 @@ def run_overlaid(bare, tree, model, folder, *flags):
 
     run.fit = stop
     with pytest.raises(Stop):
-        engines.drive(bare, run)
+        engines.drive(bare, run, registry.resolve(data.dataset_use))
     return caught[0]
 
 

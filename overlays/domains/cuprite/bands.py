@@ -63,7 +63,7 @@ def _ascending(centres: np.ndarray) -> np.ndarray:
     if (steps < 0).sum() > (steps > 0).sum():
         order = order[::-1]
     stretches = np.split(order, np.flatnonzero(np.diff(centres[order]) < 0) + 1)
-    return np.concatenate(sorted(stretches, key=lambda stretch: centres[stretch[0]]))
+    return np.concatenate(sorted(stretches, key=lambda stretch: np.nan_to_num(centres[stretch]).max()))
 
 
 def good_bands(reasons: Sequence[str], wavelength_nm: np.ndarray) -> np.ndarray:

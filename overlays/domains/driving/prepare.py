@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from overlays import samples
 from overlays.data import records as annotation
+from overlays.data.splits import parse_fractions, split_groups
 from overlays.domains.base import SPLITS, check_output, parameters, unfinished_mark, write_metadata
 from overlays.domains.driving import clips, consistency, egomotion
 from overlays.domains.driving.answers import MAX_SPEED_MPS, format_pairs, question
@@ -68,7 +69,7 @@ class Settings:
         "auto", "index: the splits of clip_index.parquet; own: clips assigned at random; auto: those of the index "
         "where it names all clips")
     split_fractions: tuple[float, float, float] = option((0.8, 0.1, 0.1), "train,val,test of own splits",
-                                                         parse=annotation.parse_fractions)
+                                                         parse=parse_fractions)
     messages: bool = option(False, "messages: write messages/*.jsonl in the Hugging Face layout as well",
                             flag="format", values={"training": False, "messages": True})
     motion_only: bool = option(False, "no videos: motion.jsonl with the pairs of every window, for logs without "
@@ -345,7 +346,7 @@ def _splits(all_clips: list[Clip], outcomes: list[Outcome], settings: Settings) 
         return given, "index"
     rows = [{"clip": name} for name, number in used.items() for _ in range(number)]
     shares = dict(zip(SPLITS, settings.split_fractions, strict=True))
-    assigned = annotation.split_groups(rows, shares, "clip", settings.seed)
+    assigned = split_groups(rows, shares, "clip", settings.seed)
     return {row["clip"]: split for split, members in assigned.items() for row in members}, "own"
 
 

@@ -73,7 +73,7 @@ def open_raster(path: str | Path, encoding: str = "auto") -> Raster:
         raise UserError(f"raster {path} holds {file.dtype}: embeddings are int8 codes as exported, or "
                         "floating point values of unit length; export it again without scaling")
     codes = coded and not scaled and encoding != "tessera"
-    file = replace(file, decode=dequantise, nodata=None) if codes else file
+    file = replace(file, decode=dequantise) if codes else file
     return Raster(file, coded, encoding in ("auto", "alphaearth"), _centre(file.georeference(), *file.shape[:2]),
                   scales)
 

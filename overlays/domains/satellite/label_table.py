@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -96,14 +97,12 @@ def _workbook(path: Path) -> list[Sheet]:
 
 def _value(cell) -> object:
     number = isinstance(cell.value, int | float) and not isinstance(cell.value, bool)
-    if number and "%" in (cell.number_format or "").split(";")[0]:
-        return round(cell.value * 100, 12)
-    return cell.value
+    form = re.sub(r'"[^"]*"|\\.', "", cell.number_format or "")  # a sign that is only shown does not count
+    return round(cell.value * 100, 12) if number and "%" in form.split(";")[0] else cell.value
 
 
 def _text(path: Path) -> Sheet:
-    content = path.read_bytes().decode("utf-8-sig")
-    lines = content.splitlines()
+    lines = _decoded(path).splitlines()
     if path.suffix.lower() == ".tsv":
         separator = "\t"
     else:
@@ -114,6 +113,24 @@ def _text(path: Path) -> Sheet:
                                                   sum(count > 0 for count in counts[mark]) - 0.5), default=",")
     rows = [[cell if cell.strip() else None for cell in row] for row in csv.reader(lines, delimiter=separator)]
     return Sheet("", _even(rows))
+
+
+def _decoded(path: Path) -> str:
+    """Text in UTF-8, in UTF-16 with its mark, or as Chinese spreadsheets write it; told by a Chinese city column.
+
+    Raises:
+        ValueError: any other encoding.
+    """
+    content = path.read_bytes()
+    if content[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        return content.decode("utf-16")
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        text = content.decode("gb18030", errors="replace")
+        if "城市" in text and "\ufffd" not in text:
+            return text
+    raise ValueError("it is not UTF-8: save it as \"CSV UTF-8\" or as .xlsx")
 
 
 def _even(rows: list[list]) -> list[list]:

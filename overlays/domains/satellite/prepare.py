@@ -15,7 +15,7 @@ from overlays.data.encodings import lengths
 from overlays.data.geotiff import SUFFIXES
 from overlays.data.media import MAX_ASPECT
 from overlays.data.rasters import MAX_VALUES
-from overlays.data.records import parse_fractions, split_groups
+from overlays.data.splits import parse_fractions, split_groups
 from overlays.domains.base import SPLITS, parameters, prepared_folder, write_metadata
 from overlays.domains.satellite import questions
 from overlays.domains.satellite.embeddings import Raster, is_scales, off_length, open_raster, windows
@@ -232,7 +232,8 @@ def convert_tile(raster: Raster, path: Path) -> Tile:
         if off > count:
             norm = float(np.median(np.concatenate(found)))
             raise UserError(f"the pixels of {raster.path} have length {norm:.2f} where embeddings have 1: "
-                            + ("these int8 values are not codes of a Satellite Embedding" if raster.coded else
+                            + ("these int8 values are not codes of a Satellite Embedding; those of TESSERA are "
+                               "--encoding tessera" if raster.coded else
                                "decode it as ((v / 127.5)^2) * sign(v), or give the int8 file as it was exported; "
                                "those of other lengths are --encoding float"))
     return Tile(count / (shape[1] * shape[2]), (total / max(count, 1)).astype(np.float32))
@@ -259,9 +260,13 @@ def _check_decimals(decimals: int, values: list[float]) -> None:
 
 
 def _why_few(cities: dict[Path, str | None], dropped: list[dict], files: list[Path], labels: Labels) -> str:
-    reasons = [row["reason"] for row in dropped if row["what"] == "tile" and "of its pixels" in row["reason"]]
-    if 2 * len(reasons) > sum(city is not None for city in cities.values()):
-        return f"{len(reasons)} tiles have too few valid pixels ({reasons[0]}), see --min-valid"
+    reasons = [row["reason"] for row in dropped if row["what"] == "tile" and not row["reason"].startswith("no label")]
+    few = [reason for reason in reasons if "of its pixels" in reason]
+    matched = sum(city is not None for city in cities.values())
+    if 2 * len(few) > matched:
+        return f"{len(few)} tiles have too few valid pixels ({few[0]}), see --min-valid"
+    if 2 * len(reasons) > matched:
+        return f"{len(reasons)} tiles were left out, the first because of {reasons[0]}"
     return f"tiles are named like {files[0].name}, cities like {next(iter(labels.values))}"
 
 

@@ -30,7 +30,7 @@ import numpy as np
 from tqdm import tqdm
 
 from overlays import samples
-from overlays.data.records import split_groups
+from overlays.data.splits import split_groups
 from overlays.domains.base import SPLITS, prepared_folder, write_metadata
 from overlays.domains.scenes import consistency
 from overlays.domains.scenes.cameras import IntrinsicSizes, Size, fit, parse_size, sizes

@@ -408,6 +408,13 @@ def test_netcdf_of_another_kind_is_one_sentence(tmp_path):
     (tmp_path / "b.nc").write_bytes(b"no netcdf")
     with pytest.raises(UserError, match="b.nc cannot be read as NetCDF"):
         open_cube(tmp_path / "b.nc")
+    with netcdf.Dataset(tmp_path / "c.nc", "w") as out:  # EMIT's RFLUNCERT file
+        for name, size in (("downtrack", 4), ("crosstrack", 5), ("bands", 6)):
+            out.createDimension(name, size)
+        out.createVariable("reflectance_uncertainty", "f4", ("downtrack", "crosstrack", "bands"))[:] = 0.01
+        out.createVariable("wavelengths", "f4", ("bands",))[:] = np.arange(500, 1100, 100)
+    with pytest.raises(UserError, match="c.nc is not a reflectance cube"):
+        open_cube(tmp_path / "c.nc")
 
 
 def test_geotiff_metadata_of_bands_and_of_the_data_set(tmp_path, reflectance):
@@ -430,6 +437,127 @@ def test_geotiff_metadata_of_bands_and_of_the_data_set(tmp_path, reflectance):
     with rasterio.open(save_cube_tif(tmp_path / "c.tif", stored, transform=place), "r+") as out:
         out.descriptions = [f"band {band} ({centre:.1f} nm)" for band, centre in enumerate(CENTRES)]
     np.testing.assert_allclose(open_cube(tmp_path / "c.tif").wavelength_nm, CENTRES)
+
+
+def test_prisma(tmp_path):
+    netcdf = pytest.importorskip("netCDF4")
+    rng, ranges = np.random.default_rng(0), {"Vnir": (-0.02, 1.1), "Swir": (0.0, 0.9)}
+    centres = {"Vnir": np.r_[0, 0, 0, np.arange(1010, 402, -10.0)], "Swir": np.r_[0, 0, np.arange(2497, 940, -9.1)]}
+    level = rng.uniform(0.1, 0.4, (12, 9, 1))
+    expected = level + 0.05 * np.sin(np.concatenate(list(centres.values())) / 200)
+    expected[0, 0] = np.nan
+    with netcdf.Dataset(tmp_path / "a.he5", "w") as out:
+        for name, size in (("y", 12), ("x", 9)):
+            out.createDimension(name, size)
+        fields = out.createGroup("HDFEOS/SWATHS/PRS_L2D_HCO/Data Fields")
+        for name, (low, high) in ranges.items():
+            nm = centres[name]
+            fields.createDimension(name, len(nm))
+            stored = np.rint((level + 0.05 * np.sin(nm / 200) - low) / (high - low) * 65535).astype(np.uint16)
+            stored[:, :, nm == 0] = stored[0, 0] = 0
+            fields.createVariable(f"{name.upper()}_Cube", "u2", ("y", name, "x"))[:] = stored.transpose(0, 2, 1)
+            out.setncatts({f"List_Cw_{name}": nm, f"List_Fwhm_{name}": np.where(nm > 0, 11.5, 0),
+                           f"L2Scale{name}Min": low, f"L2Scale{name}Max": high})
+        out.setncatts({"Epsg_Code": 32611, "Product_ULcorner_easting": 5e5, "Product_ULcorner_northing": 4.2e6,
+                       "Product_LRcorner_easting": 5e5 + 8 * 30, "Product_LRcorner_northing": 4.2e6 - 11 * 30})
+    cube = open_cube(tmp_path / "a.he5")
+    good = good_bands(skip_reasons(cube), cube.wavelength_nm)
+    nm = cube.wavelength_nm[good]
+    assert (np.diff(nm) > 0).all() and len(nm) > 180 and nm[0] == 410 and nm[-1] == 2497
+    picked = good[[5, -3, 100]]
+    np.testing.assert_allclose(cube.read(0, 0, 12, 9, picked), expected[:, :, picked], atol=1e-5)
+    np.testing.assert_allclose(cube.read(3, 2, 4, 5, picked), expected[3:7, 2:7, picked], atol=1e-5)
+    assert cube.georeference().transform == (30, 0, 499985, 0, -30, 4200015)
+    with netcdf.Dataset(tmp_path / "b.he5", "w") as out:
+        out.createGroup("HDFEOS/SWATHS/PRS_L1_HCO/Data Fields")
+    with pytest.raises(UserError, match="b.he5 holds radiance"):
+        open_cube(tmp_path / "b.he5")
+
+
+@pytest.mark.parametrize("product", ["EnMAP", "DESIS"])
+def test_the_metadata_of_a_product_lie_beside_its_geotiff(tmp_path, reflectance, product):
+    stored = np.rint(reflectance * 10000).astype(np.int16)
+    stored[0, 0] = -32768
+    names = {"EnMAP": ("bandID", "FWHMOfBand", "GainOfBand", "OffsetOfBand"),
+             "DESIS": ("band", "wavelengthWidthOfBand", "gainOfBand", "offsetOfBand")}[product]
+    rows = "".join(f"<{names[0]}><wavelengthCenterOfBand>{nm}</wavelengthCenterOfBand><{names[1]}>6.5</{names[1]}>"
+                   f"<{names[2]}>0.0001</{names[2]}><{names[3]}>0</{names[3]}></{names[0]}>" for nm in CENTRES)
+    path = save_cube_tif(tmp_path / "A-SPECTRAL_IMAGE.TIF", stored, nodata=-32768)
+    with pytest.raises(UserError, match="has no wavelengths"):
+        open_cube(path)
+    beside = tmp_path / "A-METADATA.XML"
+    beside.write_text(f"<level_X><specific><bandCharacterisation>{rows}</bandCharacterisation></specific></level_X>")
+    cube = open_cube(path)
+    np.testing.assert_allclose(cube.wavelength_nm, CENTRES)
+    assert cube.scale == 10000 and cube.scale_source == "header" and cube.fwhm_nm[0] == 6.5 and beside in cube.files
+    reflectance[0, 0] = np.nan
+    np.testing.assert_allclose(cube.read(0, 0, 9, 7), reflectance, atol=6e-5)
+    beside.write_text(f"<level_X>{rows[:2000]}")
+    with pytest.raises(UserError, match="A-METADATA.XML cannot be read"):
+        open_cube(path)
+
+
+def test_an_envi_header_beside_a_geotiff_names_its_wavelengths(tmp_path, reflectance):
+    path = save_cube_tif(tmp_path / "a.tif", np.rint(reflectance * 10000).astype(np.int16))
+    (tmp_path / "a.hdr").write_text(f"ENVI\nfile type = TIFF\nwavelength units = nm\nwavelength = {listed(CENTRES)}\n")
+    np.testing.assert_allclose(open_cube(path).wavelength_nm, CENTRES)
+    with pytest.raises(UserError, match="describes the GeoTIFF a.tif: name that file"):
+        open_cube(tmp_path / "a.hdr")
+
+
+@pytest.mark.parametrize("lines", [
+    {"wavelength": "{" + ", ".join(f"{nm} nm" for nm in CENTRES) + "}", "wavelength units": None},
+    {"wavelength": listed([f'"{nm}"' for nm in CENTRES]), "wavelength units": None},
+    {"wavelength": None, "band names": listed([f"Band ({nm} Nanometers)" for nm in CENTRES])},
+    {"wavelength units": "Micrometers"},  # which they are not
+])
+def test_wavelengths_as_drone_software_writes_them(tmp_path, reflectance, lines):
+    cube = open_cube(write_envi(tmp_path / "cube.hdr", reflectance, "bil", "<f4", fwhm=listed([5] * len(CENTRES)),
+                                **lines))
+    np.testing.assert_allclose(cube.wavelength_nm, CENTRES)
+    assert cube.fwhm_nm[0] == 5 and len(cube.file.notes) == (lines.get("wavelength units") == "Micrometers")
+
+
+def test_a_scale_that_is_not_named_is_noted_or_asked_for(tmp_path, reflectance):
+    cube = open_cube(write_envi(tmp_path / "a.hdr", reflectance, dtype="<f4", scale=100,
+                                **{"reflectance scale factor": None}))
+    assert cube.scale == 100 and "taken as reflectance x 100;" in cube.file.notes[0]
+    np.testing.assert_allclose(cube.read(0, 0, 9, 7), reflectance, rtol=1e-5)
+    for scale in (255, 100):
+        path = write_envi(tmp_path / "b.hdr", reflectance, scale=scale, **{"reflectance scale factor": None})
+        with pytest.raises(UserError, match="names no scale: give --scale"):
+            open_cube(path)
+        assert open_cube(path, scale=scale).scale == scale
+
+
+def matlab_73(path, arrays):
+    """As MATLAB writes it with -v7.3: 512 bytes of text, then HDF5 with the dimensions reversed."""
+    netcdf = pytest.importorskip("netCDF4")
+    with netcdf.Dataset(path, "w") as out:
+        for name, value in arrays.items():
+            sides = [f"{name}{side}" for side in range(value.ndim)]
+            for side, size in zip(sides, value.T.shape, strict=True):
+                out.createDimension(side, size)
+            variable = out.createVariable(name, value.dtype, sides)
+            variable[:] = value.T
+            variable.MATLAB_class = {"int16": "int16", "uint16": "char"}.get(value.dtype.name, "double")
+    path.write_bytes(b"MATLAB 7.3 MAT-file, Platform: GLNXA64".ljust(124) + b"\x00\x02IM" + bytes(384)
+                     + path.read_bytes())
+
+
+def test_matlab_73(tmp_path, reflectance):
+    rows, cols, bands = reflectance.shape
+    np.savetxt(tmp_path / "bands.txt", CENTRES)
+    stored = np.rint(reflectance * 10000).astype(np.int16)
+    matlab_73(tmp_path / "a.mat", {"X": stored, "text": np.zeros((4, 5, 6), np.uint16)})
+    matlab_73(tmp_path / "b.mat", {"Y": reflectance.reshape(-1, bands, order="F").T.astype(float),
+                                   "nRow": np.full((1, 1), float(rows)), "nCol": np.full((1, 1), float(cols))})
+    for name in "ab":
+        cube = open_cube(tmp_path / f"{name}.mat", tmp_path / "bands.txt")
+        np.testing.assert_allclose(cube.read(1, 2, 3, 4), reflectance[1:4, 2:6], atol=6e-5)
+    (tmp_path / "c.mat").write_bytes((tmp_path / "a.mat").read_bytes()[:3000])
+    with pytest.raises(UserError, match="c.mat cannot be read"):
+        open_cube(tmp_path / "c.mat", tmp_path / "bands.txt")
 
 
 def test_matlab_matrices_and_several_arrays(tmp_path, reflectance):

@@ -1,8 +1,6 @@
 """Downloads resume, are checked, and unpack only what stays in its folder; served from the loopback interface."""
 
 import io
-import subprocess
-import sys
 import tarfile
 import zipfile
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -15,6 +13,7 @@ from overlays.archives import unpack_beside
 from overlays.domains.cuprite.download import fetch
 from overlays.errors import UserError
 from overlays.files import sha256
+from tests.commands import run_script
 
 ROOT = Path(__file__).resolve().parents[3]
 CONTENT = bytes(range(256)) * 4000
@@ -98,8 +97,7 @@ def test_a_wrong_checksum_leaves_nothing(server, tmp_path):
 def test_without_a_network_one_sentence_says_what_to_fetch_and_where_to_put_it(server, tmp_path):
     server.shutdown()
     server.server_close()
-    done = subprocess.run([sys.executable, str(ROOT / "scripts" / "download_cuprite_data.py"), "--url", server.url,
-                           "--output", "raw"], capture_output=True, text=True, cwd=tmp_path)
+    done = run_script("download_cuprite_data.py", "--url", server.url, "--output", "raw", cwd=tmp_path)
     assert done.returncode == 2
     assert len(done.stderr.splitlines()) == 1
     assert f"fetch {server.url} by hand and put it at raw/scene.bin" in done.stderr

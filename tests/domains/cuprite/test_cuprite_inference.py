@@ -3,8 +3,6 @@
 import io
 import json
 import random
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -18,6 +16,7 @@ from overlays.domains.cuprite import questions as q
 from overlays.errors import UserError
 from overlays.files import sha256, write_json, write_jsonl
 from overlays.model import load
+from tests.commands import run_script
 
 ROOT = Path(__file__).resolve().parents[3]
 SCRIPT = ROOT / "scripts" / "inference_cuprite.py"
@@ -194,7 +193,6 @@ def test_without_prepared_data_the_command_is_named(run_folder, tmp_path):
 
 
 def test_a_missing_image_ends_in_one_sentence():
-    done = subprocess.run([sys.executable, str(SCRIPT), "--image", "lost.png"], capture_output=True, text=True,
-                          check=False)
+    done = run_script("inference_cuprite.py", "--image", "lost.png")
     assert done.returncode == 2
     assert done.stderr.strip() == "error: there is no image file lost.png"

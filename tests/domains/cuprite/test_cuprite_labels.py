@@ -130,6 +130,14 @@ def test_near_relatives_have_classes_of_their_own(library):
         assert (found == mineral).sum() >= least, prefix
 
 
+@pytest.mark.parametrize("name", list(LABELLERS))
+def test_paragonite_is_a_white_mica_by_its_al_oh_position(library, name):
+    _, found, rules = named(library, name, "Paragonite")
+    assert found.tolist() == ["white mica"] and rules == ["paragonite"]
+    _, found, rules = named(library, name, ("Muscovite GDS", "Kaol.5+MuscCU91"))
+    assert "paragonite" not in rules and "muscovite" in found
+
+
 def test_a_rule_counts_for_every_mineral_that_it_names():
     table = rule_fractions(["calcite.5+muscoviteMedAl.5", "alunite.25+kaolinite.75", "talc_or_tremolite"])
     shares = [{CLASSES[code].name: part for code, part in enumerate(row) if part} for row in table]

@@ -23,6 +23,7 @@ from overlays.domains.cuprite.labellers import NearestLabeller
 from overlays.domains.cuprite.prepare import Settings, prepare, render_window
 from overlays.errors import UserError
 from overlays.files import sha256
+from tests.commands import run_script
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -135,11 +136,10 @@ def test_labels_of_others_are_taken_as_they_are(scene, tmp_path):
     assert not (tmp_path / "other").exists()
 
 
+@pytest.mark.filterwarnings("error")
 def test_real_aviris_scene(hyperspectral, tmp_path):
-    done = subprocess.run(
-        [sys.executable, "-W", "error", str(ROOT / "scripts" / "prepare_cuprite.py"), "--cube",
-         str(hyperspectral / "salton_sea_aviris.hdr"), "--tile-size", "16", "--workers", "1", "--output",
-         str(tmp_path / "out")], capture_output=True, text=True, cwd=tmp_path)
+    done = run_script("prepare_cuprite.py", "--cube", hyperspectral / "salton_sea_aviris.hdr", "--tile-size", "16",
+                      "--workers", "1", "--output", tmp_path / "out", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "warn" not in done.stderr.lower()
     counts = json.loads((tmp_path / "out" / "metadata.json").read_text())["counts"]
@@ -148,9 +148,8 @@ def test_real_aviris_scene(hyperspectral, tmp_path):
 
 
 def test_a_mistake_ends_in_one_sentence_and_status_2(scene, tmp_path):
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "scripts" / "prepare_cuprite.py"), "--cube", str(scene), "--tile-size", "110",
-         "--output", str(tmp_path / "out")], capture_output=True, text=True, cwd=tmp_path)
+    done = run_script("prepare_cuprite.py", "--cube", scene, "--tile-size", "110", "--output", tmp_path / "out",
+                      cwd=tmp_path)
     assert done.returncode == 2
     assert done.stderr.startswith("error: ") and len(done.stderr.splitlines()) == 1
     assert not any(tmp_path.iterdir())
@@ -286,6 +285,17 @@ def test_predictions_are_laid_on_the_map(prepared, tmp_path):
         assert data.execute("SELECT count(*), min(right) FROM predictions").fetchone() == (len(rows), 1)
 
 
+def test_predictions_of_a_swath_need_its_lookup_table_for_a_map(prepared, tmp_path, caplog):
+    folder = tmp_path / "data"
+    shutil.copytree(prepared[0], folder)
+    metadata = json.loads((folder / "metadata.json").read_text())
+    metadata["georeference"]["lookup_table"] = str(tmp_path / "emit.nc")
+    (folder / "metadata.json").write_text(json.dumps(metadata))
+    row = {**records(folder, "test")[0], "question": "", "image": [], "answer": "", "prediction": ""}
+    save_prediction_map([row], folder, tmp_path)
+    assert "emit.nc" in caplog.text and not (tmp_path / "predictions.gpkg").exists()
+
+
 def test_prepared_data_are_verified_in_seven_steps(prepared, tmp_path, capsys):
     from overlays import check
 
@@ -293,7 +303,8 @@ def test_prepared_data_are_verified_in_seven_steps(prepared, tmp_path, capsys):
     shutil.copytree(prepared[0], folder)
     check.main(["--prepared", str(folder)])
     out = capsys.readouterr().out
-    assert all(f"{step}: ok" in out for step in ("metadata", "splits", "separation", "answers", "balance"))
+    assert all(f"{step}: ok" in out for step in ("metadata", "splits", "records", "media", "separation", "answers",
+                                                 "balance"))
     assert "0 bad" in out
     rows = records(folder, "test")
     rows[0]["group"] = records(folder, "train")[0]["group"]

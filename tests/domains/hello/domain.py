@@ -10,7 +10,7 @@ from pathlib import Path
 from PIL import Image
 
 from overlays import paths
-from overlays.data import records
+from overlays.data.splits import parse_fractions, split_groups
 from overlays.domains.base import SPLITS, Domain, Metric, prepared_folder, write_metadata
 from overlays.errors import UserError
 from overlays.files import write_jsonl
@@ -28,7 +28,7 @@ class Settings:
     output: Path | None = option(None, "folder (default: data/prepared/hello)")
     side_px: int = option(64, "side of a prepared picture")
     split_fractions: tuple[float, float, float] = option((0.6, 0.2, 0.2), "train,val,test",
-                                                         parse=records.parse_fractions)
+                                                         parse=parse_fractions)
 
 
 class Hello(Domain):
@@ -52,7 +52,7 @@ class Hello(Domain):
             raise UserError(f"{raw} holds no <number>-<colour>.png: give another --raw")
         with prepared_folder(settings.output, self.name) as folder:
             rows = list(self._records(files, folder, settings.side_px))
-            splits = records.split_groups(rows, dict(zip(SPLITS, settings.split_fractions, strict=True)))
+            splits = split_groups(rows, dict(zip(SPLITS, settings.split_fractions, strict=True)))
             for split, members in splits.items():
                 write_jsonl(folder / f"{split}.jsonl", members)
             counts = {split: len(members) for split, members in splits.items()}

@@ -88,6 +88,29 @@ def test_vowel_signs_tell_names_apart_and_accents_do_not():
     assert key("Việt Trì") == key("viet tri") and key("مَكّة") == key("مكة")
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "gb18030"])
+def test_a_text_table_in_the_encodings_of_spreadsheets(tmp_path, encoding):
+    (tmp_path / "t.csv").write_bytes("城市,人口增长率\n上海,1.5\n北京,2\n".encode(encoding))
+    assert read_labels(tmp_path / "t.csv").values == {"上海": 1.5, "北京": 2}
+
+
+def test_a_text_table_in_another_encoding_is_one_sentence(tmp_path):
+    (tmp_path / "t.csv").write_bytes("city,growth\nÜrümqi,1.5\nSão Paulo,2\n".encode("latin-1"))
+    with pytest.raises(UserError, match="t.csv cannot be read: it is not UTF-8"):
+        read_labels(tmp_path / "t.csv")
+
+
+def test_a_percent_sign_that_is_only_shown_does_not_count(tmp_path):
+    from openpyxl import load_workbook
+
+    for form, expected in (('0.00"%"', 1.8), (r"0.00\%", 1.8), ("[Red]-0.0%;0.0%", 180)):
+        path = workbook(tmp_path / "a.xlsx", [["city", "growth"], ["A", 1.8], ["B", 2]])
+        book = load_workbook(path)
+        book.active["B2"].number_format = form
+        book.save(path)
+        assert read_labels(path).values["A"] == pytest.approx(expected)
+
+
 def workbook(path, rows, title="Sheet", before=(), merged=(), percent=()):
     """An .xlsx of rows; `before`: sheets before it; `percent`: cells formatted as percentages."""
     from openpyxl import Workbook

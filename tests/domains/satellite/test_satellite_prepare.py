@@ -307,6 +307,14 @@ def test_tiles_with_too_few_valid_pixels_are_said_to_be_that(write_tile, codes, 
         prepare(world(tmp_path, half, codes))
 
 
+def test_tiles_that_are_left_out_for_their_shape_are_said_to_be_that(write_tile, codes, tmp_path):
+    def long(path, values):
+        return write_tile(path, np.repeat(values[:, :1, :1], 900, 2))
+
+    with pytest.raises(UserError, match="6 tiles were left out, the first because of 1 x 900 pixels"):
+        prepare(world(tmp_path, long, codes))
+
+
 def test_decimals_that_merge_most_labels_are_refused(write_tile, codes, tmp_path):
     settings = world(tmp_path, write_tile, codes)
     (tmp_path / "labels.csv").write_text("city,growth\n" + "".join(f"City {i},0.00{i}\n" for i in range(6)))

@@ -5,6 +5,7 @@ import json
 import pickle
 import shutil
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -18,6 +19,10 @@ from overlays.samples.scenes import COLOUR, DEPTH, FRAMES
 
 ARRAYS = {"scene", "image", "depth", "pose", "axis_align", "depth_intrinsic", "color_intrinsic", "depth_size",
           "color_size", "depth_scale", "depth_rotated_bits"}
+
+
+# Without the search for other conventions, which takes long and which test_scenes_consistency.py checks.
+unchecked = partial(Settings, contradictions="keep")
 
 
 def read(folder, split):
@@ -84,7 +89,7 @@ def test_a_lost_frame_is_listed_with_its_reason(prepared):
 
 
 def test_turns_share_the_frames_of_a_scene_in_training_only(raw, tmp_path, prepared):
-    prepare(Settings(raw, output=tmp_path / "turns", num_frames=FRAMES, turns=3))
+    prepare(unchecked(raw, output=tmp_path / "turns", num_frames=FRAMES, turns=3))
     single, together = read(prepared[0], "train"), read(tmp_path / "turns", "train")
     assert sum(len(row["question_types"]) if "question_types" in row else 1 for row in together) == len(single)
     first = together[0]
@@ -96,7 +101,7 @@ def test_turns_share_the_frames_of_a_scene_in_training_only(raw, tmp_path, prepa
 
 
 def test_frames_are_taken_by_linspace_over_the_usable_ones(raw, tmp_path):
-    prepare(Settings(raw, output=tmp_path / "two", num_frames=2))
+    prepare(unchecked(raw, output=tmp_path / "two", num_frames=2))
     record = next(row for row in read(tmp_path / "two", "train") if row["group"] == "scene0005_00")
     assert [name.split("/")[-1] for name in record["image"]] == ["00000.jpg", f"{FRAMES - 1:05d}.jpg"]
 
@@ -197,7 +202,7 @@ def test_pictures_of_one_name_are_kept_apart_and_the_originals_stay_as_they_were
         monkeypatch.setattr("os.link", no_link)
     rename(copy, change)
     before = {path: path.read_bytes() for path in copy.rglob("*") if path.is_file()}
-    metadata = prepare(Settings(copy, output=tmp_path / "out"))
+    metadata = prepare(unchecked(copy, output=tmp_path / "out"))
     assert {path: path.read_bytes() for path in before} == before
     assert {"scene": "scene0000_00", "frame": "0.png" if "0.png" in names else "0.jpg",
             "reason": "named before in its entry"} in metadata["dropped"]["frames"]
@@ -215,7 +220,7 @@ def test_a_folder_that_takes_no_file_is_no_reason_to_copy(copy, tmp_path, monkey
 
     monkeypatch.setattr("os.link", full)
     with pytest.raises(OSError, match="(?i)no space left"):
-        prepare(Settings(copy, output=tmp_path / "out"))
+        prepare(unchecked(copy, output=tmp_path / "out"))
     assert not (tmp_path / "out").exists()
 
 
@@ -232,7 +237,7 @@ def test_where_nothing_is_left_the_usual_reason_is_named(copy, tmp_path):
     for path in (copy / "posed_images").rglob("*.png"):
         path.unlink()
     with pytest.raises(UserError, match=r"of 16 scenes: none of its 4 frames can be used \(depth picture is missing"):
-        prepare(Settings(copy, output=tmp_path / "out"))
+        prepare(unchecked(copy, output=tmp_path / "out"))
 
 
 def test_intrinsics_of_another_resolution_are_noticed(copy):
@@ -246,7 +251,7 @@ def test_scenes_without_metadata_or_frames_are_listed_with_their_questions(copy,
     change_infos(copy, "train", lambda entries: entries.pop(0))
     for path in (copy / "posed_images" / "scene0001_00").glob("*.png"):
         path.unlink()
-    metadata = prepare(Settings(copy, output=tmp_path / "out"))
+    metadata = prepare(unchecked(copy, output=tmp_path / "out"))
     dropped = {row["scene"]: row for row in metadata["dropped"]["scenes"]}
     assert dropped["scene0000_00"]["reason"] == "no entry in any infos file"
     assert dropped["scene0001_00"]["reason"] == f"none of its {FRAMES} frames can be used (depth picture is missing)"
@@ -262,7 +267,7 @@ def test_scenes_without_metadata_or_frames_are_listed_with_their_questions(copy,
 def test_a_scene_whose_pictures_turn_out_useless_is_listed_too(copy, tmp_path):
     for path in (copy / "posed_images" / "scene0002_00").glob("*.png"):
         path.write_bytes(b"no picture")
-    metadata = prepare(Settings(copy, output=tmp_path / "out"))
+    metadata = prepare(unchecked(copy, output=tmp_path / "out"))
     row, = metadata["dropped"]["scenes"]
     assert row["scene"] == "scene0002_00" and "cannot be read" in row["reason"] and row["questions"] >= 7
 
@@ -273,7 +278,7 @@ def test_a_question_asked_twice_is_taken_once_and_like_ids_are_told_apart(copy, 
     other = rows[0]["answers"] + ["something else"]
     path.write_text(json.dumps([*rows, rows[0], {**rows[0], "question": "What is new?"},
                                 {**rows[0], "answers": other[::-1]}]))
-    metadata = prepare(Settings(copy, output=tmp_path / "out"))
+    metadata = prepare(unchecked(copy, output=tmp_path / "out"))
     own = f"scanqa-{rows[0]['question_id']}"
     assert metadata["dropped"]["questions"] == [
         {"id": own, "scene": rows[0]["scene_id"], "reason": reason}
@@ -285,13 +290,13 @@ def test_a_question_asked_twice_is_taken_once_and_like_ids_are_told_apart(copy, 
 
 
 def test_splits_by_question_file_refuse_a_scene_on_two_sides(copy, tmp_path):
-    prepare(Settings(copy, output=tmp_path / "same", split="questions"))
+    prepare(unchecked(copy, output=tmp_path / "same", split="questions"))
     folder = copy / "questions" / "scanqa"
     rows = json.loads((folder / "ScanQA_v1.0_train.json").read_text())
     (folder / "ScanQA_v1.0_test.json").write_text(json.dumps(
         [{**row, "question": f"{row['question']} Say."} for row in rows]))
     with pytest.raises(UserError, match="have questions in train and in test"):
-        prepare(Settings(copy, output=tmp_path / "both", split="questions"))
+        prepare(unchecked(copy, output=tmp_path / "both", split="questions"))
     assert not (tmp_path / "both").exists()
 
 
@@ -309,20 +314,20 @@ def test_settings_that_make_no_sense(settings, message):
 
 def test_what_is_missing_is_named(tmp_path, raw):
     with pytest.raises(UserError, match="there is no data folder"):
-        prepare(Settings(tmp_path / "none", output=tmp_path / "out"))
+        prepare(unchecked(tmp_path / "none", output=tmp_path / "out"))
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="no embodiedscan_infos"):
-        prepare(Settings(tmp_path / "empty", output=tmp_path / "out"))
+        prepare(unchecked(tmp_path / "empty", output=tmp_path / "out"))
     with pytest.raises(UserError, match="no question file or folder"):
-        prepare(Settings(raw, questions=(tmp_path / "q.json",), output=tmp_path / "out"))
+        prepare(unchecked(raw, questions=(tmp_path / "q.json",), output=tmp_path / "out"))
     shutil.copy(raw / "embodiedscan_infos_train.pkl", tmp_path / "infos.pkl")
     with pytest.raises(UserError, match="says neither train, val nor test"):
-        prepare(Settings(raw, infos=(tmp_path / "infos.pkl",), output=tmp_path / "out"))
+        prepare(unchecked(raw, infos=(tmp_path / "infos.pkl",), output=tmp_path / "out"))
     write = tmp_path / "other"
     write.mkdir()
     (write / "file").touch()
     with pytest.raises(UserError, match="holds other files"):
-        prepare(Settings(raw, output=write))
+        prepare(unchecked(raw, output=write))
 
 
 def test_a_folder_of_the_llama_factory_line_is_prepared(copy, tmp_path):
@@ -342,9 +347,9 @@ def test_a_folder_of_the_llama_factory_line_is_prepared(copy, tmp_path):
         path.rename(copy / "embodiedscan" / path.name)
     shutil.rmtree(copy / "questions")
     (copy / "merged_training_data.json").write_text(json.dumps(rows))
-    metadata = prepare(Settings(copy, output=tmp_path / "out"))
+    metadata = prepare(unchecked(copy, output=tmp_path / "out"))
     assert metadata["counts"]["questions"] == {"train": 11, "val": 2, "test": 3}
     shutil.rmtree(copy / "embodiedscan")
     (copy / "scene_metadata.pkl").write_bytes(pickle.dumps(scenes))
-    metadata = prepare(Settings(copy, output=tmp_path / "own"))
+    metadata = prepare(unchecked(copy, output=tmp_path / "own"))
     assert sum(metadata["counts"]["questions"].values()) == 16 and all(metadata["counts"]["questions"].values())
