@@ -44,7 +44,10 @@ def read(folder: str | Path) -> dict[str, dict] | None:
     file = Path(folder) / NAME
     if not file.is_file():
         return None
-    return read_json(file, _FORM, "copy the folder again, or restore the file")["files"]
+    rows = read_json(file, _FORM, "copy the folder again, or restore the file")["files"]
+    if not rows:
+        raise UserError(f"{file} is damaged: it lists no file; copy the folder again, or restore the file")
+    return rows
 
 
 def check(folder: str | Path, skip: Callable[[str], bool] = lambda name: False, edited: bool = False) -> None:

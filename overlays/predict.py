@@ -110,7 +110,8 @@ def answer_batch(model, processor, prompts: Sequence[dict] | Mapping, max_new_to
     draws = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0} if temperature else {
         "do_sample": False, "temperature": None, "top_p": None, "top_k": None}
     output = model.generate(**batch, **draws, max_new_tokens=max_new_tokens, num_beams=1, use_cache=True,
-                            eos_token_id=ends, pad_token_id=ends[0] if pad is None else pad)
+                            eos_token_id=ends, pad_token_id=ends[0] if pad is None else pad,
+                            tokenizer=processor.tokenizer)  # of which a model's stop strings are made
     answers = []
     for ids in output[:, batch["input_ids"].shape[1]:].tolist():
         stop = next((i for i, token in enumerate(ids) if token in ends), len(ids))

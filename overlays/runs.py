@@ -25,6 +25,8 @@ COMPLETE = (manifest.NAME, "complete", "whole")  # a checkpoint's last file; the
 FINAL = ".final"  # the final model, until all of it is there
 LOCK = ".lock"
 STATE = "trainer_state.json"
+_STATE_FORM = {"global_step": int, "log_history?": [dict], "best_model_checkpoint?": str,
+               "stateful_callbacks?": {str: (dict, [dict])}}
 # What no model is loaded from.
 _BESIDE = re.compile("(optimizer|scheduler|scaler|rng_state|global_step|latest|trainer_state|training_args|zero_to_fp32"
                      r"|training_loss\.png|metrics\.json|reconstruction\.png|preferences\.json)")
@@ -233,10 +235,29 @@ def checkpoint_to_resume(run: Path, resume: str, identity: dict) -> Path | None:
     return found
 
 
+def read_state(folder: Path) -> dict:
+    """trainer_state.json of a checkpoint or final model. Raises UserError where it is damaged."""
+    return read_json(folder / STATE, _STATE_FORM, "use --resume with an earlier checkpoint, or --resume never to start "
+                     "over", OWN_JSON_BYTES)
+
+
+def best_checkpoint(run: Path, state: dict) -> Path | None:
+    """The best checkpoint by the trainer's state, in the run folder as it is called now; None where there is none yet.
+
+    Raises:
+        UserError: it is not there, or not complete.
+    """
+    if not state.get("best_model_checkpoint"):
+        return None
+    best = run / Path(state["best_model_checkpoint"]).name
+    if not is_complete(best):
+        raise UserError(f"{best}, the best checkpoint so far, is not there or not complete: copy it again, or use "
+                        "--load_best_model_at_end False, or --resume never to start over")
+    return best
+
+
 def _steps_of(folder: Path) -> int:
-    """Optimisation steps that a checkpoint or final model has taken. Raises UserError where its state is damaged."""
-    return read_json(folder / STATE, {"global_step": int}, "use --resume with an earlier checkpoint, or --resume never "
-                     "to start over", OWN_JSON_BYTES)["global_step"]
+    return read_state(folder)["global_step"]
 
 
 def has_taken(run: Path, resume: Path | None, steps: int, wanted: str = "auto") -> bool:
@@ -311,8 +332,7 @@ def unmark(checkpoint: Path) -> None:
 def rotate_before(run: Path, resume: Path | None, limit: int | None) -> None:
     """Remove the checkpoints that a kill kept `rotate` from removing, where a run goes on from its newest one."""
     if resume is not None and checkpoints(run)[-1:] == [resume]:
-        rotate(run, limit, read_json(resume / STATE, hint=f"remove {resume}",
-                                     limit=OWN_JSON_BYTES).get("best_model_checkpoint"))
+        rotate(run, limit, read_state(resume).get("best_model_checkpoint"))
 
 
 def rotate(run: Path, limit: int | None, best: str | None) -> None:

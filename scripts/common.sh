@@ -13,9 +13,11 @@ cd "$ROOT"
 export DRY_RUN
 
 fail() { echo "error: $*" >&2; exit 2; }
+[[ "$DRY_RUN" = [01] ]] || fail "DRY_RUN must be 0 or 1, not '$DRY_RUN'"
 
-number() {  # number NAME LEAST: checked by its text, because bash would run what stands in the brackets of a[$(...)]
-    [[ "${!1}" =~ ^(0|[1-9][0-9]{0,8})$ ]] && (( ${!1} >= $2 )) || fail "$1 must be a whole number from $2 on, not '${!1}'"
+number() {  # number NAME LEAST [MOST]: checked by its text, because bash would run what stands in the brackets of a[$(...)]
+    [[ "${!1}" =~ ^(0|[1-9][0-9]{0,8})$ ]] && (( ${!1} >= $2 && ${!1} <= ${3:-999999999} )) \
+        || fail "$1 must be a whole number from $2 $([[ -n "${3:-}" ]] && echo "to $3" || echo on), not '${!1}'"
 }
 
 find_python() {
@@ -107,9 +109,10 @@ tuning_variables=(  # those that pretraining does not have
 start() {  # start "$@": Python, model, data and the number of processes
     local name tiny
     explain "$@"
-    for name in NPROC_PER_NODE NNODES NODE_RANK MASTER_PORT; do  # before anything is set up
-        [[ -z "${!name:-}" ]] || number "$name" $([[ $name = NODE_RANK ]] && echo 0 || echo 1)
+    for name in NPROC_PER_NODE NNODES MASTER_PORT; do  # before anything is set up
+        [[ -z "${!name:-}" ]] || number "$name" 1 $([[ $name = MASTER_PORT ]] && echo 65535)
     done
+    [[ -z "${NODE_RANK:-}" ]] || number NODE_RANK 0 $((${NNODES:-1} - 1))
     find_python
     : "${ENGINE:=}"  # auto | upstream | native: whose train() drives the run
     if [[ "$ENGINE" = upstream && "$DRY_RUN" != 1 ]]; then scripts/setup.sh --upstream > /dev/null || exit 2; fi

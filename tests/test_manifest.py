@@ -34,6 +34,7 @@ def test_every_file_but_the_card_is_listed(folder):
      "adapter_config.json is damaged"),
     (lambda folder: (folder / manifest.NAME).write_text('{"files": {"a": 1}}'), "manifest.json is damaged"),
     (lambda folder: (folder / manifest.NAME).write_text("[" * 100_000), "manifest.json is damaged"),
+    (lambda folder: (folder / manifest.NAME).write_text('{"files": {}}'), "damaged: it lists no file"),
 ])
 def test_what_is_missing_or_changed_is_one_sentence(folder, damage, message):
     damage(folder)

@@ -154,7 +154,8 @@ def test_the_oldest_checkpoints_go_but_not_the_best(tmp_path):
 def test_what_a_kill_kept_from_being_removed_goes_at_the_next_start(tmp_path):
     for step in (1, 2, 3, 4):
         checkpoint(tmp_path, step)
-        write_json(tmp_path / f"checkpoint-{step}" / runs.STATE, {"best_model_checkpoint": "there/checkpoint-2"})
+        write_json(tmp_path / f"checkpoint-{step}" / runs.STATE,
+                   {"global_step": step, "best_model_checkpoint": "there/checkpoint-2"})
     runs.rotate_before(tmp_path, tmp_path / "checkpoint-3", 1)  # a run that goes back keeps what came after
     runs.rotate_before(tmp_path, None, 1)
     assert len(runs.checkpoints(tmp_path)) == 4

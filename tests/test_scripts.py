@@ -205,14 +205,17 @@ def test_the_launcher_for_one_gpu_takes_one(machine):
     assert "torch.distributed" not in machine("train_cuprite_single_gpu.sh", torch=4).stdout
 
 
-@pytest.mark.parametrize(("name", "value"), [
-    *(("NPROC_PER_NODE", value) for value in ("2x", "08", "0", "abc", "-1", "1 + 1", "a[$(touch pwned)]", "9" * 30)),
-    ("NNODES", "a[$(touch pwned)]"), ("MASTER_PORT", "0x10"),
+@pytest.mark.parametrize(("name", "value", "wanted"), [
+    *(("NPROC_PER_NODE", value, "a whole number from 1 on") for value in (
+        "2x", "08", "0", "abc", "-1", "1 + 1", "a[$(touch pwned)]", "9" * 30)),
+    ("NNODES", "a[$(touch pwned)]", "a whole number from 1 on"), ("NODE_RANK", "1", "a whole number from 0 to 0"),
+    *(("MASTER_PORT", value, "a whole number from 1 to 65535") for value in ("0x10", "65536")),
+    ("DRY_RUN", "yes", "0 or 1"),
 ])
-def test_numbers_of_processes_are_checked_by_their_text(machine, name, value):
+def test_numbers_of_processes_are_checked_by_their_text(machine, name, value, wanted):
     done = machine("train_physical_ai_lora.sh", torch=2, **{name: value})
     assert done.returncode == 2 and not done.stdout
-    assert done.stderr == f"error: {name} must be a whole number from 1 on, not '{value}'\n"
+    assert done.stderr == f"error: {name} must be {wanted}, not '{value}'\n"
 
 
 def test_a_link_to_a_launcher_works(machine):

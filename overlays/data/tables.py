@@ -73,7 +73,11 @@ def read_frame(source: Path | bytes) -> "pd.DataFrame":
     content = BytesIO(source) if isinstance(source, bytes) else source
     try:
         check_rows(content)
-        return pd.read_parquet(content)
+        frame = pd.read_parquet(content)
+        for values in (frame.index, *(column for _, column in frame.items())):
+            if not pd.api.types.is_numeric_dtype(values):
+                values.tolist()  # pandas 3 decodes text where it is used: bytes that are not UTF-8 are said here
+        return frame
     except MemoryError:
         raise
     except Exception as error:  # pyarrow raises many kinds on bad bytes

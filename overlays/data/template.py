@@ -53,6 +53,10 @@ def check_template(processor) -> None:
     import resource
     import signal
 
+    def limit(kind: int, most: int) -> None:
+        hard = resource.getrlimit(kind)[1]  # may be below: ulimit, a batch system
+        resource.setrlimit(kind, (most if hard == resource.RLIM_INFINITY else min(most, hard), hard))
+
     child = os.fork()
     if child == 0:
         status = 0
@@ -60,12 +64,11 @@ def check_template(processor) -> None:
             used = os.sysconf("SC_PAGE_SIZE") * int(Path("/proc/self/statm").read_text().split()[0]) \
                 if Path("/proc/self/statm").is_file() else None
             if used:
-                resource.setrlimit(resource.RLIMIT_AS, (used + TEMPLATE_BYTES, resource.RLIM_INFINITY))
+                limit(resource.RLIMIT_AS, used + TEMPLATE_BYTES)
             for number in (signal.SIGALRM, signal.SIGXCPU):
                 signal.signal(number, signal.SIG_DFL)
             signal.alarm(10 * TEMPLATE_SECONDS)
-            hard = resource.getrlimit(resource.RLIMIT_CPU)[1]
-            resource.setrlimit(resource.RLIMIT_CPU, (TEMPLATE_SECONDS, hard))
+            limit(resource.RLIMIT_CPU, TEMPLATE_SECONDS)
             apply([QUESTION, any_answer(None)], processor)
         except MemoryError:
             status = 1

@@ -6,7 +6,9 @@ PEFT's layout, so training holds one copy, and `PeftModel.from_pretrained` on th
 
 import os
 from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -69,6 +71,25 @@ def stores_full_modules(config: dict | None) -> bool:
     return bool(modules) and all(name.startswith("model.") for name in modules)
 
 
+@contextmanager
+def open_weights(file: Path) -> Iterator[Any]:
+    """safetensors' reader of a file of weights.
+
+    Raises:
+        UserError: the file is damaged, or a tensor is not of floats: a library would turn its integers into weights.
+    """
+    try:
+        with safe_open(file, framework="pt") as tensors:
+            for name in tensors.keys():  # noqa: SIM118 (not a mapping)
+                kind = tensors.get_slice(name).get_dtype()
+                if not kind.startswith(("F", "BF")):
+                    raise UserError(f"{file} is damaged: by its header {name} is of type {kind}, and weights are "
+                                    "floats; copy the folder again, or use another checkpoint")
+            yield tensors
+    except SafetensorError as error:
+        raise UserError(f"{file} is damaged or cut short: {error}") from None
+
+
 def full_parameters(folder: str | Path, values: bool = True) -> Iterator[tuple[str, torch.Tensor | None, Path]]:
     """(name in the plain model, value, file) of every weight in a folder that is not the adapter's, one at a time.
 
@@ -82,13 +103,10 @@ def full_parameters(folder: str | Path, values: bool = True) -> Iterator[tuple[s
     if stores_full_modules(read_config(folder)):
         files.append(Path(folder) / WEIGHTS)
     for file in filter(Path.is_file, files):
-        try:
-            with safe_open(file, framework="pt") as tensors:
-                for name in tensors.keys():  # noqa: SIM118 (not a mapping)
-                    if ".lora_" not in name:
-                        yield plain_name(name), tensors.get_tensor(name) if values else None, file
-        except SafetensorError as error:
-            raise UserError(f"{file} is damaged or cut short: {error}") from None
+        with open_weights(file) as tensors:
+            for name in tensors.keys():  # noqa: SIM118 (not a mapping)
+                if ".lora_" not in name:
+                    yield plain_name(name), tensors.get_tensor(name) if values else None, file
 
 
 def lora_names(folder: str | Path) -> set[str]:
@@ -106,11 +124,8 @@ def lora_names(folder: str | Path) -> set[str]:
             raise UserError(f"{older} is damaged or cut short: {' '.join(str(error).split())[:200]}") from None
     if not file.is_file():
         raise UserError(f"{folder} lacks {WEIGHTS}: copy the folder again, or use another checkpoint")
-    try:
-        with safe_open(file, framework="pt") as tensors:
-            return {_bare(name) for name in tensors.keys() if ".lora_" in name}  # noqa: SIM118 (not a mapping)
-    except SafetensorError as error:
-        raise UserError(f"{file} is damaged or cut short: {error}") from None
+    with open_weights(file) as tensors:
+        return {_bare(name) for name in tensors.keys() if ".lora_" in name}  # noqa: SIM118 (not a mapping)
 
 
 def _bare(name: str) -> str:

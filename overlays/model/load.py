@@ -27,6 +27,17 @@ LARGEST = {  # what a config.json may ask for before its weights are looked at
     "num_attention_heads": 1024, "num_key_value_heads": 1024, "vocab_size": 1 << 22, "patch_size": 1024,
     "spatial_merge_size": 64, "temporal_patch_size": 64, "num_experts": 4096, "head_dim": 4096,
 }
+GENERATION = {  # what `generate` takes from generation_config.json as it is
+    "eos_token_id?": (int, [int]), "bos_token_id?": int, "pad_token_id?": int, "repetition_penalty?": float,
+    "no_repeat_ngram_size?": int, "bad_words_ids?": [[int]], "suppress_tokens?": [int], "begin_suppress_tokens?": [int],
+    "forced_bos_token_id?": int, "forced_eos_token_id?": (int, [int]), "min_length?": int, "min_new_tokens?": int,
+    "stop_strings?": (str, [str]), "max_time?": float, "exponential_decay_length_penalty?": [float],
+}
+NEUTRAL = {  # of what makes `generate` work in another way, or give another result than ids
+    "guidance_scale": 1, "num_return_sequences": 1, "return_dict_in_generate": False, "prompt_lookup_num_tokens": None,
+    "assistant_early_exit": None, "dola_layers": None, "force_words_ids": None, "constraints": None,
+    "watermarking_config": None, "sequence_bias": None,
+}
 TRAINED_PARTS = adapters.BESIDE
 CHECKED_TYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)  # torch compares no fp8
 PROCESSOR_FILES = (("tokenizer_config.json",), ("tokenizer.json", "vocab.json"),
@@ -159,6 +170,9 @@ def load_processor(name: str | Path, cache_dir: str | None = None):
         name, cache_dir=cache_dir, trust_remote_code=False, **options))
     if getattr(processor, "image_processor", None) is None:
         raise UserError(f"{name} holds a tokenizer but no image processor: preprocessor_config.json is missing")
+    problem = misfit(processor.tokenizer.model_max_length, float, "model_max_length")
+    if problem:
+        raise UserError(f"model {name}: {problem} in tokenizer_config.json")
     for part in (processor.image_processor, getattr(processor, "video_processor", None)):
         problem = part and _processor_problem(part)
         if problem:
@@ -201,6 +215,10 @@ def load_base(name: str | Path, dtype: torch.dtype, attn: str = "auto", cache_di
     name = locate(name)
     model_class = model_class_of(config)
     _check_size(name, config, model_class)
+    if getattr(config, "quantization_config", None) is None:  # which may store integers
+        for file in sorted(Path(name).glob("model*.safetensors")):
+            with adapters.open_weights(file):
+                pass
     with _without_load_report():
         model, report = _from_hub(
             name,
@@ -211,6 +229,9 @@ def load_base(name: str | Path, dtype: torch.dtype, attn: str = "auto", cache_di
             ),
         )
     _check_weights(name, model_class.__name__, report)
+    problem = _generation_problem(model.generation_config.to_diff_dict())
+    if problem:
+        raise UserError(f"model {name}: {problem} in generation_config.json")
     unloaded.find(model, name, report["unexpected_keys"], cache_dir)
     forward.install(model)
     extensions.attach(model, extensions.read(name))
@@ -246,6 +267,29 @@ def _without_load_report() -> Iterator[None]:
         yield
     finally:
         logger.removeFilter(keep)
+
+
+def _generation_problem(values: Mapping) -> str | None:
+    """What `generate` cannot work with in the values of a generation_config.json."""
+    for key, neutral in NEUTRAL.items():
+        if values.get(key) not in (None, neutral):
+            return f"{key} is {values[key]!r}, which is not supported,"
+    if not misfit(values, GENERATION) and (values.get("repetition_penalty") or 1) <= 0:
+        return f"repetition_penalty must be above 0, not {values['repetition_penalty']!r}"
+    return misfit(values, GENERATION)
+
+
+def check_vocabulary(model: torch.nn.Module, processor) -> None:
+    """Raise UserError where the tokenizer has ids without an embedding, or other ids of images and videos."""
+    rows, largest = model.config.get_text_config().vocab_size, max(processor.tokenizer.get_vocab().values())
+    problem = f"ids up to {largest}, but the model has embeddings for {rows} tokens" if largest >= rows else ""
+    for name in ("image_token_id", "video_token_id"):
+        own, wanted = getattr(processor, name, None), getattr(model.config, name, None)
+        if not problem and None not in (own, wanted) and own != wanted:
+            problem = f"{name} {own}, but the model's config.json says {wanted}"
+    if problem:
+        raise UserError(f"the tokenizer of {processor.tokenizer.name_or_path} has {problem}: give the tokenizer that "
+                        "belongs to the model")
 
 
 def _check_size(name: str, config, model_class: type) -> None:
@@ -340,6 +384,7 @@ def load_model(checkpoint: str | Path, base_model: str | None = None, attn: str 
         config.modules_to_save, config.ensure_weight_tying = None, False
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*")  # peft asks by the old name
+        warnings.filterwarnings("ignore", message="Found missing adapter keys")  # see `check_tensors`
         model = _from_hub(checkpoint, lambda **_: PeftModel.from_pretrained(model, checkpoint, config=config))
     adapters.check_tensors(checkpoint, model)
     full = full_parameter_names(checkpoint)
@@ -376,4 +421,5 @@ def load_for_inference(checkpoint: str | Path, base_model: str | None = None, at
     set_thinking(processor, thinking)
     gpu = torch.accelerator.current_accelerator().type if torch.accelerator.is_available() else None
     model = load_model(checkpoint, base_model, attn_implementation, torch.bfloat16 if gpu else torch.float32)
+    check_vocabulary(model, processor)
     return model.to(f"{gpu}:{os.environ.get('LOCAL_RANK', 0)}" if gpu else "cpu").eval(), processor

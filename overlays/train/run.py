@@ -14,7 +14,7 @@ import transformers
 
 from overlays import registry, runs
 from overlays.files import free_bytes, remove, sha256
-from overlays.model import parts
+from overlays.model import load, parts
 from overlays.train.trainer import FiniteLoss, Trainer, check_finite, count_steps, draw_losses, log_once
 from overlays.upstream import engine as engines
 
@@ -83,6 +83,8 @@ class Run:
 
     def build_trainer(self, model: torch.nn.Module) -> Trainer:
         """The run folder made ready, the parts table printed, and a Trainer."""
+        if hasattr(model, "config"):  # a masked autoencoder has no vocabulary
+            load.check_vocabulary(model, self.processor)
         rows = self.part_rows(model)
         log_once(parts.format_table(rows))
         validation = f", {len(self.eval_set)} validation samples" if self.eval_set else ""

@@ -38,6 +38,21 @@ def _changed(args, **values):
             setattr(args, name, value)
 
 
+@contextlib.contextmanager
+def _reading_state(checkpoint):
+    """What libraries raise about a damaged state of a checkpoint (a cut file, a pickle with code) as one sentence."""
+    try:
+        yield
+    except (UserError, OSError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        if checkpoint is None:
+            raise
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise UserError(f"{checkpoint} has a damaged training state ({reason}): use --resume with an earlier "
+                        "checkpoint, or --resume never to start over") from error
+
+
 def _is_lora(model) -> bool:
     return isinstance(model, PeftModel)  # a plain model that was loaded through an adapter has a peft_config too
 
@@ -105,8 +120,12 @@ class Trainer(transformers.Trainer):
         self._epoch = epoch
         super()._run_epoch(*args, epoch=epoch, **kwargs)
 
-    def _init_training_state(self, max_steps, *args, **kwargs):
-        result = super()._init_training_state(max_steps, *args, **kwargs)
+    def _init_training_state(self, max_steps, updates, epochs, checkpoint, trial):
+        with _reading_state(checkpoint):
+            result = super()._init_training_state(max_steps, updates, epochs, checkpoint, trial)
+        if checkpoint and self.args.load_best_model_at_end:  # the library forgets the best one of a folder that moved
+            best = runs.best_checkpoint(Path(self.args.output_dir), runs.read_state(Path(checkpoint)))
+            self.state.best_model_checkpoint = best and str(best)
         # A resumed state holds the intervals of the checkpoint; those of this start count.
         self.state.compute_steps(self.args, max_steps)
         for callback in self.callback_handler.callbacks:
@@ -123,7 +142,8 @@ class Trainer(transformers.Trainer):
                    if isinstance(callback, transformers.EarlyStoppingCallback))
 
     def _load_optimizer_and_scheduler(self, checkpoint):
-        super()._load_optimizer_and_scheduler(checkpoint)
+        with _reading_state(checkpoint):
+            super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is None:
             return
         for group, settings in zip(self.optimizer.param_groups, self._settings, strict=True):
@@ -136,6 +156,14 @@ class Trainer(transformers.Trainer):
             for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate
             schedule._last_lr = rates
+
+    def _load_scaler(self, checkpoint):
+        with _reading_state(checkpoint):
+            super()._load_scaler(checkpoint)
+
+    def _load_rng_state(self, checkpoint):
+        with _reading_state(checkpoint):
+            super()._load_rng_state(checkpoint)
 
     def create_optimizer(self, model=None):
         """Optimizer over the trainable parameters, grouped by part and by weight decay."""
@@ -309,6 +337,7 @@ class Trainer(transformers.Trainer):
         super()._issue_warnings_after_load(load_result)
 
     def _load_best_model(self):
+        runs.check_model(Path(self.state.best_model_checkpoint))
         super()._load_best_model()
         if not self.is_deepspeed_enabled:
             load_trained_parts(self.model, self.state.best_model_checkpoint)

@@ -347,7 +347,7 @@ def saved_run(tiny_model_dir, tmp_path_factory):
 
 @pytest.mark.parametrize("has_manifest", [True, False])
 @pytest.mark.parametrize("name", DAMAGES)
-def test_a_damaged_run_is_one_sentence_with_and_without_a_manifest(saved_run, tmp_path, name, has_manifest):
+def test_a_damaged_run_is_one_sentence_with_and_without_a_manifest(saved_run, tmp_path, name, has_manifest, recwarn):
     run, (damage, message) = shutil.copytree(saved_run, tmp_path / "run"), DAMAGES[name]
     if not has_manifest:  # as in runs of earlier versions
         (run / manifest.NAME).unlink()
@@ -355,6 +355,7 @@ def test_a_damaged_run_is_one_sentence_with_and_without_a_manifest(saved_run, tm
     damage(run)
     with pytest.raises(UserError, match=f"is damaged: it has|is incomplete|{message}" if has_manifest else message):
         load.load_for_inference(run)
+    assert not any("missing adapter keys" in str(warning.message) for warning in recwarn)
 
 
 def test_an_adapter_of_dora_loads_as_safetensors_and_as_a_pickle(tiny_model_dir, tmp_path):

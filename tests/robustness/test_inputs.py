@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from overlays import archives, cli, runs
 from overlays.data import chat, records, tables
@@ -21,6 +22,8 @@ from overlays.errors import UserError
 from overlays.files import read_json
 from overlays.model import adapters, load
 from overlays.train import arguments, config_file
+from tests.commands import run_call
+from tests.robustness import isolated
 
 CLASSES = ("AutoConfig", "AutoProcessor", "AutoModelForImageTextToText", "AutoTokenizer", "AutoImageProcessor")
 
@@ -106,6 +109,56 @@ def test_templates_are_bounded(model, template, said, monkeypatch):
         chat.prompt_text({"conversations": [{"from": "human", "value": "Q"}]}, processor)
 
 
+def test_templates_are_bounded_where_the_shell_has_limits(model, monkeypatch):
+    monkeypatch.setattr(template_module, "TEMPLATE_SECONDS", 1)
+    (model / "chat_template.jinja").write_text(
+        "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}")
+    outcome = isolated.call(lambda: run_call(lambda: load.load_processor(model)).stderr)  # sets hard limits
+    assert "takes more than 1 seconds" in outcome.value, outcome
+
+
+@pytest.mark.parametrize(("file", "path", "value", "said"), [
+    ("generation_config.json", "eos_token_id", "x", "'eos_token_id' must be a whole number, not text in gen"),
+    ("generation_config.json", "bad_words_ids", 3, "'bad_words_ids' must be a list"),
+    ("generation_config.json", "guidance_scale", 1.5, "guidance_scale is 1.5, which is not supported"),
+    ("generation_config.json", "repetition_penalty", -1, "repetition_penalty must be above 0"),
+    ("tokenizer_config.json", "model_max_length", "x", "model_max_length must be a number, not text in tokenizer_con"),
+])
+def test_values_of_another_type_beside_a_model_are_named(model, file, path, value, said):
+    change(model / file, value, path)
+    with pytest.raises(UserError, match=said):
+        load.load_for_inference(model)
+
+
+def test_a_tokenizer_of_another_model_is_named(model):
+    change(model / "tokenizer.json", {"a": 10**6}, "model", "vocab")
+    change(model / "tokenizer.json", [], "model", "merges")
+    with pytest.raises(UserError, match="has ids up to 1000000, but the model has embeddings for"):
+        load.load_for_inference(model)
+
+
+def test_a_tokenizer_with_other_ids_of_media_is_named(model):
+    tokens = json.loads((model / "tokenizer.json").read_text())["added_tokens"]
+    other = {"<|image_pad|>": "<|video_pad|>", "<|video_pad|>": "<|image_pad|>"}
+    change(model / "tokenizer.json", [{**row, "content": other.get(row["content"], row["content"])} for row in tokens],
+           "added_tokens")
+    with pytest.raises(UserError, match="token_id .* but the model's config.json says"):
+        load.load_for_inference(model)
+
+
+def test_integers_are_no_weights(model, tmp_path):
+    file = model / "model.safetensors"
+    content = file.read_bytes()
+    end = 8 + int.from_bytes(content[:8], "little")
+    file.write_bytes(content[:8] + content[8:end].replace(b'"F32"', b'"I32"') + content[end:])
+    with pytest.raises(UserError, match="model.safetensors is damaged: by its header .* is of type I32"):
+        load.load_base(model, torch.float32)
+    save_file({"base_model.model.a.lora_A.weight": torch.ones(2, dtype=torch.int8)},
+              tmp_path / adapters.WEIGHTS)
+    with pytest.raises(UserError, match="lora_A.weight is of type I8"):
+        adapters.lora_names(tmp_path)
+
+
 def test_an_adapter_that_leads_back_to_itself_is_named(tmp_path):
     for name, base in (("self", "self"), ("one", "two"), ("two", "one")):
         (tmp_path / name).mkdir()
@@ -132,6 +185,17 @@ def test_a_parquet_file_of_endless_rows_is_refused(tmp_path):
     pd.DataFrame({"messages": ["x"] * 500_000}).to_parquet(tmp_path / "a.parquet")
     with pytest.raises(UserError, match="unpack to 500000 rows"):
         next(tables.rows(tmp_path / "a.parquet"))
+
+
+@pytest.mark.parametrize("is_index", [False, True])
+def test_text_of_a_parquet_file_that_is_not_utf8_is_named(tmp_path, is_index):
+    frame = pd.DataFrame({"clip_id": ["clip-1", "clip-2"], "road": ["a", "b"]})
+    frame = frame.set_index("clip_id") if is_index else frame
+    frame.to_parquet(tmp_path / "a.parquet", compression=None)
+    content = (tmp_path / "a.parquet").read_bytes()
+    (tmp_path / "a.parquet").write_bytes(content.replace(b"clip-", b"clip\xb7", 1))
+    with pytest.raises(ValueError, match="decode|Wrapping"):
+        tables.read_frame(tmp_path / "a.parquet")
 
 
 def test_an_archive_is_refused_by_its_first_member_too_large(tmp_path, monkeypatch):

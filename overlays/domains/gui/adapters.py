@@ -131,7 +131,7 @@ def _train(fold: FoldRun) -> tuple[torch.nn.Module, float]:
     """(the base without the adapter, mean loss of all steps): the adapter lies in the fold's folder."""
     shared.native(fold)
     adapted = getattr(fold, "adapted", None)  # None: it was trained before
-    history = json.loads((fold.output / "trainer_state.json").read_text(encoding="utf-8"))["log_history"]
+    history = runs.read_state(fold.output)["log_history"]
     losses = [row["loss"] for row in history if "loss" in row] or [history[-1]["train_loss"]]
     return adapted.unload() if adapted else fold.base, sum(losses) / len(losses)
 
@@ -141,6 +141,7 @@ def _answer(fold: FoldRun, base, job: personal.Job, media_root: Path, settings: 
     """(the base, rows of the held-out records), by the adapter as it lies in the fold's folder."""
     from peft import PeftModel
 
+    runs.check_model(fold.output)
     adapted = PeftModel.from_pretrained(base, fold.output).eval()
     rows = predict(adapted, fold.processor, job.test, media_root, settings.eval_batch_size, settings.max_new_tokens,
                    fold.output / personal.ROWS, identity)
