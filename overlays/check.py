@@ -74,7 +74,7 @@ def examine(record: dict, defects: list, source: registry.Dataset, backend: str,
 
         try:
             with COUNTING:
-                tokens = chat.count_tokens(record, processor, source.media_root, backend)
+                tokens, _ = chat.count_tokens(record, processor, source.media_root, backend)
         except UserError as error:
             problems.append(str(error))
     return problems, tokens

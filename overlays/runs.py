@@ -167,7 +167,7 @@ def _newest_in(run: Path) -> Path:
     return complete[-1]
 
 
-def settings_identity(training, data_flatten: bool = False) -> dict:
+def settings_identity(training, data_flatten: bool = False, data_packing: bool = False) -> dict:
     """What every kind of run must have in common with the one it continues; docs/training.md lists the rest.
 
     Batch size, accumulation and processes may change as long as a step sees as many samples: the order of the samples
@@ -184,13 +184,14 @@ def settings_identity(training, data_flatten: bool = False) -> dict:
         "dataloader_drop_last": training.dataloader_drop_last,
         "model_max_length": getattr(training, "model_max_length", None),
         "data_flatten": data_flatten,
+        **({"data_packing": True} if data_packing else {}),
     }
     if training.dataloader_drop_last or training.train_sampling_strategy == "group_by_length":
         order |= {"per_device_train_batch_size": batch, "gradient_accumulation_steps": accumulation,
                   "processes": training.world_size}
     return {
         "sample order": order,
-        "optimizer": {"optim": training.optim.value, "optim_args": training.optim_args},
+        "optimizer": {"optim": training.optim.value.removesuffix("_fused"), "optim_args": training.optim_args},
         "schedule": {"lr_scheduler_type": training.lr_scheduler_type.value,
                      "lr_scheduler_kwargs": training.lr_scheduler_kwargs},
         "precision": {"bf16": training.bf16, "pure_bf16": getattr(training, "pure_bf16", False)},

@@ -213,18 +213,21 @@ def _plain_ids(tokenizer, token: str) -> list[int]:
 # ---- lengths
 
 
-def count_tokens(record: Mapping, processor, media_root: str | Path, reader: Reader | str = "pyav") -> int:
-    """Length of the sample that `encode` would give, from the headers of its media alone.
+def count_tokens(record: Mapping, processor, media_root: str | Path, reader: Reader | str = "pyav") -> tuple[int, int]:
+    """Length of the sample that `encode` would give, and how many tokens are of images and videos.
+
+    Of the media only the headers are read.
 
     Raises:
         UserError: a medium is missing, cannot be read, or does not match its placeholder.
     """
     rendered = render(to_messages(record, unopened(record)), processor, record.get("tools"))
-    tokenizer, extra = processor.tokenizer, 0
+    tokenizer, extra, visual = processor.tokenizer, 0, 0
     for name, window in zip(records.media_names(record, "image"), records.windows(record), strict=True):
         path = records.media_file(media_root, name)
         merge = processor.image_processor.merge_size**2
-        extra += media_module.image_patches(path, processor.image_processor, window) // merge - 1
+        tokens = media_module.image_patches(path, processor.image_processor, window) // merge
+        visual, extra = visual + tokens, extra + tokens - 1
     pieces = [rendered.text]
     for name, segment in zip(records.media_names(record, "video"), records.video_segments(record), strict=True):
         video = processor.video_processor
@@ -235,6 +238,7 @@ def count_tokens(record: Mapping, processor, media_root: str | Path, reader: Rea
                  "video_metadata": [metadata]}
         before, _, after = pieces.pop().partition(processor.video_token)
         pieces += [before, processor.replace_video_token(short, 0), after]
-        extra += frames * (height * width // video.merge_size**2 - 1)
+        tokens = height * width // video.merge_size**2
+        visual, extra = visual + frames * tokens, extra + frames * (tokens - 1)
     typed = sum(len(_plain_ids(tokenizer, token)) - 1 for _, token in rendered.typed)
-    return len(tokenizer("".join(pieces))["input_ids"]) + extra + typed
+    return len(tokenizer("".join(pieces))["input_ids"]) + extra + typed, visual

@@ -1,6 +1,6 @@
 """Samples -> batches: padded, concatenated, or left-padded prompts."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
@@ -8,6 +8,16 @@ from torch.nn.utils.rnn import pad_sequence
 from overlays.data.chat import IGNORE
 
 _PIXELS = ("pixel_values", "image_grid_thw", "pixel_values_videos", "video_grid_thw")
+
+
+def count_samples(batch: Mapping[str, torch.Tensor]) -> int:
+    """Samples of a batch; of a packed row those that it consists of, of tiles without words their number."""
+    if "input_ids" not in batch:
+        return len(batch.get("image_grid_thw", ()))
+    positions = batch.get("position_ids")
+    if positions is not None and len(positions) == 4:
+        return int((positions[0] == 0).sum())
+    return len(batch["input_ids"])
 
 
 class _Collator:
@@ -21,8 +31,12 @@ class _Collator:
         self.patch_values = getattr(image, "in_channels", 3) * image.temporal_patch_size * image.patch_size**2
 
     def _usable(self, samples: Sequence[dict]) -> list[dict]:
-        """Samples without those that were skipped; where none is left, one of padding with nothing to learn."""
-        usable = [sample for sample in samples if "input_ids" in sample]
+        """Samples without those that were skipped; where none is left, one of padding with nothing to learn.
+
+        Packed rows (see data/packing.py) give their samples one by one.
+        """
+        every = [sample for item in samples for sample in item.get("samples", [item])]
+        usable = [sample for sample in every if "input_ids" in sample]
         if usable:
             return usable
         ids = torch.full((2,), self.pad_id)
@@ -99,7 +113,7 @@ class PaddedCollator(_Collator):
 
 
 class FlattenedCollator(_Collator):
-    """Samples in one row without padding (--data_flatten).
+    """Samples in one row without padding (--data_flatten, --data_packing).
 
     Samples of 3 and 2 tokens become
 

@@ -14,13 +14,14 @@ import torch
 from tqdm import tqdm
 
 from overlays import registry
-from overlays.data import augment, chat, geometry, memory, records
+from overlays.data import augment, chat, geometry, lengths, memory, records
+from overlays.data.lengths import Lengths, Measured
 from overlays.data.media import MediaOptions, open_media
 from overlays.data.rendering import to_messages
 from overlays.data.targets import target_values
 from overlays.errors import UserError
 from overlays.files import atomic_path, sha256, to_json
-from overlays.paths import cache_folder
+from overlays.paths import SYMLINKS, cache_folder
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +39,8 @@ class SampleError(UserError):
 class SupervisedDataset(torch.utils.data.Dataset):
     """Samples (see `chat.encode`) with position_ids (3, L), "id" and, where the record has one, "target".
 
-    Before training every record is checked and its length is computed from its text and the headers of its media.
+    Before training every record is checked and its length is computed from its text and the headers of its media;
+    what was computed before is kept (see data/lengths.py).
     Over-long samples are dropped and counted; image tokens are never cut. A broken sample is an error, or is dropped
     and listed with on_bad_sample="skip" (media are then decoded once beforehand); it is never replaced by another.
 
@@ -58,6 +60,7 @@ class SupervisedDataset(torch.utils.data.Dataset):
     Attributes:
         target_names: numbers of the record's "target" that a sample has as `targets` (K,) float32; none at first.
         lengths: (len(self),) int64 tokens of each sample.
+        visual: (len(self),) int64, how many of them are of images and videos.
         report: {"datasets": [{name, file, records, sampled, kept}], "kept", "too_long", "bad", "empty_answers",
             "tokens": {max, mean, total}, "dropped": [{id, file, row, reason}]}.
 
@@ -81,11 +84,11 @@ class SupervisedDataset(torch.utils.data.Dataset):
         self.target_names: tuple[str, ...] = ()
         chosen = [sample_rows(len(table), source.rate, f"{seed}:{source.name}")
                   for table, source in zip(self._tables, self.sources, strict=True)]
-        self._index = np.array(  # (samples, 2): number of the source, row of its table
-            [(number, row) for number, rows in enumerate(chosen) for row in rows], dtype=np.int64
-        ).reshape(-1, 2)
-        lengths, problems = self._measure(workers)
-        self._keep(lengths, problems, model_max_length, [len(rows) for rows in chosen])
+        self._index = np.concatenate(  # (samples, 2): number of the source, row of its table
+            [np.stack([np.full(len(rows), number), np.array(rows, dtype=np.int64)], axis=1)
+             for number, rows in enumerate(chosen)])
+        tokens, visual, problems = self._measure(workers)
+        self._keep(tokens, visual, problems, model_max_length, [len(rows) for rows in chosen])
         self._repeat(repeats)
 
     def __len__(self) -> int:
@@ -145,63 +148,81 @@ class SupervisedDataset(torch.utils.data.Dataset):
 
     # ---- before training
 
-    def inspect(self, i: int) -> tuple[int, str]:
-        """(tokens, "") of sample `i`, or (0, what is wrong with it)."""
+    def inspect(self, i: int) -> tuple[Measured, list[tuple[str, tuple[int, int]]]]:
+        """Length and problem of sample `i`, and its files with what `lengths.stat_of` says of each."""
         number, row = self._index[i]
         source, entry = self.sources[number], self._tables[number][int(row)]
         if entry["problem"]:
-            return 0, entry["problem"]
+            return Measured(0, 0, entry["problem"]), []
         record = self.record(i)
         problems = records.check_trained(record, source.media_root)
         if problems:
-            return 0, "; ".join(problems)
+            return Measured(0, 0, "; ".join(problems)), []
         try:
+            files = records.media_files(record, source.media_root)
+            kept = [(str(file), lengths.stat_of(file)) for file in files]
             if self.max_depth_m is not None and record.get("scene") is not None:
-                geometry.check_scene(record, source.media_root)
+                files = geometry.check_scene(record, source.media_root)
+                kept += [(str(file), lengths.stat_of(file)) for file in files]
             if self.on_bad_sample == "skip":
                 open_media(record, source.media_root, self.processor, self.reader)
-            return chat.count_tokens(record, self.processor, source.media_root, self.reader), ""
+            return Measured(*chat.count_tokens(record, self.processor, source.media_root, self.reader)), kept
         except UserError as error:
-            return 0, str(error)
+            return Measured(0, 0, str(error)), []
 
-    def _measure(self, workers: int | None) -> tuple[np.ndarray, dict[int, str]]:
-        """(lengths, problem by sample); under "stop" the first problem is raised."""
-        count = len(self._index)
+    def _kept_lengths(self) -> list[Lengths]:
+        """What is known of each source's lengths."""
+        how = lengths.digest(type(self).__name__, lengths.of_processor(self.processor), self.reader, self.max_depth_m,
+                             self.on_bad_sample, os.environ.get(SYMLINKS))
+        return [Lengths(lengths.digest(how, table_key(source.annotation), source.media_root.absolute()), len(table))
+                for source, table in zip(self.sources, self._tables, strict=True)]
+
+    def _measure(self, workers: int | None) -> tuple[np.ndarray, np.ndarray, dict[int, str]]:
+        """(tokens, tokens of media, problem by sample); under "stop" the first problem is raised."""
+        kept = self._kept_lengths()
+        tokens, visual = (np.zeros(len(self._index), dtype=np.int64) for _ in range(2))
+        for number, known in enumerate(kept):
+            mine = self._index[:, 0] == number
+            rows = self._index[mine, 1]
+            tokens[mine], visual[mine] = known.tokens[rows], known.visual[rows]
+        waiting, problems = np.flatnonzero(tokens == lengths.UNKNOWN), {}
         if workers is None:
-            workers = min(8, os.cpu_count() or 1) if count > WORKERS_ABOVE else 0
+            workers = min(8, os.cpu_count() or 1) if len(waiting) > WORKERS_ABOVE else 0
         loader = torch.utils.data.DataLoader(
-            _Inspection(self), batch_size=64 if workers > 1 else 1, num_workers=workers if workers > 1 else 0,
+            _Inspection(self, waiting), batch_size=64 if workers > 1 else 1, num_workers=workers if workers > 1 else 0,
             collate_fn=list,
         )
-        lengths, problems = np.zeros(count, dtype=np.int64), {}
-        quiet = count < 200 or int(os.environ.get("LOCAL_RANK", 0)) != 0
-        with tqdm(total=count, desc="checking samples", unit="", disable=quiet, file=sys.stderr) as bar:
-            for i, (tokens, problem) in enumerate(found for batch in loader for found in batch):
-                if problem and self.on_bad_sample == "stop":
-                    raise UserError(f"{self._where(i, self.record(i))}: {problem} (scripts/check_data.py lists "
-                                    "every bad row, --on_bad_sample skip leaves them out)")
-                if problem:
-                    problems[i] = problem
-                lengths[i] = tokens
-                bar.update()
-        return lengths, problems
+        quiet = len(waiting) < 200 or int(os.environ.get("LOCAL_RANK", 0)) != 0
+        try:
+            with tqdm(total=len(waiting), desc="checking samples", unit="", disable=quiet, file=sys.stderr) as bar:
+                for i, (found, files) in zip(waiting, (row for batch in loader for row in batch), strict=True):
+                    if found.problem and self.on_bad_sample == "stop":
+                        raise UserError(f"{self._where(i, self.record(i))}: {found.problem} (scripts/check_data.py "
+                                        "lists every bad row, --on_bad_sample skip leaves them out)")
+                    tokens[i], visual[i] = found.tokens, found.visual
+                    if found.problem:
+                        problems[int(i)] = found.problem
+                    else:
+                        number, row = map(int, self._index[i])
+                        kept[number].add(row, found, files)
+                    bar.update()
+        finally:
+            for source in kept:
+                source.save()
+        return tokens, visual, problems
 
-    def _keep(self, lengths: np.ndarray, problems: dict[int, str], limit: int | None, sampled: list[int]) -> None:
-        dropped, too_long = [], 0
-        keep = np.ones(len(lengths), dtype=bool)
-        for i in range(len(lengths)):
-            reason = problems.get(i)
-            if reason is None and limit is not None and lengths[i] > limit:
-                reason, too_long = f"{lengths[i]} tokens, more than {limit}", too_long + 1
-            if reason is not None:
-                keep[i] = False
-                source = self.sources[self._index[i][0]]
-                dropped.append({"id": self._id(i, self.record(i)), "file": str(source.annotation),
-                                "row": self._line(i), "reason": reason})
-        self._index, self.lengths = self._index[keep], lengths[keep]
+    def _keep(self, tokens: np.ndarray, visual: np.ndarray, problems: dict[int, str], limit: int | None,
+              sampled: list[int]) -> None:
+        too_long = [] if limit is None else np.flatnonzero(tokens > limit).tolist()
+        reasons = problems | {i: f"{tokens[i]} tokens, more than {limit}" for i in too_long}
+        dropped = [{"id": self._id(i, self.record(i)), "file": str(self.sources[self._index[i][0]].annotation),
+                    "row": self._line(i), "reason": reason} for i, reason in sorted(reasons.items())]
+        keep = np.ones(len(tokens), dtype=bool)
+        keep[list(reasons)] = False
+        self._index, self.lengths, self.visual = self._index[keep], tokens[keep], visual[keep]
         names = ", ".join(source.name for source in self.sources)
         if not len(self._index):
-            raise UserError(f"no sample is left of {names}: {too_long} have more than {limit} tokens "
+            raise UserError(f"no sample is left of {names}: {len(too_long)} have more than {limit} tokens "
                             f"(--model_max_length) and {len(problems)} are broken")
         kept = np.bincount(self._index[:, 0], minlength=len(self.sources))
         self.report = {
@@ -210,7 +231,7 @@ class SupervisedDataset(torch.utils.data.Dataset):
                  "kept": int(left)}
                 for source, table, taken, left in zip(self.sources, self._tables, sampled, kept, strict=True)
             ],
-            "kept": len(self._index), "too_long": too_long, "bad": len(problems),
+            "kept": len(self._index), "too_long": len(too_long), "bad": len(problems),
             "empty_answers": self._count_empty_answers(),
             "tokens": {"max": int(self.lengths.max()), "mean": round(float(self.lengths.mean()), 1),
                        "total": int(self.lengths.sum())},
@@ -219,8 +240,9 @@ class SupervisedDataset(torch.utils.data.Dataset):
 
     def _count_empty_answers(self) -> int:
         """Answers without words in the samples that are kept; says so once, on the first process."""
-        counts = [np.array(table["empty_answers"]) for table in self._tables]
-        found = np.array([counts[source][row] for source, row in self._index])
+        counts = [table.data.column("empty_answers").to_numpy() for table in self._tables]
+        starts = np.cumsum([0, *map(len, counts)])
+        found = np.concatenate(counts)[starts[self._index[:, 0]] + self._index[:, 1]]
         if found.any() and int(os.environ.get("LOCAL_RANK", 0)) == 0:
             first = int(np.flatnonzero(found)[0])
             log.warning("%d answers of %d samples are empty, which teaches to say nothing; the first is %s",
@@ -230,22 +252,23 @@ class SupervisedDataset(torch.utils.data.Dataset):
     def _repeat(self, repeats: augment.Repeats) -> None:
         """Let sample i be repetition i // kept of record i % kept; a change leaves the number of tokens as it is."""
         self.repeats, times = repeats, repeats.samples_per_file
-        self._index, self.lengths = np.tile(self._index, (times, 1)), np.tile(self.lengths, times)
+        self._index = np.tile(self._index, (times, 1))
+        self.lengths, self.visual = np.tile(self.lengths, times), np.tile(self.visual, times)
         if times > 1:
             self.report |= {"samples_per_file": times, "augmented": repeats.changed, "samples": len(self._index)}
 
 
 class _Inspection(torch.utils.data.Dataset):
-    """`SupervisedDataset.inspect` as a data set, so that DataLoader workers can share the work."""
+    """`SupervisedDataset.inspect` of some samples as a data set, so that DataLoader workers can share the work."""
 
-    def __init__(self, dataset: SupervisedDataset):
-        self.dataset = dataset
+    def __init__(self, dataset: SupervisedDataset, samples: np.ndarray):
+        self.dataset, self.samples = dataset, samples
 
     def __len__(self) -> int:
-        return len(self.dataset)
+        return len(self.samples)
 
-    def __getitem__(self, i: int) -> tuple[int, str]:
-        return self.dataset.inspect(i)
+    def __getitem__(self, i: int) -> tuple[Measured, list]:
+        return self.dataset.inspect(int(self.samples[i]))
 
 
 def sample_rows(count: int, rate: float, seed: str) -> list[int]:
@@ -255,6 +278,11 @@ def sample_rows(count: int, rate: float, seed: str) -> list[int]:
     order = list(range(count))
     random.Random(seed).shuffle(order)
     return sorted(order[: max(1, int(count * rate))])
+
+
+def table_key(annotation: Path) -> str:
+    """Name of an annotation file's contents, as they are read."""
+    return hashlib.sha256(f"{TABLE}:{annotation.suffix}:{sha256(annotation)}".encode()).hexdigest()[:24]
 
 
 def open_table(annotation: Path):
@@ -274,8 +302,7 @@ def open_table(annotation: Path):
     from datasets.arrow_writer import ArrowWriter
 
     annotation = Path(annotation)
-    key = hashlib.sha256(f"{TABLE}:{annotation.suffix}:{sha256(annotation)}".encode()).hexdigest()[:24]
-    file = cache_folder() / f"{annotation.stem}-{key}.arrow"
+    file = cache_folder() / f"{annotation.stem}-{table_key(annotation)}.arrow"
     if not file.is_file():
         text = datasets.Value("large_string")
         number = datasets.Value("int64")

@@ -317,13 +317,20 @@ def token_coordinates(record: Mapping, sample: Mapping, processor, media_root: s
     return np.concatenate(found) if found else np.zeros((0, 3), np.float32)
 
 
-def check_scene(record: Mapping, media_root: str | Path) -> None:
-    """Look at a record's scene without decoding a depth image. Raises UserError as `token_coordinates`."""
+def check_scene(record: Mapping, media_root: str | Path) -> list[Path]:
+    """Look at a record's scene without decoding a depth image; returns the depth files and the scene's metadata.
+
+    Raises:
+        UserError: as `token_coordinates`.
+    """
     frames, media_root = _frames(record, Path(media_root)), Path(media_root)
+    files = [records.media_file(media_root, record["scene"]["metadata"])]
     for entry in frames:
         for frame in entry if isinstance(entry, list) else [entry]:
             if frame is not None and str(frame["depth"]):
-                _check_depth(records.media_file(media_root, str(frame["depth"])), _size(frame))
+                files.append(records.media_file(media_root, str(frame["depth"])))
+                _check_depth(files[-1], _size(frame))
+    return files
 
 
 def _size(frame: Mapping) -> tuple[int, int]:

@@ -13,6 +13,7 @@ import torch
 from overlays.data import chat, records
 from overlays.data.collate import PaddedCollator
 from overlays.data.dataset import SupervisedDataset
+from overlays.data.lengths import Measured
 from overlays.data.thinking import reasons, thinking_of
 from overlays.files import atomic_path, sha256
 from overlays.paths import cache_folder
@@ -85,20 +86,21 @@ class PreferenceDataset(SupervisedDataset):
         """Record of pair `i` with its chosen answer as last turn."""
         return with_answer(super().record(i), "chosen")
 
-    def inspect(self, i: int) -> tuple[int, str]:
-        """(tokens of the longer side, "") of pair `i`, or (0, what is wrong with it)."""
+    def inspect(self, i: int) -> tuple[Measured, list]:
+        """As of one sample, with the tokens of the longer side."""
         raw = super().record(i)
         problems = check_pair(raw) if raw.keys() - {"id"} else []
         if problems:
-            return 0, "; ".join(problems)
-        tokens, problem = super().inspect(i)
-        if problem:
-            return 0, problem
+            return Measured(0, 0, "; ".join(problems)), []
+        found, files = super().inspect(i)
+        if found.problem:
+            return found, []
         sides = {side: reasons(with_answer(raw, side)) for side in SIDES}
         if thinking_of(self.processor) is not None and len(set(sides.values())) > 1:
-            return 0, "one of chosen and rejected has reasoning and the other has not, so they have different prompts"
-        other = chat.count_tokens(with_answer(raw, "rejected"), self.processor, self.media_root(i), self.reader)
-        return max(tokens, other), ""
+            return Measured(0, 0, "one of chosen and rejected has reasoning and the other has not, so they have "
+                                  "different prompts"), []
+        other, _ = chat.count_tokens(with_answer(raw, "rejected"), self.processor, self.media_root(i), self.reader)
+        return found._replace(tokens=max(found.tokens, other)), files
 
     def __getitem__(self, i: int) -> dict[str, dict]:
         rejected = with_answer(super().record(i), "rejected")

@@ -1,27 +1,51 @@
-"""Two changes to how a loaded model runs, none to what it computes.
+"""Three changes to how a loaded model runs, none to what it computes.
 
 One vision call a batch: images and videos go through the tower together, and a text-only batch sends a dummy image
 of whose output nothing is used, so that every rank of a sharded run takes part in every collective.
-Logits at supervised positions only: the head is applied where a label is, and the loss is the same.
+Logits at supervised positions only: the head is applied where a label is, in blocks (see model/loss.py).
+Attention sample by sample where several stand in one row, without a mask over the whole row.
 """
 
 import functools
 import inspect
+import itertools
 
 import torch
 import torch.nn.functional as F
 import transformers
 from torch import nn
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.modeling_utils import AttentionInterface
 from transformers.utils import TransformersKwargs
 
+from overlays import families
 from overlays.errors import UserError
-from overlays.model import heads
+from overlays.model import heads, loss
 from overlays.model.subclass import Extension, extend
 
 # What the extensions below hand to a family's own forward. One that does not name it would swallow it in **kwargs.
 CORE_ARGUMENTS = ("input_ids", "inputs_embeds", "attention_mask", "position_ids", "image_grid_thw", "video_grid_thw",
                   "mm_token_type_ids", "mm_encoder_outputs")
+
+SAMPLE_SDPA = "sample_sdpa"  # name of the attention below in transformers' registry
+
+
+def sample_sdpa(module, query, key, value, attention_mask, sample_lengths: list[int] | None = None, **kwargs):
+    """SDPA; with `sample_lengths`, causal attention inside each of the samples that a row consists of.
+
+    Args:
+        query, key, value: (1, heads, L, head size), L the sum of `sample_lengths`.
+    """
+    if sample_lengths is None:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
+    samples = zip(*(states.split(sample_lengths, dim=2) for states in (query, key, value)), strict=True)
+    return torch.cat([sdpa_attention_forward(module, *sample, None, **kwargs)[0] for sample in samples], dim=1), None
+
+
+AttentionInterface.register(SAMPLE_SDPA, sample_sdpa)
+AttentionMaskInterface.register(SAMPLE_SDPA, sdpa_mask)
 
 
 class PatchProjection(nn.Conv3d):
@@ -43,14 +67,18 @@ def install(model: nn.Module) -> nn.Module:
     Raises:
         UserError: this version of transformers does not take an argument that the forward hands over.
     """
-    if isinstance(model, SupervisedLogits):
+    if isinstance(model, SupervisedLoss):
         return model
     check_arguments(type(model.model))
     projection = model.model.visual.patch_embed.proj
     if isinstance(projection, nn.Conv3d) and projection.kernel_size == projection.stride:
         projection.__class__ = PatchProjection
+    text = model.config.get_text_config()
+    if text._attn_implementation == "sdpa" and families.family_of(model.config).packing:
+        text._attn_implementation = SAMPLE_SDPA
+    loss.install(model.lm_head)
     extend(model.model, OneVisionCall)
-    extend(model, SupervisedLogits)
+    extend(model, SupervisedLoss)
     return model
 
 
@@ -79,8 +107,14 @@ class OneVisionCall(Extension):
     def forward(self, input_ids=None, pixel_values=None, pixel_values_videos=None, image_grid_thw=None,
                 video_grid_thw=None, inputs_embeds=None, mm_encoder_outputs=None, coordinates=None, **kwargs):
         """The plain forward after the vision call."""
-        if is_packed(kwargs.get("position_ids"), kwargs.get("attention_mask")) and kwargs.get("use_cache") is None:
-            kwargs["use_cache"] = False  # transformers keeps attention inside the samples only where there is no cache
+        if is_packed(kwargs.get("position_ids"), kwargs.get("attention_mask")):
+            if kwargs.get("use_cache") is None:
+                kwargs["use_cache"] = False  # transformers keeps attention inside the samples only without a cache
+            if self.config.get_text_config()._attn_implementation == SAMPLE_SDPA and not kwargs["use_cache"]:
+                # Without the first plane transformers makes no mask.
+                places, kwargs["position_ids"] = kwargs["position_ids"][0, 0], kwargs["position_ids"][1:]
+                starts = (places == 0).nonzero().flatten().tolist()
+                kwargs["sample_lengths"] = [end - start for start, end in itertools.pairwise([*starts, len(places)])]
         plain = functools.partial(super().forward, image_grid_thw=image_grid_thw, video_grid_thw=video_grid_thw,
                                   **kwargs)
         if mm_encoder_outputs is not None or (pixel_values is None and pixel_values_videos is None):
@@ -136,10 +170,10 @@ def _rows(features, rows: slice):
     return type(features)(**values)
 
 
-class SupervisedLogits(Extension):
+class SupervisedLoss(Extension):
     """The family's generation model: the head is applied where a label is.
 
-    With labels: loss and the logits of supervised positions, (supervised, vocabulary). Without: the plain forward.
+    With labels: the loss alone. Without: the plain forward.
 
     The loss is summed over supervised tokens and divided by `num_items_in_batch` (tokens of the whole optimisation
     step, all ranks and accumulated batches) or, where that is not given, by this batch's own count.
@@ -150,7 +184,7 @@ class SupervisedLogits(Extension):
     added_parameters = {"forward": ("coordinates",)}
 
     def forward(self, labels=None, num_items_in_batch=None, targets=None, **kwargs):
-        """The loss and the logits it is made of.
+        """The loss.
 
         Raises:
             TypeError: with labels, an argument that no forward reads.
@@ -169,11 +203,12 @@ class SupervisedLogits(Extension):
         kwargs.pop("logits_to_keep", None)
         outputs = self.model(**kwargs)
         supervised = labels[:, 1:] != -100  # (B, L - 1): the token at i + 1 is predicted from position i
-        hidden = outputs[0][:, :-1][supervised]  # (supervised, hidden)
-        logits = self.lm_head(hidden)
-        total = F.cross_entropy(logits.float(), labels[:, 1:][supervised], reduction="sum")
+        hidden, targets = outputs[0][:, :-1][supervised], labels[:, 1:][supervised]  # (supervised, hidden)
         count = max(len(hidden), 1) if num_items_in_batch is None else num_items_in_batch
-        return CausalLMOutputWithPast(loss=total / count, logits=logits)
+        if isinstance(self.lm_head, loss.LossHead):
+            return CausalLMOutputWithPast(loss=self.lm_head(hidden, targets=targets, count=count))
+        total = F.cross_entropy(self.lm_head(hidden).float(), targets, reduction="sum")
+        return CausalLMOutputWithPast(loss=total / count)
 
 
 @functools.cache

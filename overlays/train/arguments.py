@@ -97,7 +97,7 @@ class DataArguments(BaseDataArguments):
     """Which records, at which resolution."""
 
     data_flatten: bool = option(False, "concatenate a batch into one row without padding")
-    data_packing: bool = option(False, "upstream's name for packed files: same as flatten")
+    data_packing: bool = option(False, "pack samples into rows of --model_max_length tokens; a batch counts rows")
     base_interval: int = option(2, "kept for upstream's scripts; nothing reads it")
     video_max_frames: int = option(8, "frames of one clip at most")
     video_min_frames: int = option(4, "frames of one clip at least")
@@ -124,7 +124,7 @@ class BaseFlags:
     output_dir: str = option("outputs/run", "run folder")
     cache_dir: str | None = option(None, "where downloaded models are kept")
     resume: str = option("auto", "auto | never | a checkpoint folder (also as --resume_from_checkpoint)")
-    optim: str = option("adamw_torch", f"one of {', '.join(inherited.OPTIMIZERS)}")
+    optim: str = option("adamw_torch_fused", f"one of {', '.join(inherited.OPTIMIZERS)}")
     # transformers would drop keys of a batch that a plain forward does not name.
     remove_unused_columns: bool = option(False, "not supported")
     report_to: str | None = option("tensorboard", "trackers, by comma")

@@ -34,6 +34,9 @@ def check_training(model: ModelArguments, data: DataArguments, training: SimpleN
     if not data.dataset_use:
         raise UserError("no data set is given: use --dataset_use")
     _check_data(data)
+    if data.data_packing and training.train_sampling_strategy == "group_by_length":
+        raise UserError("--train_sampling_strategy group_by_length: the rows of --data_packing are about equally long; "
+                        "leave one of both out")
     if data.video_min_pixels > data.video_max_pixels:
         raise UserError("--video_min_pixels is above --video_max_pixels")
     if training.lora_enable and training.lora_r < 1:
@@ -95,7 +98,6 @@ def derive_training(model: ModelArguments, data: DataArguments, training: Any) -
     """Set what follows from flags of fine-tuning."""
     training.label_names = ["labels"] if model.head == "none" else ["targets"]
     training.prediction_loss_only = model.head == "none"  # R2 needs the predictions
-    data.data_flatten = data.data_flatten or data.data_packing
     if _leaves_unused(model, training):
         training.ddp_find_unused_parameters = True
     if training.gradient_checkpointing:

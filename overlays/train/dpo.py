@@ -160,8 +160,9 @@ def prepare(model_args, data, training) -> Run:
     rates["additions"] = training.additions_lr or 0.0
     if not any(rates.values()):
         raise UserError("nothing is trained: set --lora_enable, --tune_mm_llm, --tune_mm_mlp or --tune_mm_vision True")
-    if model_args.head != "none" or data.data_flatten:
-        raise UserError("preferences are between answers in words, padded: --head and --data_flatten do not fit")
+    if model_args.head != "none" or data.data_flatten or data.data_packing:
+        raise UserError("preferences are between answers in words, padded: --head, --data_flatten and --data_packing "
+                        "do not fit")
     moves = sorted(part for part, rate in rates.items() if rate and part != "adapter")
     if training.precompute_ref_log_probs is None:
         training.precompute_ref_log_probs = bool(moves)

@@ -9,7 +9,7 @@ from typing import Any
 MARKS = ("finetuning_type", "stage", "cutoff_len")  # keys that only such a file has
 RENAMED = {"dataset": "dataset_use", "lora_rank": "lora_r", "cutoff_len": "model_max_length",
            "image_max_pixels": "max_pixels", "image_min_pixels": "min_pixels", "video_maxlen": "video_max_frames",
-           "packing": "data_flatten", "neat_packing": "data_flatten", "evaluation_strategy": "eval_strategy"}
+           "packing": "data_packing", "neat_packing": "data_packing", "evaluation_strategy": "eval_strategy"}
 # Key -> its value there -> flags here. Other values of these keys have no counterpart.
 VALUES: dict[str, dict[Any, dict[str, Any]]] = {
     "stage": {"sft": {}}, "do_train": {True: {}}, "trust_remote_code": {False: {}},

@@ -88,7 +88,8 @@ class Run:
         rows = self.part_rows(model)
         log_once(parts.format_table(rows))
         validation = f", {len(self.eval_set)} validation samples" if self.eval_set else ""
-        log_once(f"{len(self.train_set)} training samples{validation}")
+        log_once(f"{self.train_set.report['kept'] if hasattr(self.train_set, 'report') else len(self.train_set)} "
+                 f"training samples{validation}")
         if self.training.process_index == 0:
             self._open_folder(rows)
         log_once(f"resuming from {self.resume}" if self.resume else f"training from the start into {self.output}")

@@ -17,6 +17,7 @@ from overlays.data import augment, rasters, thinking
 from overlays.data.collate import FlattenedCollator, PaddedCollator
 from overlays.data.dataset import SupervisedDataset
 from overlays.data.media import MediaOptions, apply_resolution
+from overlays.data.packing import PackedDataset
 from overlays.data.targets import Metrics, fit_targets, scores, target_values
 from overlays.errors import UserError
 from overlays.model import channels, extensions, heads, load, parts, spatial
@@ -152,8 +153,10 @@ def build_data(data, training, processor, config, max_depth_m: float | None = No
     Args:
         processor: already set to the resolution of the flags.
     """
-    if data.data_flatten and not families.family_of(config).packing:
-        raise UserError(f"--data_flatten does not fit {config.model_type}: its recurrent layers would mix the samples")
+    packed = data.data_flatten or data.data_packing
+    if packed and not families.family_of(config).packing:
+        flag = "--data_packing" if data.data_packing else "--data_flatten"
+        raise UserError(f"{flag} does not fit {config.model_type}: its recurrent layers would mix the samples")
     options = media_options(data)
 
     def build(names: str, repeats: augment.Repeats | None = None) -> SupervisedDataset:
@@ -164,7 +167,7 @@ def build_data(data, training, processor, config, max_depth_m: float | None = No
         )
 
     repeats = augment.Repeats(data.samples_per_file, not data.no_augment, training.seed)
-    collator = (FlattenedCollator if data.data_flatten else PaddedCollator)(processor)
+    collator = (FlattenedCollator if packed else PaddedCollator)(processor)
     return build(data.dataset_use, repeats), build(data.eval_dataset) if data.eval_dataset else None, collator
 
 
@@ -207,7 +210,7 @@ def identity(model_args, data, training, config, rates) -> dict:
             "metric": inherited.metric_name(training.metric_for_best_model),
             "eval_data": {row["name"]: row["sha256"][:16] for row in data_rows(data.eval_dataset)},
         }}),
-        **runs.settings_identity(training, data.data_flatten),
+        **runs.settings_identity(training, data.data_flatten, data.data_packing),
     }
 
 
@@ -300,6 +303,9 @@ def prepare(model_args, data, training, engine: engines.Engine, config=None) -> 
     if names and training.metric_for_best_model is not None:
         targets = torch.stack([target_values(eval_set.record(i), names) for i in range(len(eval_set))]).numpy()
         inherited.check_metric(training, {"loss", *scores(np.zeros_like(targets), targets, names)})
+    if data.data_packing:
+        train_set = PackedDataset(train_set, training.model_max_length, training.seed)
+        log_once(f"packed into {len(train_set)} rows of at most {train_set.limit} tokens, {train_set.filled:.0%} full")
     runs.check_steps(resume, shared.count_steps(training, len(train_set)))
     return Run(model_args, data, training, engine, own, resume, processor, train_set, eval_set, collator, config, rates,
                added)

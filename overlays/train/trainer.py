@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from overlays import families, manifest, plotting, runs
+from overlays.data.collate import count_samples
 from overlays.errors import UserError
 from overlays.files import atomic_path, free_bytes, named_errors
 from overlays.model import adapters, card, extensions, parts, unloaded
@@ -89,6 +90,7 @@ class Trainer(transformers.Trainer):
         # The installed forward divides by the token count of the whole optimisation step (see model/forward.py).
         self.model_accepts_loss_kwargs = True
         self._epoch = 0
+        self._used, self._tokens, self._waited = 0, 0, 0.0  # samples, tokens, seconds without a batch; of this start
         self._drawn = time.monotonic()
 
     def sample_lengths(self) -> Sequence[int]:
@@ -187,6 +189,23 @@ class Trainer(transformers.Trainer):
         # DeepSpeed turns every floating input into its 16-bit type; metres and targets keep theirs.
         exact = {name: inputs[name].to(self.args.device) for name in ("coordinates", "targets") if name in inputs}
         return {**super()._prepare_inputs({k: v for k, v in inputs.items() if k not in exact}), **exact}
+
+    def get_batch_samples(self, *args, **kwargs):
+        start = time.perf_counter()
+        batches, items = super().get_batch_samples(*args, **kwargs)
+        self._waited += time.perf_counter() - start
+        self._used += sum(map(count_samples, batches))
+        self._tokens += sum(batch["input_ids"].numel() for batch in batches if "input_ids" in batch)
+        return batches, items
+
+    def log(self, logs, *args, **kwargs):
+        if "train_runtime" in logs and self._used:
+            seconds, processes = logs["train_runtime"], self.args.world_size
+            logs["train_samples_per_second"] = round(self._used * processes / seconds, 3)
+            if self._tokens:
+                logs["train_tokens_per_second"] = round(self._tokens * processes / seconds, 1)
+            logs["data_wait_share"] = round(self._waited / seconds, 4)
+        super().log(logs, *args, **kwargs)
 
     def _get_num_items_in_batch(self, batch_samples, device):
         if "regression" in extensions.settings(self.model):  # its loss counts targets, not words

@@ -198,7 +198,7 @@ def test_typed_template_text_stays_text(processor, question, answer):
             rendering.to_messages(row, Media()), tokenize=True, sanitize_control_tokens=True, return_dict=True
         )
         assert ids == list(own["input_ids"][0])
-    assert chat.count_tokens(row, processor, ".") == len(ids)
+    assert chat.count_tokens(row, processor, ".")[0] == len(ids)
     prompt = chat.encode_prompt(row, processor, ".")["input_ids"].tolist()
     assert ids[: len(prompt)] == prompt
 
@@ -209,7 +209,7 @@ def test_typed_template_text_beside_an_image(processor, images):
     merged = int(sample["image_grid_thw"].prod()) // 4
     assert sample["input_ids"].tolist().count(processor.image_token_id) == merged
     assert labelled(sample, processor) == ["c<|im_end|><|im_end|>"]
-    assert chat.count_tokens(row, processor, images) == len(sample["input_ids"])
+    assert chat.count_tokens(row, processor, images)[0] == len(sample["input_ids"])
 
 
 def test_answers_that_a_template_strips_or_moves_are_found(processor):
@@ -375,7 +375,7 @@ def test_a_video_brings_its_frames_times_and_tokens(processor):
     tokens = frames * height * width // 4
     assert len(sample["pixel_values_videos"]) == frames * height * width
     assert int((sample["mm_token_type_ids"] == 2).sum()) == tokens
-    assert chat.count_tokens(row, processor, root) == len(sample["input_ids"])
+    assert chat.count_tokens(row, processor, root)[0] == len(sample["input_ids"])
     assert ("second_per_grid_ts" in sample) == ("2_5" in type(processor).__name__)
     assert labelled(sample, processor) == ["Blocks.<|im_end|>"]
 
@@ -383,7 +383,7 @@ def test_a_video_brings_its_frames_times_and_tokens(processor):
 @pytest.mark.parametrize("processor", ("qwen2_vl", "qwen3_vl"), indirect=True)
 def test_the_length_of_a_sample_is_known_from_headers(processor, images):
     row = record("<image><image>Q", "A", image=["a.png", "b.png"])
-    assert chat.count_tokens(row, processor, images) == len(chat.encode(row, processor, images)["input_ids"])
+    assert chat.count_tokens(row, processor, images)[0] == len(chat.encode(row, processor, images)["input_ids"])
 
 
 def tool_record(argument="x", result="done", said=""):
@@ -409,7 +409,7 @@ def test_tool_calls_are_learned_and_results_are_not(processor, said):
     messages = rendering.to_messages(row, Media())
     own = processor.apply_chat_template(messages, tools=row["tools"], tokenize=True, return_dict=True)
     assert sample["input_ids"].tolist() == list(own["input_ids"][0])
-    assert chat.count_tokens(row, processor, ".") == len(sample["input_ids"])
+    assert chat.count_tokens(row, processor, ".")[0] == len(sample["input_ids"])
     prompt = chat.encode_prompt(row, processor, ".")["input_ids"].tolist()
     own = processor.apply_chat_template(messages[:-1], tools=row["tools"], tokenize=True, return_dict=True,
                                         add_generation_prompt=True)

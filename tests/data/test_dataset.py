@@ -1,5 +1,6 @@
 """The training set: what is sampled, what is dropped and why, and what a broken sample does."""
 
+import copy
 import json
 import pickle
 
@@ -148,11 +149,51 @@ def test_workers_measure_what_one_process_measures(media, tiny):
 
 def test_annotations_are_converted_once_and_again_when_they_change(media, tiny, cache):
     build(media, [row(0)], tiny)
-    assert len(list(cache.iterdir())) == 1
+    assert len(list(cache.glob("*.arrow"))) == 1
     build(media, [row(0)], tiny)
-    assert len(list(cache.iterdir())) == 1
+    assert len(list(cache.glob("*.arrow"))) == 1
     assert len(build(media, [row(0), row(1)], tiny)) == 2
-    assert len(list(cache.iterdir())) == 2
+    assert len(list(cache.glob("*.arrow"))) == 2
+
+
+def measured(monkeypatch):
+    """Numbers of the samples that are measured from now on."""
+    seen, plain = [], SupervisedDataset.inspect
+    monkeypatch.setattr(SupervisedDataset, "inspect", lambda self, i: seen.append(i) or plain(self, i))
+    return seen
+
+
+def test_a_second_start_measures_only_what_changed(media, tiny, monkeypatch):
+    rows = [row(0), row(1), row(2, "no picture", image=None)]
+    first = build(media, rows, tiny)
+    seen = measured(monkeypatch)
+    second = build(media, rows, tiny)
+    assert not seen and second.lengths.tolist() == first.lengths.tolist()
+    assert second.visual.tolist() == first.visual.tolist() and second.visual[2] == 0 < second.visual[0]
+    larger = Image.open(media / "1.png").resize((400, 300))
+    larger.save(media / "1.png")
+    third = build(media, rows, tiny)
+    assert seen == [1] and third.lengths[1] > first.lengths[1] and third.lengths[0] == first.lengths[0]
+    assert third.lengths.tolist() == [len(third[i]["input_ids"]) for i in range(3)]
+    seen.clear()
+    build(media, rows, tiny)
+    assert not seen
+    (media / "0.png").unlink()
+    with pytest.raises(UserError, match="0.png"):
+        build(media, rows, tiny)
+
+
+def test_lengths_of_other_pixels_are_measured_anew_and_a_damaged_file_too(media, tiny, cache, monkeypatch):
+    build(media, [row(0)], tiny)
+    seen = measured(monkeypatch)
+    processor, positions = copy.deepcopy(tiny[0]), tiny[1]
+    processor.image_processor.size = {"shortest_edge": 1024, "longest_edge": 2048}
+    smaller = build(media, [row(0)], (processor, positions))
+    assert seen == [0] and smaller.lengths[0] == len(smaller[0]["input_ids"])
+    for file in cache.glob("lengths-*.npz"):
+        file.write_bytes(file.read_bytes()[:-40])
+    seen.clear()
+    assert build(media, [row(0)], tiny).lengths[0] == len(build(media, [row(0)], tiny)[0]["input_ids"]) and seen == [0]
 
 
 def test_rows_of_different_shape_fit_one_table(media, tiny):

@@ -242,7 +242,8 @@ def test_a_folder_and_a_list_of_frames_are_a_video(tmp_path, frames, processor):
         assert records.check_record(record, tmp_path) == []
         shot = media.open_media(record, tmp_path, processor).videos[0]
         assert levels(shot.frames) == list(range(12)) and shot.metadata.fps == 2  # the default
-        assert chat.count_tokens(record, processor, tmp_path) == len(chat.encode(record, processor, tmp_path)["labels"])
+        tokens, _ = chat.count_tokens(record, processor, tmp_path)
+        assert tokens == len(chat.encode(record, processor, tmp_path)["labels"])
     shot = media.open_media(frame_record(video=names[::-1]), tmp_path, processor).videos[0]
     assert levels(shot.frames) == list(range(11, -1, -1))  # a list keeps its order
 

@@ -186,7 +186,7 @@ def test_a_model_with_a_head_can_go_on_in_words(tiny_model_dir, annotation, tmp_
     assert extensions.settings(model) == {}
     batch = PaddedCollator(processor)([samples[0]])
     with torch.no_grad():
-        assert len(model(**batch).logits) == int((batch["labels"] != -100).sum())
+        assert 1 < model(**batch).loss < 20  # of words
     words = get_peft_model(model, LoraConfig(r=2, target_modules=parts.lora_target_pattern(model.config),
                                              base_model_name_or_path=str(tmp_path / "head")))
     save(words, processor, tmp_path / "words", {"adapter": 1e-3})

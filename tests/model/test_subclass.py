@@ -49,7 +49,7 @@ def test_copies_compute_with_their_own_weights(tiny_model_dir, family, adapted):
         for way, made in copies.items():
             assert torch.equal(made(**batch).loss, before), way
             base = made.get_base_model() if adapted else made
-            assert isinstance(base, forward.SupervisedLogits) and isinstance(base.model, WithCoordinates)
+            assert isinstance(base, forward.SupervisedLoss) and isinstance(base.model, WithCoordinates)
             assert made.generate(input_ids=batch["input_ids"][:1, :4], max_new_tokens=2).shape[1] <= 6
 
 
