@@ -56,7 +56,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
         for start in range(0, len(hidden), rows):
             block, wanted = hidden[start:start + rows], targets[start:start + rows, None]
             logits = (block @ weight.T).float()
-            torch.log_softmax(logits, dim=-1, out=logits)
+            # In place on the CPU, where the kernel works row by row; elsewhere a second block is cheaper than a doubt.
+            logits = torch.log_softmax(logits, dim=-1, out=logits if logits.device.type == "cpu" else None)
             total -= logits.gather(1, wanted).sum()
             if not (wants_hidden or wants_weight):
                 continue
