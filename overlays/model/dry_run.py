@@ -8,7 +8,7 @@ Integers (ids, masks, grids) are real, since shapes depend on them.
 import itertools
 import weakref
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from unittest import mock
@@ -29,7 +29,8 @@ INDEXED = (torch.ops.aten.index.Tensor, torch.ops.aten.index_put.default, torch.
 class Shape:
     """A batch: `samples` of `tokens` each, of which `visual` show an image or video and `supervised` have a label.
 
-    `images` divide the visual tokens of a sample. Packed samples stand in one row; others are padded to one length.
+    `images` divide the visual tokens of a sample. Packed samples stand in one row; others are padded to one length,
+    and attention reads a mask of the padding where it is `masked` (SDPA).
     """
 
     samples: int
@@ -38,6 +39,7 @@ class Shape:
     images: int
     supervised: int
     packed: bool = False
+    masked: bool = True
 
 
 def make_batch(config, shape: Shape, device: torch.device | str = META) -> dict[str, torch.Tensor]:
@@ -64,9 +66,11 @@ def make_batch(config, shape: Shape, device: torch.device | str = META) -> dict[
                  for key, value in batch.items()}
         return batch | {"position_ids": places.reshape(1, 1, -1).expand(4, 1, -1)}
     batch["position_ids"] = places.expand(3, samples, tokens)
-    if samples > 1 and torch.device(device) == META:
+    if samples == 1 or not shape.masked:
+        return batch
+    if torch.device(device) == META:
         batch["attention_mask"] = torch.empty(samples, 1, tokens, tokens, dtype=torch.bool, device=META)
-    elif samples > 1:
+    else:
         batch["attention_mask"] = torch.ones(samples, tokens, dtype=torch.long)
         batch["attention_mask"][1:, 0] = 0
     return batch
@@ -80,8 +84,9 @@ class Memory(TorchDispatchMode):
         live: bytes by kind at this moment; peak: those of the moment with the largest sum.
     """
 
-    def __init__(self, weights: Iterator[torch.Tensor]):
+    def __init__(self, weights: Iterable[torch.Tensor], keep_gradients: bool = True):
         super().__init__()
+        self.keep_gradients = keep_gradients
         self.kind = "activations"
         self.live, self.peak = Counter(), Counter()
         self._kinds = {value.untyped_storage()._cdata: None for value in weights}  # storage -> kind; None: not counted
@@ -108,7 +113,10 @@ class Memory(TorchDispatchMode):
         self.live[self._kinds.pop(key)] -= size
 
     def is_gradient(self, parameter: torch.Tensor) -> None:
-        """Count the gradient that a parameter has now as one."""
+        """Count the gradient that a parameter has now as one, or drop it."""
+        if not self.keep_gradients:
+            parameter.grad = None
+            return
         storage = parameter.grad.untyped_storage()
         before = self._kinds.get(storage._cdata)
         if before is not None:
@@ -179,7 +187,8 @@ def _kernels(autocast: _Autocast | None):
         yield
 
 
-def peak(model: nn.Module, shape: Shape, bf16: bool = False, accumulated: bool = False) -> dict[str, int]:
+def peak(model: nn.Module, shape: Shape, bf16: bool = False, accumulated: bool = False, keep_gradients: bool = True,
+         head: str = "none") -> dict[str, int]:
     """Bytes of gradients, activations and logits at the peak of one forward and backward pass, weights left out.
 
     Args:
@@ -187,18 +196,20 @@ def peak(model: nn.Module, shape: Shape, bf16: bool = False, accumulated: bool =
             training mode, whose trained parameters require gradients.
         bf16: whether the step runs under bf16 autocast.
         accumulated: whether gradients of an earlier batch are there already.
+        keep_gradients: whether they stay until the step; else they are given away as soon as they are there (ZeRO).
+        head: what is learned: "none" words, "vision" or "text" a regression head, whose weights are not counted.
     """
     trained = [value for value in model.parameters() if value.requires_grad]
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    memory = Memory(itertools.chain(model.parameters(), model.buffers()))
+    memory = Memory(itertools.chain(model.parameters(), model.buffers()), keep_gradients)
     hooks = [value.register_post_accumulate_grad_hook(memory.is_gradient) for value in trained]
     autocast = _Autocast() if bf16 else None
     try:
         with memory, _kernels(autocast):
-            for value in trained if accumulated else ():
+            for value in trained if accumulated and keep_gradients else ():
                 value.grad = torch.empty_like(value)
                 memory.is_gradient(value)
-            _run(base, make_batch(base.config, shape), memory, autocast)
+            _run(base, make_batch(base.config, shape), memory, autocast, head)
     finally:
         for hook in hooks:
             hook.remove()
@@ -207,18 +218,25 @@ def peak(model: nn.Module, shape: Shape, bf16: bool = False, accumulated: bool =
     return dict(memory.peak)
 
 
-def _run(model: nn.Module, batch: dict, memory: Memory, autocast: _Autocast | None) -> None:
+def _run(model: nn.Module, batch: dict, memory: Memory, autocast: _Autocast | None, head: str) -> None:
     """Forward and backward as in `forward.SupervisedLoss`."""
-    labels = batch.pop("labels")
-    supervised = labels[:, 1:] != -100
-    hidden = model.model(**batch, use_cache=False)[0][:, :-1][supervised]
-    del batch
-    dtype = hidden.dtype if autocast is None else torch.bfloat16
-    memory.kind = "logits"
-    total = loss.summed_cross_entropy(hidden.to(dtype), model.lm_head.weight.to(dtype), labels[:, 1:][supervised],
-                                      torch.tensor(1.0))
+    labels = batch.pop("labels")[:, 1:]
+    supervised = labels != -100
+    if head == "vision":
+        features = model.model.get_image_features(batch["pixel_values"], batch["image_grid_thw"], return_dict=True)
+        hidden = torch.cat(features.pooler_output)
+    else:
+        hidden = model.model(**batch, use_cache=False)[0][:, :-1][supervised]
+    batch.clear()
+    if head == "none":
+        dtype = hidden.dtype if autocast is None else torch.bfloat16
+        memory.kind = "logits"
+        total = loss.summed_cross_entropy(hidden.to(dtype), model.lm_head.weight.to(dtype), labels[supervised],
+                                          torch.tensor(1.0))
+        memory.kind = "activations"
+    else:
+        total = hidden.float().mean()
     del hidden
     if autocast is not None:
         autocast.copies = None
-    memory.kind = "activations"
     torch.autograd.backward([total])
