@@ -32,7 +32,8 @@ READ_OF_A_RUN = {
     "optim_args", "gradient_checkpointing", "per_device_train_batch_size", "gradient_accumulation_steps", "deepspeed",
     "load_in_4bit", "seed", "on_bad_sample",
 }
-STATES = {"adafactor": 0, "sgd": 0, "adagrad": 1, "rmsprop": 1, "lion": 1}  # numbers a weight; 2 of all other optimizers
+# Numbers that an optimizer keeps for a weight; all others keep 2.
+STATES = {"adafactor": 0, "sgd": 0, "adagrad": 1, "rmsprop": 1, "lion": 1}
 FOUR_BIT = 0.516  # bytes a weight in NF4 with double quantisation: 4 bits, 8 for 64 weights, 32 for 64 x 256
 # DeepSpeed's defaults, in weights: what stage 3 gathers at once, and a group of the optimizer's step.
 ZERO_LIVE = ZERO_GROUP = 1e9
@@ -102,13 +103,12 @@ def load_config(flags: SimpleNamespace):
 
     config = load.load_config(flags.model_name_or_path, flags.cache_dir)
     rates = parts.learning_rates(flags)
+    sft.check_trained(rates, adds=flags.head != "none" or flags.use_3d_features)
     wanted = channels.wanted(config, flags)
     if wanted:
         count = wanted["channels"]["in_channels"]
         rates["patch_embed"] = channels.patch_embed_rate(channels.channels_of(config), count, rates["vision"], flags)
         channels.set_channels(config.vision_config, count)
-    if not any(rates.values()):
-        raise UserError("nothing is trained: set --lora_enable, --tune_mm_llm, --tune_mm_mlp or --tune_mm_vision True")
     if flags.attn_implementation == "eager":
         raise UserError("--attn_implementation eager keeps L x L scores, whose memory is not planned: use sdpa")
     sft.check_lora_modules(config, flags)

@@ -239,4 +239,5 @@ def _run(model: nn.Module, batch: dict, memory: Memory, autocast: _Autocast | No
     del hidden
     if autocast is not None:
         autocast.copies = None
-    torch.autograd.backward([total])
+    if total.requires_grad:  # a regression head alone, which is not counted, needs no backward pass
+        torch.autograd.backward([total])
