@@ -37,6 +37,7 @@ STATES = {"adafactor": 0, "sgd": 0, "adagrad": 1, "rmsprop": 1, "lion": 1}
 FOUR_BIT = 0.516  # bytes a weight in NF4 with double quantisation: 4 bits, 8 for 64 weights, 32 for 64 x 256
 # DeepSpeed's defaults, in weights: what stage 3 gathers at once, and a group of the optimizer's step.
 ZERO_LIVE = ZERO_GROUP = 1e9
+ZERO_3 = {"zero_optimization": {"stage": 3}}  # of scripts/zero3.json
 PROCESSES = (2, 4, 8, 16, 32, 64)
 
 
@@ -209,7 +210,7 @@ class Planner:
         trained, trained_bytes, frozen_bytes, quantised = sizes
         weights = trained_bytes + frozen_bytes
         if getattr(flags, "load_in_4bit", False):
-            weights -= quantised * (2 if flags.bf16 else 4) - quantised * FOUR_BIT
+            weights -= quantised[1] - quantised[0] * FOUR_BIT
         size = trained_bytes // max(trained, 1)
         state, once = optimizer_bytes(flags.optim, trained, size)
         kinds = {"weights": weights, "optimizer": state, "gradients": step.get("gradients", 0),
@@ -238,12 +239,13 @@ class Planner:
             prefix = family_of(self.config).language_model[0]
             values = list(model.parameters())
             trained = [value for value in values if value.requires_grad]
+            linear = [value for name, value in model.named_parameters() if not value.requires_grad and value.ndim == 2
+                      and parts.plain_name(name).startswith(f"{prefix}layers.")]
             sizes = (
                 sum(value.numel() for value in trained),
                 sum(value.numel() * value.element_size() for value in trained),
                 sum(value.numel() * value.element_size() for value in values if not value.requires_grad),
-                sum(value.numel() for name, value in model.named_parameters() if not value.requires_grad
-                    and value.ndim == 2 and parts.plain_name(name).startswith(f"{prefix}layers.")),
+                (sum(value.numel() for value in linear), sum(value.numel() * value.element_size() for value in linear)),
             )
             step = dry_run.peak(model, shape, bf16=flags.bf16 and not flags.pure_bf16 and not flags.deepspeed,
                                 accumulated=accumulated, keep_gradients=not sharded, head=flags.head)
@@ -263,8 +265,7 @@ class Planner:
                 found.append(fit)
         if not flags.deepspeed:
             for processes in PROCESSES:
-                changes = saving | {"deepspeed": "scripts/zero3.json"}
-                fit = self._largest_batch(flags, changes, gpu, processes)
+                fit = self._largest_batch(flags, saving | {"deepspeed": ZERO_3}, gpu, processes)
                 if fit is not None:
                     found.append(fit)
                     break
@@ -279,7 +280,8 @@ class Planner:
                 "per_device_train_batch_size": batch, "gradient_accumulation_steps": steps}
             made = self.estimate(SimpleNamespace(**vars(flags) | changes | smaller), processes)
             if made.total <= gpu and changes | smaller:
-                words = " ".join(f"--{name} {value}" for name, value in (changes | smaller).items())
+                words = " ".join(f"--{name} {'scripts/zero3.json' if value is ZERO_3 else value}"
+                                 for name, value in (changes | smaller).items())
                 return made.total, words + (f" on {processes} GPUs" if processes > 1 else "")
             if batch == 1:
                 return None

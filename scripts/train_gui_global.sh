@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Fine-tune a Qwen-VL model on the taps of many users (11-73): the global stage.
 # MODE=lora (default) or full; vision tower and merger stay frozen. OUTPUT_DIR=outputs/gui-global.
-# MODE=full of the recipe's 8B model takes two GPUs of 80 GB under ZeRO-3, which is then the default.
+# MODE=full of the recipe's 8B model needs several GPUs, and runs under ZeRO-3: about 75 GB on each of two.
 DOMAIN=gui CONFIG=scripts/configs/gui_global.yaml TINY_EPOCHS=6 TINY_MAX_PIXELS=36864
 source "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/common.sh"
 explain "$@"
