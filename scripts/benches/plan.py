@@ -16,7 +16,7 @@ from overlays import plan
 from overlays.files import write_json
 
 TOKENS = plan.Tokens(longest=1024, median=1024, visual=256, images=1, source="")
-STEPS = 2  # the second has the optimizer's state from its start
+STEPS = 3  # from the second on, the state of the optimizer is there from the start
 LIMIT = 0.15
 FULL = {"tune_mm_llm": True, "tune_mm_mlp": True, "tune_mm_vision": True}
 CASES = {  # name -> (hidden size, layers, flags)
