@@ -41,7 +41,13 @@ def linear_cross_entropy(hidden: torch.Tensor, weight: torch.Tensor, targets: to
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
     count = torch.as_tensor(count, dtype=torch.float32, device=hidden.device)
     with torch.autocast(device, enabled=False):
-        return _LinearCrossEntropy.apply(hidden.to(dtype), weight.to(dtype), targets, count)
+        return summed_cross_entropy(hidden.to(dtype), weight.to(dtype), targets, count)
+
+
+def summed_cross_entropy(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor,
+                         count: torch.Tensor) -> torch.Tensor:
+    """`linear_cross_entropy` for `hidden` and `weight` of one type, which is that of the logits."""
+    return _LinearCrossEntropy.apply(hidden, weight, targets, count)
 
 
 class _LinearCrossEntropy(torch.autograd.Function):

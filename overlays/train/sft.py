@@ -272,6 +272,12 @@ class Run(shared.Run):
                 "train_report": self.train_set.report, "eval_report": self.eval_set.report if self.eval_set else None}
 
 
+def check_trained(rates: dict[str, float], adds: bool) -> None:
+    """Raise UserError where no part has a learning rate; that of extensions counts where the run `adds` one."""
+    if not any(rate for part, rate in rates.items() if part != "additions" or adds):
+        raise UserError("nothing is trained: set --lora_enable, --tune_mm_llm, --tune_mm_mlp or --tune_mm_vision True")
+
+
 def prepare(model_args, data, training, engine: engines.Engine, config=None) -> Run:
     """Everything that can be wrong is looked at here, before weights are loaded and a folder is made.
 
@@ -285,8 +291,7 @@ def prepare(model_args, data, training, engine: engines.Engine, config=None) -> 
     rates = parts.learning_rates(view(model_args, training))
     features = spatial_settings(model_args, training)
     adds = model_args.head != "none" or features is not None
-    if not any(rate for part, rate in rates.items() if part != "additions" or adds):
-        raise UserError("nothing is trained: set --lora_enable, --tune_mm_llm, --tune_mm_mlp or --tune_mm_vision True")
+    check_trained(rates, adds)
     new_channels = channels.wanted(config, model_args)
     if new_channels:
         count = new_channels["channels"]["in_channels"]
