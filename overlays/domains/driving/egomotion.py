@@ -26,8 +26,10 @@ FROZEN_S = 0.5  # equal rows of a moving car for longer are a sensor that stands
 LOW_SPEED_MPS = 1.0  # under this speed curvature is hardly defined: such moments are flagged and scored apart
 
 VelocityFrame, QuaternionOrder = Literal["start", "car"], Literal["xyzw", "wxyz"]
-CurvatureSign, SpeedUnit = Literal["left", "right"], Literal["m/s", "km/h", "mph"]
-SPEED_UNITS: dict[SpeedUnit, float] = {"m/s": 1.0, "km/h": 1 / 3.6, "mph": 0.44704}  # in m/s
+CurvatureSign, SpeedUnit = Literal["left", "right"], Literal["m/s", "km/h", "mph", "knots", "ft/s"]
+RigAxes = Literal["flu", "frd"]  # x forward, and y left, z up, or y right, z down
+SPEED_UNITS: dict[SpeedUnit, float] = {  # in m/s
+    "m/s": 1.0, "km/h": 1 / 3.6, "mph": 0.44704, "knots": 1852 / 3600, "ft/s": 0.3048}
 
 
 @dataclass(frozen=True)
@@ -39,12 +41,14 @@ class Conventions(base.Conventions):
         quaternion_order: of the columns qx qy qz qw; "wxyz" where the first of them holds w.
         curvature_sign: the side to which curvature is positive.
         speed_unit: of vx vy vz.
+        rig_axes: of the rig that the quaternion turns; "frd" also reads files of left-handed axes.
     """
 
     velocity_frame: VelocityFrame = "start"
     quaternion_order: QuaternionOrder = "xyzw"
     curvature_sign: CurvatureSign = "left"
     speed_unit: SpeedUnit = "m/s"
+    rig_axes: RigAxes = "flu"
 
     def others(self) -> Iterator[Conventions]:
         """All other conventions by which a file can be read."""
@@ -61,7 +65,8 @@ class Egomotion:
         position: (N, 3) m. rotation: N rotations. velocity: (N, 3) m/s. speed: (N,) m/s along the heading, signed.
         curvature: (N,) 1/m, + to the left. fitted: (N,) bool, where it was fitted for want of a value in the file.
         repairs: rows left out while reading: {"repeated": n, "not finite": n, "too fast": n}.
-        bent: rows whose curvature, beyond MAX_CURVATURE, counts as missing.
+        bent: (N,) bool, rows whose curvature, beyond MAX_CURVATURE, counts as missing.
+        rig_axes: that the file was read with; `rotation` is that of a rig with z up.
     """
 
     times_us: np.ndarray
@@ -71,8 +76,9 @@ class Egomotion:
     speed: np.ndarray
     curvature: np.ndarray
     fitted: np.ndarray
+    bent: np.ndarray
     repairs: dict[str, int] = field(default_factory=dict)
-    bent: int = 0
+    rig_axes: RigAxes = "flu"
 
     @property
     def usual_gap_s(self) -> float:
@@ -188,13 +194,19 @@ def read(source: Path | bytes, name: str = "", conventions: Conventions = Conven
     rotation, velocity = Rotation.from_quat(values[:, :4]), values[:, 7:10]
     if conventions.velocity_frame == "car":
         velocity = rotation.apply(velocity)
+    rotation = with_z_up(rotation, conventions.rig_axes)
     speed = forward_speed(rotation, velocity)
     given = (_numbers(table, "curvature", name) if "curvature" in table.columns else np.full(len(table), np.nan))[kept]
     fitted = ~(np.abs(given) <= MAX_CURVATURE)
     curvature = given if conventions.curvature_sign == "left" else -given
     curvature = np.where(fitted, fit_curvature(times, rotation, speed), curvature) if fitted.any() else curvature
-    return Egomotion(times, values[:, 4:7], rotation, velocity, speed, curvature, fitted, repairs,
-                     int((np.abs(given) > MAX_CURVATURE).sum()))
+    return Egomotion(times, values[:, 4:7], rotation, velocity, speed, curvature, fitted,
+                     np.abs(given) > MAX_CURVATURE, repairs, conventions.rig_axes)
+
+
+def with_z_up(rotation: Rotation, axes: RigAxes) -> Rotation:
+    """N rotations of a rig with given axes as those of x forward, y left, z up; and back."""
+    return rotation * Rotation.from_quat([1.0, 0.0, 0.0, 0.0]) if axes == "frd" else rotation
 
 
 def forward_speed(rotation: Rotation, velocity: np.ndarray) -> np.ndarray:

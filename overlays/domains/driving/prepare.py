@@ -30,6 +30,7 @@ from overlays.domains.driving.egomotion import (
     CurvatureSign,
     Egomotion,
     QuaternionOrder,
+    RigAxes,
     SpeedUnit,
     VelocityFrame,
 )
@@ -38,6 +39,9 @@ from overlays.domains.driving.windows import PAIRS, Drop, Pairs, Window, cut, fr
 from overlays.errors import UserError
 from overlays.files import sweep, temporary_folder, write_jsonl
 from overlays.flags import check_choices, option
+
+# What reads a file as well whose yaw rate and curvature have opposite signs.
+OR_FRD = ", or with --rig-axes frd where the rig's y axis points right (NED, left-handed axes)"
 
 
 @dataclass(frozen=True)
@@ -61,6 +65,8 @@ class Settings:
     quaternion_order: QuaternionOrder = option("xyzw", "order of the columns qx qy qz qw; wxyz: the first one holds w")
     curvature_sign: CurvatureSign = option("left", "the side to which curvature is positive")
     speed_unit: SpeedUnit = option("m/s", "unit of vx vy vz")
+    rig_axes: RigAxes = option("flu", "axes of the rig that the quaternion turns: x forward, y left, z up; frd: x "
+                               "forward, y right, z down (NED, comma2k19), or left-handed ones")
     contradictions: Literal["drop", "keep"] = option("drop", "what becomes of a clip whose heading, velocity, position "
                                                      "and curvature contradict each other; keep: it is only listed")
     cut: bool = option(False, "write every window as a video of its own")
@@ -217,7 +223,8 @@ def _fill(outcome: Outcome, clip: Clip, settings: Settings) -> None:
         raise ClipSkip("no video", f"{clip.name} has no .{settings.camera}.mp4, "
                                    f"{', '.join(clips.VIDEO_SUFFIXES[1:-1])} or {clips.VIDEO_SUFFIXES[-1]}")
     motion = _read_motion(clip.egomotion.read(), f"{clip.name}.egomotion.parquet", settings)
-    outcome.repairs, outcome.fitted, outcome.bent = motion.repairs, bool(motion.fitted.any()), motion.bent
+    outcome.repairs, outcome.fitted, outcome.bent = motion.repairs, bool(motion.fitted.any()), int(
+        motion.bent.sum())
     outcome.agreement = consistency.measure(motion)
     contradiction = outcome.agreement.contradiction
     if contradiction and settings.contradictions == "drop":
@@ -290,7 +297,7 @@ def _check_conventions(outcomes: list[Outcome], settings: Settings) -> None:
         reason, detail = other[0].agreement.contradiction
         raise UserError(f"{len(other)} of {len(outcomes)} clips in {settings.raw} contradict themselves ({reason}: "
                         f"{other[0].clip}: {detail}) and agree when they are read with {' '.join(wanted)}: run again "
-                        "with that")
+                        f"with that{OR_FRD if wanted == ['--curvature-sign right'] else ''}")
 
 
 def _stamps(video: Path, times: np.ndarray) -> tuple[np.ndarray, int]:

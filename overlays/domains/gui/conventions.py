@@ -15,9 +15,13 @@ from overlays.domains.gui.taps import Point, Tap
 from overlays.domains.gui.trees import Tree, fits
 from overlays.errors import UserError
 
-Order, Scale, Box = Literal["xy", "yx"], Literal["pixels", "1", "1000"], Literal["ltrb", "ltwh", "lrtb"]
+Order, Scale, Box = Literal["xy", "yx"], Literal["pixels", "1", "100", "1000"], Literal["ltrb", "ltwh", "lrtb"]
 ORDERS, SCALES, BOXES = map(get_args, (Order, Scale, Box))
+# What click_1000 and answers are measured on, by the flag; None: pixels.
+ANSWER_SCALES = {"auto": (GRID, GRID), "1000": (GRID, GRID), "100": (100.0, 100.0), "1": (1.0, 1.0), "pixels": None}
 ROUNDING = 4  # grid units
+CORNER, MANY = 0.52, 20  # shares of both sides beyond which no tap lies where another screen was meant; taps to refuse
+FACTOR = 8  # by which two sizes of one screen differ at most
 LEAST = 5  # taps that a judgement takes
 WRONG, RIGHT = 0.5, 0.9  # share of agreement below which a convention is wrong, and from which on another one is right
 STRAY = 0.1  # share of a source's taps that may contradict it and are dropped; beyond it the source is read wrongly
@@ -58,7 +62,8 @@ class Convention:
 
     def scale_of(self, point: Point, space: tuple[float, float]) -> tuple[float, float]:
         """(width, height) that a point is measured on. `space`: that of pixels."""
-        return point.scale or {"pixels": space, "1": (1.0, 1.0), "1000": (GRID, GRID)}[self.scale]
+        return point.scale or {"pixels": space, "1": (1.0, 1.0), "100": (100.0, 100.0), "1000": (GRID, GRID)}[
+            self.scale]
 
     def grid(self, point: Point, space: tuple[float, float]) -> tuple[float, float] | None:
         """The centre on the 0-1000 grid."""
@@ -202,7 +207,54 @@ def _size_by_second_points(taps: Sequence[Observed], usual: Convention) -> tuple
              for observed in taps if len(observed.tap.points) > 1 and observed.tap.points[1].scale]
     sizes = [[a * GRID / b for a, b in zip(*pair, strict=True)] for pair in pairs if all(pair) and min(pair[1]) > 0]
     size = tuple(round(median(axis)) for axis in zip(*sizes, strict=True)) if len(sizes) >= LEAST else None
-    return size if size and all(fits(size, observed.picture) for observed in taps) else None
+    return size if size and all(fits(size, observed.picture) and 1 / FACTOR <= size[0] / observed.picture[0] <= FACTOR
+                                for observed in taps) else None
+
+
+def check_grid(taps: Sequence[Observed], source: str) -> None:
+    """Refuse a source whose click_1000 or answers are not on the 0-1000 grid. Raises UserError, naming the flag."""
+    for name in ("click_1000", "answer"):
+        points = [(point.corners or point.numbers, observed.space) for observed in taps for point in observed.tap.points
+                  if point.name == name and point.scale]
+        numbers = [number for row, _ in points for number in row]
+        if not numbers:
+            continue
+        highest, beyond = max(numbers), sum(max(row) > GRID for row, _ in points) / len(points)
+        if highest <= 1 and any(number % 1 for number in numbers):
+            scale = "1"
+        elif highest <= 100 and len(points) >= LEAST:
+            scale = "100"
+        elif beyond > STRAY and len(points) >= LEAST and all(
+                number <= space[axis % 2] for row, space in points for axis, number in enumerate(row)):
+            scale = "pixels"
+        else:
+            continue
+        raise UserError(f"{source}: {name} of {len(points)} taps goes up to {highest:g}, which is not the 0-1000 grid: "
+                        f"give --answer-scale {scale}, or --answer-scale 1000 if it is right")
+
+
+def check_corner(taps: Sequence[Observed], convention: Convention, source: str) -> list[str]:
+    """A note where all taps in pixels, without a word of their screen, lie in its upper left corner, as those measured
+    on a smaller screen do (points of iOS, a screenshot that was enlarged, percents).
+
+    Raises:
+        UserError: the same of MANY taps.
+    """
+    if convention.scale != "pixels":
+        return []
+    places = [convention.grid(observed.tap.points[0], observed.space) for observed in taps
+              if observed.tap.points[0].scale is None and observed.tap.space is None and observed.tree is None
+              and len(observed.tap.points) == 1]
+    places = [place for place in places if place]
+    far = [max(axis) / GRID for axis in zip(*places, strict=True)]
+    if len(places) < LEAST or max(far) > CORNER:
+        return []
+    said = (f"all {len(places)} taps of {source} lie in the upper left corner of the screen (up to {far[0]:.0%} of its "
+            f"width, {far[1]:.0%} of its height)")
+    if len(places) >= MANY:
+        raise UserError(f"{said}: give --tap-size WIDTHxHEIGHT of the screen that they are measured on (such as points "
+                        "of iOS), --point-scale, or --tap-size screenshot if they are right")
+    return [f"{said}: --tap-size or --point-scale say on what else they are measured"]
 
 
 def _flags(convention: Convention, usual: Convention | None = None) -> str:

@@ -41,8 +41,13 @@ class Counts:
     roles: Counter = field(default_factory=Counter)
 
 
-def read(file: Path, counts: Counts) -> Iterator[Tap | tuple[str, str]]:
-    """Taps of a file in order; (where, why) instead for a line that holds none. Raises UserError without the file."""
+def read(file: Path, counts: Counts,
+         answer_scale: tuple[float, float] | None = (GRID, GRID)) -> Iterator[Tap | tuple[str, str]]:
+    """Taps of a file in order; (where, why) instead for a line that holds none. Raises UserError without the file.
+
+    Args:
+        answer_scale: (width, height) that click_1000 and answers are measured on; None: pixels.
+    """
     for row, line in records.scan(file, convert=False):
         where = f"{file.name}, row {row}"
         if isinstance(line, records.Defect):
@@ -54,11 +59,11 @@ def read(file: Path, counts: Counts) -> Iterator[Tap | tuple[str, str]]:
         if action and action_name(action) not in CLICKS:
             counts.other[action_name(action)] += 1
             continue
-        item = _tap(file, line, where, counts)
+        item = _tap(file, line, where, counts, answer_scale)
         yield item if isinstance(item, Tap) else (where, item)
 
 
-def _tap(file: Path, line: dict, where: str, counts: Counts) -> Tap | str:
+def _tap(file: Path, line: dict, where: str, counts: Counts, answer_scale: tuple[float, float] | None) -> Tap | str:
     user = str(line.get("user_id", line.get("user")))
     if not user.isdecimal() or len(user) > 9:
         return "no user number (user_id or user)"
@@ -83,9 +88,9 @@ def _tap(file: Path, line: dict, where: str, counts: Counts) -> Tap | str:
     for name in ("click_px", "click_1000"):
         if line.get(name) and point_of(name, line[name]) is None:
             return f"{name} is neither two nor four numbers"
-    points = [point_of("click_px", line.get("click_px")), point_of("click_1000", line.get("click_1000"), (GRID, GRID))]
+    points = [point_of("click_px", line.get("click_px")), point_of("click_1000", line.get("click_1000"), answer_scale)]
     if numbers := answers.parse_numbers(answer):
-        scale, corners = None if "absolute pixel" in asked else (GRID, GRID), tuple(numbers) if numbers[2:] else None
+        scale, corners = None if "absolute pixel" in asked else answer_scale, tuple(numbers) if numbers[2:] else None
         points.append(Point("answer", answers.centre(numbers), True, scale, corners))
     if not any(points):
         return "neither click_px nor an answer with a point"

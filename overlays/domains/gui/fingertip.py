@@ -65,8 +65,12 @@ def _folders(place: Path) -> list[Path]:
     return [path for path in place.iterdir() if path.is_dir() and not path.name.startswith(".")]
 
 
-def read_episode(folder: Path) -> Iterator[Step | str]:
-    """Steps of an episode in order; a clause instead where a line cannot be read or nothing is there."""
+def read_episode(folder: Path, answer_scale: tuple[float, float] | None = (GRID, GRID)) -> Iterator[Step | str]:
+    """Steps of an episode in order; a clause instead where a line cannot be read or nothing is there.
+
+    Args:
+        answer_scale: (width, height) that click_1000 is measured on; None: pixels.
+    """
     file = folder / "action.jsonl"
     if not file.is_file():
         yield "action.jsonl is missing"
@@ -91,8 +95,8 @@ def read_episode(folder: Path) -> Iterator[Step | str]:
         picture = (folder / "screenshots" / Path(str(named)).name if named else
                    pictures[number] if number < len(pictures) else folder / "screenshots" / f"{number}.jpg")
         wish = _first(row, _WISH) or intent
-        yield Step(number, action, _points(row), size_of(_first(row, _SIZE)), picture, str(wish or "").strip(),
-                   _hierarchy(folder, picture))
+        yield Step(number, action, _points(row, answer_scale), size_of(_first(row, _SIZE)), picture,
+                   str(wish or "").strip(), _hierarchy(folder, picture))
 
 
 def _row(line: str) -> dict | str:
@@ -117,7 +121,7 @@ def _first(row: dict, names: tuple[str, ...]):
     return next((row[name] for name in names if row.get(name) not in (None, "", [])), None)
 
 
-def _points(row: dict) -> tuple[Point, ...]:
+def _points(row: dict, answer_scale: tuple[float, float] | None) -> tuple[Point, ...]:
     """Every point that a line names, the first of the usual names first."""
     values = {name: row[name] for name in _POINT if row.get(name) not in (None, "", [])}
     if "x" in row and "y" in row:
@@ -126,7 +130,7 @@ def _points(row: dict) -> tuple[Point, ...]:
     if called and called[1]:
         values["the call"] = called[1]
     points = [point_of(name, value) for name, value in values.items()]
-    grid = point_of("click_1000", row.get("click_1000"), (GRID, GRID))
+    grid = point_of("click_1000", row.get("click_1000"), answer_scale)
     return tuple(filter(None, [*points, grid]))
 
 

@@ -40,8 +40,10 @@ class Settings:
     screenshot_pixels: int | None = option(None, "store screenshots at no more pixels (default: as they are, or what "
                                            "suits the sample)")
     point_order: Literal["auto", "xy", "yx"] = option("auto", "of two numbers without names; auto: xy, checked")
-    point_scale: Literal["auto", "pixels", "1", "1000"] = option(
+    point_scale: Literal["auto", "pixels", "1", "100", "1000"] = option(
         "auto", "what points are measured on; auto: pixels, or 1 where all lie between 0 and 1, checked")
+    answer_scale: Literal["auto", "pixels", "1", "100", "1000"] = option(
+        "auto", "what click_1000 and the points of answers are measured on; auto: 1000, checked")
     box_order: Literal["auto", "ltrb", "ltwh", "lrtb"] = option(
         "auto", "of four numbers: left, top, right, bottom, width, height; auto: ltrb, checked")
     tap_size: str | None = option(None, "WIDTHxHEIGHT that taps are measured on, or screenshot (default: that of "
@@ -96,7 +98,7 @@ def prepare(settings: Settings) -> dict:
         pixels = samples.settings_beside(raw)["screenshot_pixels"] if pixels is None else pixels
     users = {user: split for split, members in wanted.items() for user in members}
     finds = Finds()
-    sources = list(_sources(raw, settings.jsonl, users, finds))
+    sources = list(_sources(raw, settings.jsonl, users, finds, conventions.ANSWER_SCALES[settings.answer_scale]))
     taps = [tap for _, members in sources for tap in members]
     _check_found(settings, wanted, {tap.user for tap in taps}, ", ".join(name for name, _ in sources), finds)
     with prepared_folder(settings.output, "gui") as folder:
@@ -171,14 +173,14 @@ def _check_found(settings: Settings, wanted: dict[str, list[int]], users_with_ta
                         f"(choose others by --{split}-users){why}")
 
 
-def _sources(raw: Path | None, files: Sequence[Path], users: dict[int, str],
-             finds: Finds) -> Iterator[tuple[str, list[Tap]]]:
+def _sources(raw: Path | None, files: Sequence[Path], users: dict[int, str], finds: Finds,
+             answer_scale: tuple[float, float] | None) -> Iterator[tuple[str, list[Tap]]]:
     """(name, taps of the wanted users in the order of user and episode) of each source."""
     if raw is not None:
-        yield str(raw), list(_fingertip_taps(Path(raw), sorted(users), finds))
+        yield str(raw), list(_fingertip_taps(Path(raw), sorted(users), finds, answer_scale))
     for file in files:
         taps = []
-        for item in desktop.read(Path(file), finds.counts):
+        for item in desktop.read(Path(file), finds.counts, answer_scale):
             if not isinstance(item, Tap):
                 finds.drop(*item)
             elif item.user in users:
@@ -188,7 +190,8 @@ def _sources(raw: Path | None, files: Sequence[Path], users: dict[int, str],
         yield str(file), taps
 
 
-def _fingertip_taps(raw: Path, users: list[int], finds: Finds) -> Iterator[Tap]:
+def _fingertip_taps(raw: Path, users: list[int], finds: Finds,
+                    answer_scale: tuple[float, float] | None) -> Iterator[Tap]:
     if not raw.is_dir():
         raise UserError(f"there is no folder {raw}")
     there, others = fingertip.users(raw)
@@ -199,11 +202,11 @@ def _fingertip_taps(raw: Path, users: list[int], finds: Finds) -> Iterator[Tap]:
         for name in others:
             finds.drop(f"{user}/{name}", "folder is not an episode (YYYYMMDD_HHMMSS)")
         for episode in episodes:
-            yield from _episode_taps(user, episode, finds)
+            yield from _episode_taps(user, episode, finds, answer_scale)
 
 
-def _episode_taps(user: int, episode: Path, finds: Finds) -> Iterator[Tap]:
-    for step in fingertip.read_episode(episode):
+def _episode_taps(user: int, episode: Path, finds: Finds, answer_scale: tuple[float, float] | None) -> Iterator[Tap]:
+    for step in fingertip.read_episode(episode, answer_scale):
         where = f"{user}/{episode.name}"
         if isinstance(step, str):
             finds.drop(where, step)
@@ -237,9 +240,13 @@ def _source_records(source: str, taps: Sequence[Tap], stored: dict, settings: Se
         else:
             observed.append((item, shot))
     observed = _with_space_of_others(observed)
+    if settings.answer_scale == "auto":
+        conventions.check_grid([item for item, _ in observed], source)
     convention = conventions.resolve([item for item, _ in observed], source, settings.point_order,
                                      settings.point_scale, settings.box_order)
     finds.notes += _scale_notes(source, [item for item, _ in observed], settings.point_scale, convention)
+    if settings.point_scale == "auto" and not settings.tap_size:
+        finds.notes += conventions.check_corner([item for item, _ in observed], convention, source)
     trusted = "auto" not in (settings.point_order, settings.point_scale, settings.box_order)
     for item, shot in observed:
         finds.observed.append((item, convention))
@@ -292,7 +299,8 @@ def _scale_notes(source: str, observed: Sequence[Observed], asked: str, conventi
     if asked != "auto" or not numbers or max(numbers) > coordinates.GRID or min(numbers) < 0:
         return []
     if convention.scale == "1":
-        return [f"the points of {source} lie between 0 and 1: taken as shares of the screen, not as pixels"]
+        return [f"the points of {source} lie between 0 and 1: taken as shares of the screen, not as pixels"
+                f"{', the first of two as x (--point-order yx: y)' if convention.order == 'xy' else ''}"]
     beyond = conventions.measure(unscaled, convention)["beyond_screen"]
     larger = max(max(item.space) for item in unscaled) > 1.2 * coordinates.GRID
     if not beyond and not (larger and len(unscaled) >= conventions.LEAST):

@@ -12,6 +12,8 @@ from overlays.domains.scenes.infos import Frame
 from overlays.errors import UserError
 
 OFF_CENTRE = 0.02  # of the picture: a principal point farther from its middle belongs to another size
+RESIZED = 0.1  # by which another size differs at least: with less the principal point may as well be off the middle
+LEAST_PIXELS = 16  # of a size; smaller ones are those of normalised intrinsics
 Size = tuple[int, int]  # height, width
 # Sizes that the intrinsics of the colour and the depth camera belong to; None: what their middles say.
 IntrinsicSizes = tuple[Size | None, Size | None]
@@ -64,14 +66,16 @@ def fit(frame: Frame, color: Size, depth: Size, intrinsic_sizes: IntrinsicSizes 
 def _fitted(matrix: np.ndarray, size: Size, intrinsic_size: Size | None, what: str,
             flag: str) -> tuple[np.ndarray, str]:
     """(3, 3) intrinsics at the size of a picture, scaled where they are of another size of the same proportions."""
-    if intrinsic_size is None:
+    told = intrinsic_size is not None
+    if not told:
         middle = matrix[1, 2], matrix[0, 2]
         if all(abs(at - (pixels - 1) / 2) <= OFF_CENTRE * pixels for at, pixels in zip(middle, size, strict=True)):
             return matrix, ""
         intrinsic_size = 2 * middle[0] + 1, 2 * middle[1] + 1
     x, y = size[1] / intrinsic_size[1], size[0] / intrinsic_size[0]
     scaled = _scaled(matrix, x, y)
-    if min(intrinsic_size) <= 1 or abs(x / y - 1) > OFF_CENTRE or not all(
+    doubtful = not told and max(1 / x, x) < 1 + RESIZED
+    if doubtful or min(intrinsic_size) < LEAST_PIXELS or abs(x / y - 1) > OFF_CENTRE or not all(
             0.3 < scaled[axis, 2] / size[1 - axis] < 0.7 for axis in (0, 1)):
         return matrix, (f"{what} intrinsics do not fit a picture of {size[1]} x {size[0]} (principal point "
                         f"{matrix[0, 2]:.0f}, {matrix[1, 2]:.0f}); --{flag}-size WIDTHxHEIGHT says which they fit")

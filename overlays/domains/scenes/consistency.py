@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from itertools import combinations, pairwise, product
 from statistics import median
@@ -26,8 +26,11 @@ LEAST_PAIRS, LEAST_SPARSE = 3, 5  # a single pair of wrong data may agree by cha
 NEEDED, FOUND = 0.6, 0.8  # agreement that is needed, and that another convention must reach
 SEEN_THROUGH = 0.15  # above; with less, and half of what is needed, much is hidden between frames that are far apart
 COVERED = 0.01  # share of valid depth below which there is none to speak of
+FOCAL, FAR_BETTER = (0.5, 0.67, 1.5, 2.0), 0.6  # focal lengths over the right one; share of the error that is left
+UPRIGHT = 0.7  # length along one axis of the mean of the cameras' upward directions
 MOST_CHANGES = 3  # of conventions at once
-DEPTH_SCALES = (1000.0, 4000.0, 5000.0, 6553.5)  # ScanNet, Matterport3D, TUM, Replica
+DEPTH_SCALES = (1000.0, 4000.0, 5000.0, 6553.5, 10000.0, 256.0, 100.0)  # ScanNet, Matterport3D, TUM, Replica, ...
+TYPICAL_M = 0.2, 30.0  # median depth of a scan; in a smaller one everything would lie within ABSOLUTE_M
 
 # Of two frames: the share of points that both measure at one place, within 3 % and 2 cm; and of these and those in
 # front, the share that the other frame looks through. A point behind what the other sees is hidden, as it may be.
@@ -52,6 +55,7 @@ class Agreement:
         coverage: share of valid pixels of each depth picture.
         same_pose: whether all frames have one pose.
         sparse: whether the frames are few, and then far apart, so that it takes more pairs to tell.
+        focal: of each scene the focal length over that with which depth and poses agree far better; 1 when right.
     """
 
     near: tuple[Pair, ...] = ()
@@ -59,6 +63,7 @@ class Agreement:
     coverage: tuple[float, ...] = ()
     same_pose: bool = False
     sparse: bool = False
+    focal: tuple[float, ...] = ()
 
     @property
     def value(self) -> float | None:
@@ -76,7 +81,8 @@ class Agreement:
         if self.coverage and np.mean(self.coverage) < COVERED:
             return f"depth is empty: {np.mean(self.coverage):.1%} of its pixels are valid"
         if not (_contradicts(self.value, self.near) or _contradicts(_agreement(self.far), self.far)):
-            return None
+            focal = median(self.focal or (1.0,))
+            return None if focal == 1 else f"the focal length is about {focal:g} times that of depth and poses"
         if self.same_pose:
             return "all frames have one pose, but not the same depth"
         return f"depth and poses agree in {self.lowest:.2f} of the points that two frames see (0.95 is usual)"
@@ -85,16 +91,24 @@ class Agreement:
         """As metadata.json keeps them."""
         values = {"agreement": self.value, "agreement_far_apart": _agreement(self.far),
                   "depth_coverage": float(np.mean(self.coverage)) if self.coverage else 0.0}
-        return {"pairs": len(self.near),
+        return {"pairs": len(self.near), "focal_length": median(self.focal or (1.0,)),
                 **{name: None if value is None else round(value, 4) for name, value in values.items()}}
+
+
+def upward(scene: Scene) -> str | None:
+    """The axis of the aligned frame, "x" to "z" with its sign, along which the cameras' pictures stand upright on
+    average, as they do in a scan by hand; None where they do not agree on one."""
+    up = np.mean([scene.axis_align[:3, :3] @ -frame.pose[:3, 1] for frame in scene.frames], 0)
+    axis = int(np.argmax(np.abs(up)))
+    return f"{'-' if up[axis] < 0 else '+'}{'xyz'[axis]}" if abs(up[axis]) > UPRIGHT else None
 
 
 def pool(agreements: Sequence[Agreement]) -> Agreement:
     """Several scenes as one."""
-    near, far, coverage = (tuple(item for agreement in agreements for item in getattr(agreement, name))
-                           for name in ("near", "far", "coverage"))
+    near, far, coverage, focal = (tuple(item for agreement in agreements for item in getattr(agreement, name))
+                                  for name in ("near", "far", "coverage", "focal"))
     return Agreement(near, far, coverage, *(all(getattr(agreement, name) for agreement in agreements)
-                                            for name in ("same_pose", "sparse")))
+                                            for name in ("same_pose", "sparse")), focal)
 
 
 class Comparison:
@@ -138,6 +152,19 @@ class Comparison:
         self._coverage.append(float(((image != INVALID[0]) & (image != INVALID[1])).mean()))
         return image, frame.depth_intrinsic
 
+    def median_m(self, conventions: Conventions) -> float:
+        """Median depth of the first frame that can be used, as it would be read by some conventions."""
+        stored = next(filter(None, map(self.stored, range(len(self.frames)))), None)
+        depth = np.zeros(0) if stored is None else rotate_right(
+            stored[0], conventions.rotated_bits - self.used.rotated_bits)
+        depth = depth[(depth != INVALID[0]) & (depth != INVALID[1])]
+        return float(np.median(depth)) / self._scale(conventions) if depth.size else 0.0
+
+    def _scale(self, conventions: Conventions) -> float:
+        """Stored units per metre: those of the scene where some conventions do not name others."""
+        same = conventions.depth_scale == self.used.depth_scale
+        return self.scene.depth_scale if same else conventions.depth_scale
+
     def agreements(self, read_by: Sequence[Conventions]) -> list[Agreement]:
         """Agreement of the scene as it would be if it were read by each of some conventions."""
 
@@ -149,11 +176,31 @@ class Comparison:
         def compare(conventions: Conventions, one: int, two: int) -> tuple[int, int, int, int]:
             if self.stored(one) is None or self.stored(two) is None:
                 return 0, 0, 0, 0
-            same_scale = conventions.depth_scale == self.used.depth_scale
-            scale = self.scene.depth_scale if same_scale else conventions.depth_scale
-            a, b = ((metres(n, conventions.rotated_bits - self.used.rotated_bits, scale), self.stored(n)[1],
-                     conventions.camera_to_world(self.used.as_stored(self.frames[n].pose))) for n in (one, two))
+            a, b = (view(conventions, number) for number in (one, two))
             return tuple(map(sum, zip(_project(*a, *b), _project(*b, *a), strict=True)))
+
+        def view(conventions: Conventions, number: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+            depth, k = self.stored(number)
+            bits = conventions.rotated_bits - self.used.rotated_bits
+            return (metres(number, bits, self._scale(conventions)), k,
+                    conventions.camera_to_world(self.used.as_stored(self.frames[number].pose)))
+
+        def focal(conventions: Conventions) -> float:
+            """Focal length over that with which depth and poses agree far better; 1 where there is none."""
+            apart = [[], *([] for _ in FOCAL)]
+            for one, two in (pair for choice in self.far for pair in choice[-2:]):
+                if self.stored(one) is None or self.stored(two) is None:
+                    continue
+                (a, k_a, pose_a), (b, k_b, pose_b) = (view(conventions, number) for number in (one, two))
+                for errors, factor in zip(apart, (1.0, *FOCAL), strict=True):
+                    longer = np.array([[1 / factor, 1, 1], [1, 1 / factor, 1], [1, 1, 1]])
+                    points, ahead, there = _seen(a, k_a * longer, pose_a, b, k_b * longer, pose_b)
+                    if len(there) > OVERLAP * points:
+                        errors.append(float(np.median(np.abs(there - ahead) / there)))
+            if min(map(len, apart)) < LEAST_PAIRS:
+                return 1.0
+            given, *others = map(median, apart)
+            return FOCAL[int(np.argmin(others))] if min(others) < FAR_BETTER * given else 1.0
 
         def pairs(conventions: Conventions, choices: Sequence[Sequence[tuple[int, int]]]) -> tuple[Pair, ...]:
             """Of each choice the first pair that overlaps."""
@@ -167,12 +214,21 @@ class Comparison:
             return tuple(overlapping)
 
         measured = [(pairs(conventions, self.near), pairs(conventions, self.far)) for conventions in read_by]
-        return [Agreement(*row, tuple(self._coverage), self.same_pose, self.sparse) for row in measured]
+        return [Agreement(*row, tuple(self._coverage), self.same_pose, self.sparse, (focal(conventions),))
+                for row, conventions in zip(measured, read_by, strict=True)]
 
 
 def _project(depth: np.ndarray, k: np.ndarray, pose: np.ndarray, other: np.ndarray, other_k: np.ndarray,
              other_pose: np.ndarray) -> tuple[int, int, int, int]:
     """Numbers of points of a frame: all, those that the other one measures, at the same place, farther away."""
+    points, ahead, there = _seen(depth, k, pose, other, other_k, other_pose)
+    apart, near = there - ahead, RELATIVE * np.maximum(there, ahead) + ABSOLUTE_M
+    return points, len(there), int((np.abs(apart) <= near).sum()), int((apart > near).sum())
+
+
+def _seen(depth: np.ndarray, k: np.ndarray, pose: np.ndarray, other: np.ndarray, other_k: np.ndarray,
+          other_pose: np.ndarray) -> tuple[int, np.ndarray, np.ndarray]:
+    """Number of points of a frame, and of the (N,) that the other one measures: their depth there, and what it has."""
     step = max(1, int(np.ceil(np.sqrt(depth.size / POINTS))))
     v, u = np.nonzero(depth[::step, ::step])
     z = depth[::step, ::step][v, u]
@@ -184,24 +240,25 @@ def _project(depth: np.ndarray, k: np.ndarray, pose: np.ndarray, other: np.ndarr
         row = other_k[1, 1] * y / ahead + other_k[1, 2] + 0.5
         seen = (ahead > 0.05) & (column >= 0) & (column < other.shape[1]) & (row >= 0) & (row < other.shape[0])
     ahead, there = ahead[seen], other[row[seen].astype(int), column[seen].astype(int)]
-    ahead, there = ahead[there > 0], there[there > 0]
-    apart, near = there - ahead, RELATIVE * np.maximum(there, ahead) + ABSOLUTE_M
-    return len(z), len(there), int((np.abs(apart) <= near).sum()), int((apart > near).sum())
+    return len(z), ahead[there > 0], there[there > 0]
 
 
 def remedy(scenes: Sequence[Scene], used: Conventions,
            intrinsic_sizes: IntrinsicSizes = (None, None)) -> tuple[tuple[str, ...], float]:
     """The fewest flags under which scenes that were read by `used` agree, and their agreement; or ((), 0)."""
+    names = "pose", "camera_axes", "pose_unit", "depth_encoding", "depth_scale"
     scales = used.depth_scale, *(known for known in DEPTH_SCALES if known != scenes[0].depth_scale)
     by_changes: dict[int, list[Conventions]] = {}
     for values in product(*map(get_args, (Pose, CameraAxes, PoseUnit, DepthEncoding)), scales):
-        other = Conventions(*values)
+        other = replace(used, **dict(zip(names, values, strict=True)))
         by_changes.setdefault(len(other.flags(used)), []).append(other)
     comparisons = [Comparison(scene, used, intrinsic_sizes) for scene in scenes]
     for others in (by_changes[number] for number in range(1, MOST_CHANGES + 1)):
+        others = [other for other in others if all(
+            TYPICAL_M[0] <= comparison.median_m(other) <= TYPICAL_M[1] for comparison in comparisons)]
         measured = zip(*(comparison.agreements(others) for comparison in comparisons), strict=True)
         pooled = [(pool(results), other.flags(used)) for other, results in zip(others, measured, strict=True)]
-        best, flags = max(pooled, key=lambda pair: pair[0].lowest)
+        best, flags = max(pooled, key=lambda pair: pair[0].lowest, default=(Agreement(), ()))
         if best.lowest >= (NEEDED if best.sparse else FOUND):
             return flags, best.lowest
     return (), 0.0

@@ -45,6 +45,9 @@ class Scenes(Domain):
         yield "depth: " + ", ".join(f"{scale} units a metre in {number} frames"
                                     for scale, number in counts["frames_by_depth_scale"].items())
         yield from _agreement(metadata["consistency"])
+        if others := Counter(axis for axis in metadata["upward"].values() if axis not in (None, "+z")):
+            axes = ", ".join(f"{axis} in {number} scenes" for axis, number in others.most_common())
+            yield f"note: pictures stand upright along another axis than +z: {axes} (--world-up)"
         for scene, contradiction in list(metadata["contradictions_kept"].items())[:SHOWN_DROPS]:
             yield f"warning: {scene} contradicts itself and is kept: {contradiction}"
         types = sorted({name for split in counts["by_type"].values() for name in split})

@@ -23,6 +23,11 @@ DEPTH_UNITS = {"matterport3d": 4000.0}  # stored depth units per metre; 1000 els
 
 Pose, CameraAxes = Literal["camera-to-world", "world-to-camera"], Literal["opencv", "opengl", "ros"]
 PoseUnit, DepthEncoding = Literal["m", "cm", "mm"], Literal["plain", "sun3d"]
+WorldUp = Literal["z", "y", "-y"]
+# Worlds whose y axis points up (ARKit, OpenGL) or down (that of a first camera), turned so that z does.
+WORLDS: dict[WorldUp, np.ndarray] = {
+    "z": np.eye(4), "y": np.array([[1.0, 0, 0, 0], [0, 0, -1, 0], [0, 1, 0, 0], [0, 0, 0, 1]]),
+    "-y": np.array([[1.0, 0, 0, 0], [0, 0, 1, 0], [0, -1, 0, 0], [0, 0, 0, 1]])}
 # OpenCV's camera axes (x right, y down, z forward) in others: OpenGL's x right, y up, z back; x forward, y left, z up.
 CAMERA_AXES: dict[CameraAxes, np.ndarray] = {
     "opencv": np.eye(4), "opengl": np.diag([1.0, -1.0, -1.0, 1.0]),
@@ -34,13 +39,15 @@ DEPTH_ENCODINGS: dict[DepthEncoding, int] = {"plain": 0, "sun3d": 3}
 
 @dataclass(frozen=True)
 class Conventions(base.Conventions):
-    """How poses and depth are read; each field is a flag of prepare. `pose_unit` is that of axis_align_matrix too."""
+    """How poses and depth are read; each field is a flag of prepare. `pose_unit` is that of axis_align_matrix too;
+    `world_up` the axis that points up after it."""
 
     pose: Pose = "camera-to-world"
     camera_axes: CameraAxes = "opencv"
     pose_unit: PoseUnit = "m"
     depth_encoding: DepthEncoding = "plain"
     depth_scale: float | None = None  # stored units per metre; None: DEPTH_UNITS, else 1000
+    world_up: WorldUp = "z"
 
     @property
     def rotated_bits(self) -> int:
@@ -307,6 +314,7 @@ def _scene(row: object, entry: str, split: str, root: Path, wanted: Container[st
             scene.problem = f"axis_align_matrix {problem}"
             return scene
         scene.axis_align = conventions.in_metres(scene.axis_align)
+    scene.axis_align = WORLDS[conventions.world_up] @ scene.axis_align
     images = row.get("images")
     if not isinstance(images, list | tuple) or not images:
         scene.problem = "no images in its entry"

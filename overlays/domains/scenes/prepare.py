@@ -43,6 +43,7 @@ from overlays.domains.scenes.infos import (
     Pose,
     PoseUnit,
     Scene,
+    WorldUp,
     read_infos,
     read_scene_metadata,
 )
@@ -55,6 +56,7 @@ METADATA = "scene_metadata.npz"
 INSTRUCTION = "Answer with a word or a phrase."
 SCENE_METADATA = "scene_metadata.pkl"  # as the LLaMA-Factory line keeps its scenes
 NUM_FRAMES = 32
+ABSENT = "no entry in any infos file"
 REREAD = 8  # scenes at most that are read again to find how they agree
 
 
@@ -84,6 +86,7 @@ class Settings:
     camera_axes: CameraAxes = option(
         "opencv", "axes of the camera: x right, y down, z forward; x right, y up, z back; x forward, y left, z up")
     pose_unit: PoseUnit = option("m", "unit of the translations of poses and axis_align_matrix")
+    world_up: WorldUp = option("z", "axis of the world that points up, after axis_align_matrix; y: ARKit and OpenGL")
     color_size: tuple[int, int] | None = option(None, "width x height, such as 1296x968, that the colour intrinsics "
                                                 "belong to (default: of the pictures, or what their middle says)",
                                                 parse=parse_size)
@@ -140,6 +143,7 @@ def prepare(settings: Settings) -> dict:
                 "own_sizes": settings.intrinsic_sizes, **vars(settings.conventions), "instruction": INSTRUCTION},
             "files": files, "counts": _counts(kept, records, scenes, rows, questions),
             "consistency": {name: agreement.numbers() for name, agreement in agreements.items()},
+            "upward": {scene.name: consistency.upward(scene) for scene in wanted if scene.frames},
             "contradictions_kept": {name: agreement.contradiction for name, agreement in agreements.items()
                                     if agreement.contradiction and settings.contradictions == "keep"},
             "dropped": {"frames": [{"scene": scene.name, "frame": frame, "reason": reason}
@@ -221,7 +225,7 @@ def _read_questions(settings: Settings) -> tuple[list[Question], list[dict]]:
 def _unusable(scenes: dict[str, Scene], questions: list[Question]) -> list[dict]:
     """Scenes that questions ask about and that have no metadata or no frame, with the number of their questions."""
     asked = Counter(question.scene for question in questions if question.scene)
-    rows = [{"scene": name, "reason": "no entry in any infos file", "questions": count}
+    rows = [{"scene": name, "reason": ABSENT, "questions": count}
             for name, count in asked.items() if name not in scenes]
     return rows + [{"scene": scene.name, "reason": scene.problem, "questions": asked[scene.name]}
                    for scene in scenes.values() if scene.problem]
@@ -395,10 +399,11 @@ def _check_splits(kept: dict[str, list], settings: Settings, lost: list[dict], d
     if not any(kept.values()):
         scenes = [row for row in lost if row["questions"]]
         rows, what = (scenes, "scenes") if scenes else (dropped, "questions")
-        reasons = Counter(row["reason"] for row in rows).most_common(1)
-        often = "".join(f" ({number} of {len(rows)} {what}: {reason})" for reason, number in reasons)
-        raise UserError(f"no question is about a scene with metadata and usable frames{often}; see that --data, "
-                        "--infos and --questions belong to the same scans")
+        (reason, number), = Counter(row["reason"] for row in rows).most_common(1) or [("there is none", 0)]
+        same = reason in ("there is none", ABSENT)
+        hint = "; see that --data, --infos and --questions belong to the same scans" if same else ""
+        raise UserError("no question is about a scene with metadata and usable frames "
+                        f"({number} of {len(rows)} {what}: {reason}){hint}")
     if not kept["train"]:
         raise UserError("no question falls into the training split; "
                         + ("try --split questions" if settings.split == "infos" else "try --split infos"))

@@ -119,7 +119,7 @@ def test_a_curvature_or_speed_that_no_car_drives_counts_as_none():
     table.loc[40:49, "curvature"] = [50.0, -50.0] * 5
     table.loc[100, "vx"] = 200.0
     motion = egomotion.read(parquet(table))
-    assert motion.bent == motion.fitted.sum() == 10 and motion.repairs == {"too fast": 1}
+    assert motion.bent.sum() == motion.fitted.sum() == 10 and motion.repairs == {"too fast": 1}
     assert motion.curvature == pytest.approx(np.full(199, 0.02), rel=0.05)
     shaken = egomotion_table(steady(0.0, 0.0), times(0, 2)).drop(columns="curvature")
     shaken[["qz", "qw"]] = np.stack([np.sin(30 * table.timestamp / 1e6), np.cos(30 * table.timestamp / 1e6)], 1)

@@ -227,6 +227,41 @@ def desktop(folder, lines, files=1, **settings):
     return metadata, list(records.read(folder / "out" / "test.jsonl"))
 
 
+@pytest.mark.parametrize("scale", ["1", "100", "pixels"])
+@pytest.mark.parametrize("field", ["answer", "click_1000"])
+def test_answers_that_are_not_on_the_grid_are_refused_with_the_flag_that_reads_them(tmp_path, scale, field):
+    size = {"1": (1, 1), "100": (100, 100), "pixels": (1920, 1080)}[scale]
+    lines, expected = [], []
+    for i in range(8):
+        x, y = 0.1 + 0.11 * i, 0.95 - 0.1 * i
+        screenshot(tmp_path / f"{i}.png", (1920, 1080), 20 * i)
+        point = [round(x * size[0], 3), round(y * size[1], 3)]
+        said = {"click_1000": point} if field == "click_1000" else {"answer": point}
+        lines.append({"user": 1, "image": f"{i}.png", "instruction": "open it", **said})
+        expected.append([1000 * x, 1000 * y])
+    with pytest.raises(UserError, match=f"which is not the 0-1000 grid: give --answer-scale {scale}"):
+        desktop(tmp_path, [dict(line) for line in lines])
+    _, rows = desktop(tmp_path, lines, answer_scale=scale)
+    np.testing.assert_allclose([row["grid"] for row in rows], expected, atol=0.6)
+
+
+def test_taps_that_all_lie_in_the_upper_left_corner_are_said_or_refused(tmp_path):
+    """Points of iOS on a screenshot of three times as many pixels."""
+    lines = []
+    for i in range(20):
+        screenshot(tmp_path / f"{i}.png", (1080, 2400), 10 * i)
+        lines.append({"user": 1, "image": f"{i}.png", "instruction": "open it", "messages": [],
+                      "click_px": [18 * i + 9, 780 - 40 * i]})
+    metadata, _ = desktop(tmp_path, lines[:8])
+    assert any("upper left corner of the screen" in note and "--tap-size" in note for note in metadata["notes"])
+    with pytest.raises(UserError, match="all 20 taps.*upper left corner.*give --tap-size WIDTHxHEIGHT"):
+        desktop(tmp_path, lines)
+    metadata, rows = desktop(tmp_path, lines, tap_size="360x800")
+    assert [row["grid"] for row in rows] == [
+        [round((18 * i + 9) / 0.36, 2), round((780 - 40 * i) / 0.8, 2)] for i in range(20)]
+    assert desktop(tmp_path, lines, tap_size="screenshot")[0]["dropped"] == 0
+
+
 def test_a_second_point_must_say_the_same(tmp_path):
     metadata, rows = desktop(tmp_path, [
         {"click_px": [100, 20], "click_1000": [500, 200], "answer": [500, 200]},
@@ -292,7 +327,7 @@ def test_copies_of_a_screenshot_are_in_one_fold(tmp_path):
     for number in range(4):
         for copy in "ab":
             screenshot(tmp_path / "copies" / f"{copy}{number}.png", (200, 100), number)
-    _, rows = desktop(tmp_path, [{"image": f"copies/{copy}{number}.png", "answer": [10 * number, 5 + (copy == "a")]}
+    _, rows = desktop(tmp_path, [{"image": f"copies/{copy}{number}.png", "answer": [100 * number, 5 + (copy == "a")]}
                                  for copy in "ab" for number in range(4)])
     folds = make_folds(rows, 4, "sample")
     assert [len(fold) for fold in folds] == [2] * 4

@@ -307,7 +307,7 @@ def test_points_are_of_the_upright_screenshot_and_of_the_image_as_it_is_stored(t
 def test_shares_of_the_screen_are_taken_as_such_and_told(tmp_path):
     metadata, rows = prepared(tmp_path, [tap(click_px=[0.5, 0.2]), tap(click_px=[1, 0], messages=QUESTION)])
     assert metadata["notes"] == [f"the points of {tmp_path / 'rows.jsonl'} lie between 0 and 1: taken as shares of the "
-                                 "screen, not as pixels"]
+                                 "screen, not as pixels, the first of two as x (--point-order yx: y)"]
     assert [row["grid"] for row in rows] == [[500, 200], [1000, 0]]
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from overlays.domains.scenes import consistency
 from overlays.domains.scenes.domain import DOMAIN
-from overlays.domains.scenes.infos import CAMERA_AXES, Conventions, read_infos
+from overlays.domains.scenes.infos import CAMERA_AXES, WORLDS, Conventions, read_infos
 from overlays.domains.scenes.prepare import METADATA, Settings, prepare
 from overlays.errors import UserError
 from tests.domains.scenes import walks
@@ -43,6 +43,7 @@ CONVENTIONS = {
     "millimetres": (dict(pose=in_millimetres), "--pose-unit mm"),
     "TUM": (dict(depth=times(5)), "--depth-scale 5000"),
     "Replica": (dict(depth=times(6.5535)), "--depth-scale 6553.5"),
+    "centimetres": (dict(depth=times(0.1)), "--depth-scale 100"),
     "SUN3D": (dict(depth=rotated), "--depth-encoding sun3d"),
     "two at once": (dict(pose=lambda pose: np.linalg.inv(pose @ CAMERA_AXES["opengl"])),
                     "--pose world-to-camera --camera-axes opengl"),
@@ -98,13 +99,15 @@ def test_another_convention_is_refused_with_its_flag_and_read_with_it(right, tmp
         depth = geometry.read_depth(place / str(frame["depth"]), tuple(frame["depth_size"]),
                                     int(frame["depth_rotated_bits"]))
         points.append(geometry.mean_points([depth], [frame], (3, 4), 20, 10.0))
-    np.testing.assert_allclose(*points, atol=0.002)
+    np.testing.assert_allclose(*points, atol=0.006 if name == "centimetres" else 0.002)  # half a stored unit
 
 
 @pytest.mark.parametrize("change, reason", [
     (dict(poses=lambda number, frames: [walks.poses_of(number, frames)[0]] * frames), "all frames have one pose"),
     (dict(depth=lambda depth: depth * 0), "depth is empty: 0.0% of its pixels are valid"),
     (dict(intrinsic=longer(3)), "depth and poses agree in 0.3"),
+    (dict(intrinsic=longer(1.5)), "the focal length is about 1.5 times that of depth and poses"),
+    (dict(depth=lambda depth: (1e6 / np.maximum(depth, 20)).astype(np.uint16)), "depth and poses agree in 0.0"),
 ])
 def test_what_no_flag_reads_is_refused_by_name(tmp_path, change, reason):
     folder = walks.write(tmp_path / "raw", **change)
@@ -154,15 +157,36 @@ def test_intrinsics_of_pictures_before_they_were_resized_are_scaled(tmp_path, fa
     np.testing.assert_allclose(arrays(tmp_path / "told")["depth_intrinsic"][0], walks.CAMERA.matrix[:3, :3], rtol=0.012)
 
 
-def test_a_principal_point_beyond_two_percent_of_the_middle_is_refused_unless_its_size_is_told(tmp_path):
+@pytest.mark.parametrize("off", [(0.03, 0.0), (0.03, 0.03)])
+def test_a_principal_point_beyond_two_percent_of_the_middle_is_refused_unless_its_size_is_told(tmp_path, off):
     matrix = walks.CAMERA.matrix.copy()
-    matrix[0, 2] += 0.03 * walks.CAMERA.width
+    matrix[:2, 2] += np.array(off) * (walks.CAMERA.width, walks.CAMERA.height)
     folder = walks.write(tmp_path / "raw", rooms=1, intrinsic=matrix)
     with pytest.raises(UserError, match="colour intrinsics do not fit a picture of 80 x 60.*--color-size"):
         prepare(settings_of(folder, tmp_path / "out"))
     size = walks.CAMERA.height, walks.CAMERA.width
     prepare(Settings(folder, output=tmp_path / "out", color_size=size, depth_size=size))
     np.testing.assert_allclose(arrays(tmp_path / "out")["color_intrinsic"][0], matrix[:3, :3])
+
+
+def test_normalised_intrinsics_are_refused(tmp_path):
+    matrix = np.diag([0.9, 1.2, 1.0])
+    matrix[:2, 2] = 0.5
+    folder = walks.write(tmp_path / "raw", rooms=1, intrinsic=matrix, picture=lambda picture: picture.resize((64, 64)))
+    with pytest.raises(UserError, match="colour intrinsics do not fit a picture of 64 x 64"):
+        prepare(settings_of(folder, tmp_path / "out"))
+
+
+def test_a_world_whose_y_axis_is_up_is_named_and_turned_by_its_flag(right, tmp_path):
+    lying = np.linalg.inv(WORLDS["y"])
+    folder = walks.write(tmp_path / "raw", pose=lambda pose: lying @ pose)
+    metadata = prepare(settings_of(folder, tmp_path / "out"))
+    assert "upright along another axis than +z: +y in 2 scenes (--world-up)" in "\n".join(
+        DOMAIN.summary(metadata, tmp_path))
+    assert set(prepare(settings_of(folder, tmp_path / "y", "--world-up y"))["upward"].values()) == {"+z"}
+    prepare(settings_of(right, tmp_path / "right"))
+    found, expected = (rows["axis_align"] @ rows["pose"] for rows in map(arrays, (tmp_path / "y", tmp_path / "right")))
+    np.testing.assert_allclose(found, expected, atol=1e-9)
 
 
 def test_flags_of_the_command_line(right, tmp_path):
