@@ -1,5 +1,6 @@
 """Samples -> batches: padded, concatenated, or left-padded prompts."""
 
+import hashlib
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -20,8 +21,28 @@ def count_samples(batch: Mapping[str, torch.Tensor]) -> int:
     return len(batch["input_ids"])
 
 
+def vision_keys(media: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """(images + videos, 16) uint8: a digest of the pixels and grid of each image, then of each video."""
+    keys = []
+    for pixels, grids in (("pixel_values", "image_grid_thw"), ("pixel_values_videos", "video_grid_thw")):
+        if grids in media:
+            parts = media[pixels].split(media[grids].prod(dim=1).tolist())
+            for grid, patches in zip(media[grids], parts, strict=True):
+                digest = hashlib.blake2b(grid.numpy(), digest_size=16)
+                digest.update(patches.numpy())
+                keys.append(list(digest.digest()))
+    return torch.tensor(keys, dtype=torch.uint8)
+
+
 class _Collator:
-    def __init__(self, processor):
+    """What the collators share.
+
+    Args:
+        vision_keys: batches with media get `vision_keys`, for --cache_vision (see model/vision_cache.py).
+    """
+
+    def __init__(self, processor, vision_keys: bool = False):
+        self.vision_keys = vision_keys
         self.pad_id = processor.tokenizer.pad_token_id
         if self.pad_id is None:
             self.pad_id = processor.tokenizer.eos_token_id
@@ -51,6 +72,8 @@ class _Collator:
             key: torch.cat([sample[key] for sample in samples if key in sample])
             for key in _PIXELS if any(key in sample for sample in samples)
         }
+        if media and self.vision_keys:
+            media["vision_keys"] = vision_keys(media)
         if not media and dummy:
             media["pixel_values"] = torch.zeros(self.merge**2, self.patch_values)
             media["image_grid_thw"] = torch.tensor([[1, self.merge, self.merge]])
@@ -88,6 +111,7 @@ class PaddedCollator(_Collator):
         pixel_values       (P, D) patches of all images, image_grid_thw (n, 3); the same for videos
         coordinates        (merged tokens of all images, then of all videos, 3), where a sample has a scene
         targets            (B, K) numbers to regress, NaN where a sample has none
+        vision_keys        (n, 16) uint8, see `vision_keys`, where the collator makes them
 
     A batch without media gets `pixel_values` (merge^2, D) of zeros and `image_grid_thw` [[1, merge, merge]] though no
     token is an image: the model runs its vision tower on it and adds 0 times the result, so that every batch makes

@@ -22,7 +22,7 @@ from transformers.utils import TransformersKwargs
 
 from overlays import families
 from overlays.errors import UserError
-from overlays.model import heads, loss
+from overlays.model import heads, loss, vision_cache
 from overlays.model.subclass import Extension, extend
 
 # What the extensions below hand to a family's own forward. One that does not name it would swallow it in **kwargs.
@@ -99,13 +99,15 @@ def is_packed(position_ids: torch.Tensor | None, attention_mask: torch.Tensor | 
 class OneVisionCall(Extension):
     """The family's model: a single call of the vision tower for all images and videos of a batch.
 
-    `coordinates` (visual tokens, 3) go to the vision features, where a model takes them (see model/spatial.py).
+    `coordinates` (visual tokens, 3) go to the vision features, where a model takes them (see model/spatial.py), and
+    `vision_keys` (images + videos, bytes of a digest) to a tower that keeps its features (see model/vision_cache.py).
     """
 
-    added_parameters = {"forward": ("coordinates",)}
+    added_parameters = {"forward": ("coordinates", "vision_keys")}
 
     def forward(self, input_ids=None, pixel_values=None, pixel_values_videos=None, image_grid_thw=None,
-                video_grid_thw=None, inputs_embeds=None, mm_encoder_outputs=None, coordinates=None, **kwargs):
+                video_grid_thw=None, inputs_embeds=None, mm_encoder_outputs=None, coordinates=None,
+                vision_keys=None, **kwargs):
         """The plain forward after the vision call."""
         if is_packed(kwargs.get("position_ids"), kwargs.get("attention_mask")):
             if kwargs.get("use_cache") is None:
@@ -123,7 +125,9 @@ class OneVisionCall(Extension):
         pixels = [part for part in (pixel_values, pixel_values_videos) if part is not None]
         grids = [grid for grid in (image_grid_thw, video_grid_thw) if grid is not None]
         # (P, channels * T * patch * patch), (images + videos, 3) -> one (tokens_i, hidden) tensor for each of them
-        extra = {"coordinates": coordinates} if hasattr(self, "spatial") else {}
+        extra = vision_cache.keys_argument(self, vision_keys)
+        if hasattr(self, "spatial"):
+            extra["coordinates"] = coordinates
         patches = pixels[0] if len(pixels) == 1 else torch.cat(pixels)  # hundreds of channels are not copied in vain
         features = self.get_image_features(patches, torch.cat(grids), return_dict=True, **extra)
 
@@ -181,7 +185,7 @@ class SupervisedLoss(Extension):
     A model with a regression head learns `targets` instead of words.
     """
 
-    added_parameters = {"forward": ("coordinates",)}
+    added_parameters = {"forward": ("coordinates", "vision_keys")}
 
     def forward(self, labels=None, num_items_in_batch=None, targets=None, **kwargs):
         """The loss.

@@ -11,6 +11,7 @@ from torch import nn
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from overlays.errors import UserError
+from overlays.model import vision_cache
 
 MODES = ("vision", "text")
 HIDDEN = 512  # width of the hidden layer at most
@@ -89,7 +90,7 @@ def sample_numbers(input_ids: torch.Tensor, position_ids: torch.Tensor | None) -
 
 def pooled_vision(model: nn.Module, samples: torch.Tensor, count: int, mm_token_type_ids: torch.Tensor,
                   pixel_values=None, image_grid_thw=None, pixel_values_videos=None,
-                  video_grid_thw=None) -> torch.Tensor:
+                  video_grid_thw=None, vision_keys=None) -> torch.Tensor:
     """(count, hidden) mean of every sample's merged vision tokens, by one call of the vision tower; 0 without any.
 
     Args:
@@ -100,7 +101,8 @@ def pooled_vision(model: nn.Module, samples: torch.Tensor, count: int, mm_token_
     grids = [grid for grid in (image_grid_thw, video_grid_thw) if grid is not None]
     if not pixels:
         raise UserError("--head vision needs an image or a video in a record")
-    features = model.model.get_image_features(torch.cat(pixels), torch.cat(grids), return_dict=True)
+    features = model.model.get_image_features(torch.cat(pixels), torch.cat(grids), return_dict=True,
+                                              **vision_cache.keys_argument(model.model, vision_keys))
     tokens = torch.cat(list(features.pooler_output))  # (tokens of all images, then of all videos; hidden)
     # Nothing else of the tower's output is used; without it DDP would miss the gradients of DeepStack's mergers.
     unused = sum(part.sum() for level in getattr(features, "deepstack_features", None) or [] for part in level)
@@ -142,7 +144,7 @@ def values(model: nn.Module, input_ids, mm_token_type_ids, labels=None, attentio
     count = int(samples.max()) + 1 if count is None else count
     if model.regression.mode == "vision":
         media = {key: inputs.get(key) for key in
-                 ("pixel_values", "image_grid_thw", "pixel_values_videos", "video_grid_thw")}
+                 ("pixel_values", "image_grid_thw", "pixel_values_videos", "video_grid_thw", "vision_keys")}
         return model.regression(pooled_vision(model, samples, count, mm_token_type_ids, **media))
     outputs = model.model(input_ids=input_ids, mm_token_type_ids=mm_token_type_ids, attention_mask=attention_mask,
                           position_ids=position_ids, use_cache=False, **inputs)

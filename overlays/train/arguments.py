@@ -162,6 +162,9 @@ class TrainingFlags(BaseFlags):
         "auto", "whose train() drives; auto: upstream's if it fits")
     warmup_ratio: float | None = option(
         None, "kept for upstream's scripts: share of the steps, as --warmup_steps below 1")
+    cache_vision: bool = option(False, "keep the features of a frozen vision tower on disk")
+    vision_gradient_checkpointing: bool | None = option(
+        None, "the same as --gradient_checkpointing for the vision tower alone; empty: as that")
     freeze_encoder_epochs: int = option(0, "the vision tower is frozen for the first N epochs")
     early_stopping_patience: int = option(0, "evaluations without gain; 0: off")
 

@@ -58,6 +58,8 @@ def check_training(model: ModelArguments, data: DataArguments, training: SimpleN
         raise UserError("--early_stopping_patience needs --load_best_model_at_end True")
     _check_head(model, training)
     _check_freezing(model, training)
+    if training.cache_vision:
+        _check_vision_cache(model, data, training)
     why = _leaves_unused(model, training)
     if why and training.ddp_find_unused_parameters is False:
         raise UserError(f"--ddp_find_unused_parameters False does not go with {why}: leave it out")
@@ -85,6 +87,18 @@ def _check_freezing(model: ModelArguments, training: SimpleNamespace) -> None:
         if training.deepspeed:
             raise UserError("--freeze_encoder_epochs does not go with --deepspeed, which fixes at start what is "
                             "trained: train with --vision_tower_lr 0 first, then again from that run")
+
+
+def _check_vision_cache(model: ModelArguments, data: DataArguments, training: SimpleNamespace) -> None:
+    if model.tune_mm_vision and training.vision_tower_lr != 0:
+        raise UserError("--cache_vision keeps what a frozen vision tower computes: leave out --tune_mm_vision, or set "
+                        "--vision_tower_lr 0")
+    if data.samples_per_file > 1 and not data.no_augment:
+        raise UserError("--cache_vision does not go with --samples_per_file above 1, whose changed images differ in "
+                        "every epoch: set --no_augment True, or leave one of both out")
+    if training.deepspeed:
+        raise UserError("--cache_vision does not go with --deepspeed: with ZeRO-3 every process must run the tower at "
+                        "every step")
 
 
 def _leaves_unused(model: ModelArguments, training: Any) -> str | None:

@@ -163,6 +163,8 @@ def prepare(model_args, data, training) -> Run:
     if model_args.head != "none" or data.data_flatten or data.data_packing:
         raise UserError("preferences are between answers in words, padded: --head, --data_flatten and --data_packing "
                         "do not fit")
+    if training.cache_vision:
+        raise UserError("--cache_vision is for python -m overlays.train; preference optimisation does not take it")
     moves = sorted(part for part, rate in rates.items() if rate and part != "adapter")
     if training.precompute_ref_log_probs is None:
         training.precompute_ref_log_probs = bool(moves)

@@ -20,11 +20,11 @@ from overlays.data.media import MediaOptions, apply_resolution
 from overlays.data.packing import PackedDataset
 from overlays.data.targets import Metrics, fit_targets, scores, target_values
 from overlays.errors import UserError
-from overlays.model import channels, extensions, heads, load, parts, spatial
+from overlays.model import channels, extensions, heads, load, parts, spatial, vision_cache
 from overlays.train import arguments, inherited
 from overlays.train import run as shared
 from overlays.train.run import data_rows
-from overlays.train.trainer import FreezeEncoder, Trainer, log_once, to_fp32
+from overlays.train.trainer import FreezeEncoder, Trainer, VisionCheckpointing, log_once, to_fp32
 from overlays.upstream import engine as engines
 
 
@@ -178,7 +178,7 @@ def build_data(data, training, processor, config, max_depth_m: float | None = No
         )
 
     repeats = augment.Repeats(data.samples_per_file, not data.no_augment, training.seed)
-    collator = (FlattenedCollator if data.data_flatten else PaddedCollator)(processor)
+    collator = (FlattenedCollator if data.data_flatten else PaddedCollator)(processor, training.cache_vision)
     return build(data.dataset_use, repeats), build(data.eval_dataset) if data.eval_dataset else None, collator
 
 
@@ -250,9 +250,24 @@ class Run(shared.Run):
         if self.training.freeze_encoder_epochs:
             callbacks.append(FreezeEncoder(self.training.freeze_encoder_epochs))
             log_once(f"the vision tower is frozen for {self.training.freeze_encoder_epochs} epochs")
+        callbacks.append(VisionCheckpointing(self.training.vision_gradient_checkpointing))
+        if self.training.cache_vision:
+            self.keep_vision(model)
         if self.training.early_stopping_patience:
             callbacks.append(transformers.EarlyStoppingCallback(self.training.early_stopping_patience))
         return self.new_trainer(model, callbacks)
+
+    def keep_vision(self, model) -> None:
+        """Let the vision tower keep its features on disk. Raises UserError where there is no room for them."""
+        base = model.get_base_model() if hasattr(model, "get_base_model") else model
+        store = vision_cache.install(base, "bf16" if self.training.bf16 else "")
+        tokens = {}  # media of a record -> visual tokens
+        for samples in filter(None, (self.train_set, self.eval_set)):
+            samples = getattr(samples, "samples", samples)  # those of packed rows
+            for number, count in enumerate(samples.visual.tolist()):
+                record = samples.record(number)
+                tokens[repr([record.get("image"), record.get("video")])] = count
+        log_once(vision_cache.check_room(base, store, sum(tokens.values())))
 
     def new_trainer(self, model, callbacks: list) -> Trainer:
         """The Trainer itself; another kind of run makes its own."""
@@ -297,6 +312,9 @@ def prepare(model_args, data, training, engine: engines.Engine, config=None) -> 
         count = new_channels["channels"]["in_channels"]
         rates["patch_embed"] = channels.patch_embed_rate(channels.channels_of(config), count, rates["vision"], training)
         channels.set_channels(config.vision_config, count)
+    if training.cache_vision and rates.get("patch_embed"):
+        raise UserError("--cache_vision keeps what a frozen vision tower computes, and --in_channels trains its patch "
+                        "embedding: train that first, then start from its checkpoint, or set --patch_embed_lr 0")
     check_lora_modules(config, training)
     own = identity(model_args, data, training, config, rates) | channels.identity(new_channels)
     resume = runs.checkpoint_to_resume(Path(training.output_dir), training.resume, own)

@@ -396,6 +396,38 @@ class FreezeEncoder(transformers.TrainerCallback):
                 parameter.requires_grad_(not frozen)
 
 
+class VisionCheckpointing(transformers.TrainerCallback):
+    """Gradient checkpointing of the vision tower, apart from that of the language model.
+
+    With a frozen tower there is nothing to checkpoint. The library lets its patches require gradients all the same, for
+    which the tower would run forward twice and backward once, in vain: that is taken back.
+
+    Args:
+        enabled: None: as the language model's.
+    """
+
+    def __init__(self, enabled: bool | None):
+        self.enabled = enabled
+
+    def on_train_begin(self, args, state, control, model=None, **kwargs):
+        """Change what the library has set for all modules."""
+        base = model.get_base_model() if hasattr(model, "get_base_model") else model
+        visual, family = base.model.visual, families.family_of(base.config)
+        if not any(value.requires_grad for name, value in base.named_parameters()
+                   if parts.part_of(name, family) == "vision"):
+            visual.patch_embed.register_forward_hook(_detached)  # after the hooks of enable_input_require_grads
+            visual.gradient_checkpointing_disable()
+        elif self.enabled is not None and self.enabled != args.gradient_checkpointing:
+            if self.enabled:
+                visual.gradient_checkpointing_enable({"use_reentrant": False})
+            else:
+                visual.gradient_checkpointing_disable()
+
+
+def _detached(module, inputs, output):
+    return output.detach()
+
+
 def draw_losses(history: list[dict], file: Path, name: str = WORDS_LOSS) -> None:
     """Plot of training and validation loss over the steps of `history` (the trainer's log); `name` says which."""
     train = [(row["step"], float(row["loss"])) for row in history if "loss" in row]
