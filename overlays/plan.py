@@ -113,6 +113,7 @@ def load_config(flags: SimpleNamespace):
     if flags.attn_implementation == "eager":
         raise UserError("--attn_implementation eager keeps L x L scores, whose memory is not planned: use sdpa")
     sft.check_lora_modules(config, flags)
+    flags.data_flatten = sft.flattens(flags, flags, config)
     return config, rates
 
 
@@ -185,7 +186,7 @@ def batch_shape(flags: SimpleNamespace, tokens: Tokens):
     if flags.data_packing:
         batch *= max(1, flags.model_max_length // tokens.median)
         longest, visual = tokens.median, min(visual, tokens.median - 1)
-    return Shape(batch, longest, visual, tokens.images, longest - visual, flags.data_packing or flags.data_flatten,
+    return Shape(batch, longest, visual, tokens.images, longest - visual, flags.data_flatten,
                  masked=flags.attn_implementation != "flash_attention_2")
 
 

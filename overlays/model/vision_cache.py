@@ -177,8 +177,9 @@ def check_room(model: nn.Module, store: Store, visual_tokens: int) -> str:
     total = visual_tokens * visual.spatial_merge_size**2 * levels * hidden * weight.element_size()
     there, free = store.bytes(), free_bytes(store.folder)
     if free is not None and total - there > free:
-        raise UserError(f"--cache_vision needs up to {total / 1e9:.3g} GB in {store.folder}, of which {there / 1e9:.3g} "
-                        f"GB are there, and its file system has {free / 1e9:.3g} GB left: make room, or leave it out")
+        raise UserError(f"--cache_vision needs up to {total / 1e9:.3g} GB in {store.folder}, of which "
+                        f"{there / 1e9:.3g} GB are there, and its file system has {free / 1e9:.3g} GB left: make room, "
+                        "or leave it out")
     room = "" if free is None else f", {free / 1e9:.3g} GB are free"
     return (f"vision features: up to {total / 1e9:.3g} GB in {store.folder}; {there / 1e9:.3g} GB are there{room}")
 
