@@ -15,7 +15,7 @@ import transformers
 from PIL import Image
 from safetensors.torch import load_file
 
-from overlays import runs
+from overlays import paths, runs
 from overlays.data.dataset import SupervisedDataset
 from overlays.errors import UserError
 from overlays.families import FAMILIES
@@ -225,6 +225,55 @@ def test_gradient_checkpointing_changes_no_loss(tiny_model_dir, records, tmp_pat
     train(tiny_model_dir("qwen3_vl"), records, tmp_path / "b", *flags, "--gradient_checkpointing", "True")
     a, b = losses(tmp_path / "a"), losses(tmp_path / "b")
     assert a.keys() == b.keys() and all(abs(a[step] - b[step]) < 1e-5 for step in a)
+
+
+def patches_of_each_call(trainer):
+    """A list that grows by the number of patches with every run of the tower's first block, recomputed or not."""
+    model, patches = trainer.model, []
+    visual = (model.get_base_model() if hasattr(model, "get_base_model") else model).model.visual
+    visual.blocks[0].norm1.register_forward_pre_hook(lambda _, inputs: patches.append(len(inputs[0])))
+    return patches
+
+
+def test_a_frozen_tower_runs_once_for_each_image(tiny_model_dir, records, tmp_path, monkeypatch):
+    monkeypatch.setattr(paths, "CACHE", tmp_path / "cache")
+    flags = (*LORA, "--data_packing", "True", "--model_max_length", "120", "--eval_dataset", str(records), "--eval_strategy", "epoch", "--save_strategy", "no",
+             "--max_steps", "-1", "--num_train_epochs", "2", "--per_device_train_batch_size", "6",
+             "--per_device_eval_batch_size", "12")
+    history, patches = {}, {}
+    for name, cached in (("tower", "False"), ("first run", "True"), ("second run", "True")):
+        trainer = here(tiny_model_dir("qwen3_vl"), records, tmp_path / name, *flags, "--cache_vision", cached,
+                       steps=False)
+        calls = patches_of_each_call(trainer)
+        trainer.train()
+        history[name] = torch.tensor([row[key] for row in trainer.state.log_history for key in ("loss", "eval_loss")
+                                      if key in row])
+        patches[name] = sum(count for count in calls if count > 4)  # without the dummy images of text-only batches
+    images = 3  # of twelve records: those of one colour are one image
+    assert patches["tower"] == 4 * 9 * 16 and patches["first run"] == images * 16 and patches["second run"] == 0
+    assert all((history[name] - history["tower"]).abs().max() < 1e-5 for name in ("first run", "second run"))
+
+
+def test_a_patch_embedding_for_new_channels_is_trained_and_not_cached(tiny_model_dir, records, tmp_path):
+    with pytest.raises(UserError, match="--cache_vision .* --in_channels trains its patch embedding"):
+        here(tiny_model_dir("qwen3_vl"), records, tmp_path / "run", *LORA, "--cache_vision", "True", "--in_channels", "5")
+
+
+@pytest.mark.parametrize(("flags", "calls"), [
+    ("--tune_mm_mlp True --gradient_checkpointing True", 1),
+    ("--tune_mm_vision True --gradient_checkpointing True", 2),
+    ("--tune_mm_vision True --gradient_checkpointing True --vision_gradient_checkpointing False", 1),
+    ("--tune_mm_vision True --vision_gradient_checkpointing True", 2),
+])
+def test_checkpointing_of_the_tower_is_apart_from_the_language_models(tiny_model_dir, records, tmp_path, flags, calls):
+    trainer = here(tiny_model_dir("qwen2_5_vl"), records, tmp_path / "run", *flags.split(), "--max_steps", "1",
+                   "--save_strategy", "no", steps=False)
+    found = patches_of_each_call(trainer)
+    outputs = []
+    trainer.model.model.visual.blocks[3].register_forward_hook(lambda _, __, output: outputs.append(output))
+    trainer.train()
+    assert len(found) == calls
+    assert outputs[0].requires_grad == ("vision True" in flags)
 
 
 def test_trainable_weights_are_fp32_under_bf16_autocast(tiny_model_dir, records, tmp_path):
