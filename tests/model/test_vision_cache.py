@@ -20,7 +20,8 @@ def build(folder, in_channels=3, scenes=False):
     """A model whose tower is frozen; everything else is trained."""
     config = load.load_config(folder)
     model_class = getattr(transformers, families.family_of(config).model_class)
-    model = forward.install(model_class.from_pretrained(folder, dtype=torch.float32, attn_implementation="sdpa").train())
+    model = model_class.from_pretrained(folder, dtype=torch.float32, attn_implementation="sdpa")
+    forward.install(model.train())
     if in_channels != 3:
         channels.adapt_input_channels(model, in_channels, "copy")
     if scenes:
