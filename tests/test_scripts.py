@@ -278,6 +278,6 @@ def test_every_entry_point_explains_itself(name):
 def test_the_global_gui_stage_freezes_vision_and_merger_of_a_real_model():
     settings = dry_run("train_gui_global.sh", gpus=1)[0]
     assert settings.lora_enable and not settings.tune_mm_vision and not settings.tune_mm_mlp
-    settings = dry_run("train_gui_global.sh", gpus=1, MODE="full")[0]
+    settings = dry_run("train_gui_global.sh", gpus=1, MODE="full", MODEL_PATH="Qwen/Qwen3-VL-2B-Instruct")[0]
     assert settings.tune_mm_llm and not settings.lora_enable and settings.learning_rate == 1e-6
     assert not settings.tune_mm_vision and not settings.tune_mm_mlp
