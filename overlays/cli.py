@@ -10,6 +10,7 @@ from overlays.errors import UserError, run
 COMMANDS = {  # word -> (module that runs, what it does)
     "prepare": ("overlays.prepare", "raw files of a domain -> records"),
     "check": ("overlays.check", "check data sets without a model"),
+    "plan": ("overlays.plan", "memory of a fine-tuning, and flags that make it fit a GPU"),
     "train": ("overlays.train", "fine-tune on records"),
     "pretrain-mae": ("overlays.pretrain_mae", "pretrain the vision tower on rasters by masking"),
     "train-dpo": ("overlays.train_dpo", "optimise on preference pairs"),

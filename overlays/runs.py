@@ -167,7 +167,7 @@ def _newest_in(run: Path) -> Path:
     return complete[-1]
 
 
-def settings_identity(training, data_flatten: bool = False, data_packing: bool = False) -> dict:
+def settings_identity(training, data_packing: bool = False) -> dict:
     """What every kind of run must have in common with the one it continues; docs/training.md lists the rest.
 
     Batch size, accumulation and processes may change as long as a step sees as many samples: the order of the samples
@@ -183,7 +183,6 @@ def settings_identity(training, data_flatten: bool = False, data_packing: bool =
         "train_sampling_strategy": training.train_sampling_strategy,
         "dataloader_drop_last": training.dataloader_drop_last,
         "model_max_length": getattr(training, "model_max_length", None),
-        "data_flatten": data_flatten,
         **({"data_packing": True} if data_packing else {}),
     }
     if training.dataloader_drop_last or training.train_sampling_strategy == "group_by_length":
@@ -224,6 +223,7 @@ def checkpoint_to_resume(run: Path, resume: str, identity: dict) -> Path | None:
     if found is None and not has_model(run):
         return None
     before = (read_run(found or run) or {}).get("identity", {})
+    before.get("sample order", {}).pop("data_flatten", None)  # of earlier versions; it changes no sample
     for name, value in identity.items():
         if name in before and before[name] != value:
             raise UserError(

@@ -77,6 +77,16 @@ def test_the_personal_stage_leaves_its_defaults_to_the_script(tmp_path):
         "--checkpoint", str(tmp_path), "--folds_by", "episode", "--learning_rate", "1e-6"]
 
 
+def test_full_tuning_of_the_screens_is_offered_where_it_fits():
+    settings, words, _ = dry_run("train_gui_global.sh", gpus=2, MODE="full")
+    assert settings.deepspeed == "scripts/zero3.json" and settings.tune_mm_llm and not settings.lora_enable
+    assert dry_run("train_gui_global.sh", gpus=1, MODE="full", MODEL_PATH="m/2b")[0].deepspeed is None
+    environment = {"PATH": os.environ["PATH"], "DRY_RUN": "1", "CUDA_VISIBLE_DEVICES": "0", "MODE": "full"}
+    done = subprocess.run(["bash", "scripts/train_gui_global.sh"], cwd=ROOT, env=environment, capture_output=True,
+                          text=True)
+    assert done.returncode == 2 and "takes about 150 GB on one GPU" in done.stderr
+
+
 def test_several_gpus_are_used_under_zero3():
     settings, words, _ = dry_run("train_cuprite.sh", gpus=4)
     assert words[words.index("--nproc_per_node") + 1] == "4" and settings.deepspeed == "scripts/zero3.json"

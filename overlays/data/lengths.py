@@ -83,7 +83,7 @@ class Lengths:
             changed = np.array([stat_of(name) != tuple(stat) for name, stat in zip(names, stats.tolist(), strict=True)],
                                dtype=bool)
             stale = np.unique(owner[changed[number]]) if len(number) else []
-        except (OSError, ValueError, KeyError, IndexError, EOFError, MemoryError) as error:
+        except Exception as error:  # whatever is wrong with the file, lengths can be measured
             if self.file.exists():
                 log.debug("%s is measured anew: %s", self.file, error)
             return

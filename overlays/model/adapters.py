@@ -72,8 +72,11 @@ def stores_full_modules(config: dict | None) -> bool:
 
 
 @contextmanager
-def open_weights(file: Path) -> Iterator[Any]:
+def open_weights(file: Path, floats: Collection[str] | None = None) -> Iterator[Any]:
     """safetensors' reader of a file of weights.
+
+    Args:
+        floats: names that must be of floats; None for all.
 
     Raises:
         UserError: the file is damaged, or a tensor is not of floats: a library would turn its integers into weights.
@@ -82,7 +85,7 @@ def open_weights(file: Path) -> Iterator[Any]:
         with safe_open(file, framework="pt") as tensors:
             for name in tensors.keys():  # noqa: SIM118 (not a mapping)
                 kind = tensors.get_slice(name).get_dtype()
-                if not kind.startswith(("F", "BF")):
+                if not kind.startswith(("F", "BF")) and (floats is None or name in floats):
                     raise UserError(f"{file} is damaged: by its header {name} is of type {kind}, and weights are "
                                     "floats; copy the folder again, or use another checkpoint")
             yield tensors

@@ -215,10 +215,6 @@ def load_base(name: str | Path, dtype: torch.dtype, attn: str = "auto", cache_di
     name = locate(name)
     model_class = model_class_of(config)
     _check_size(name, config, model_class)
-    if getattr(config, "quantization_config", None) is None:  # which may store integers
-        for file in sorted(Path(name).glob("model*.safetensors")):
-            with adapters.open_weights(file):
-                pass
     with _without_load_report():
         model, report = _from_hub(
             name,
@@ -229,6 +225,11 @@ def load_base(name: str | Path, dtype: torch.dtype, attn: str = "auto", cache_di
             ),
         )
     _check_weights(name, model_class.__name__, report)
+    if getattr(config, "quantization_config", None) is None:  # which may store integers
+        floats = {key for key, value in model.named_parameters() if value.is_floating_point()}
+        for file in sorted(Path(name).glob("model*.safetensors")):
+            with adapters.open_weights(file, floats):
+                pass
     problem = _generation_problem(model.generation_config.to_diff_dict())
     if problem:
         raise UserError(f"model {name}: {problem} in generation_config.json")

@@ -41,7 +41,13 @@ def linear_cross_entropy(hidden: torch.Tensor, weight: torch.Tensor, targets: to
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
     count = torch.as_tensor(count, dtype=torch.float32, device=hidden.device)
     with torch.autocast(device, enabled=False):
-        return _LinearCrossEntropy.apply(hidden.to(dtype), weight.to(dtype), targets, count)
+        return summed_cross_entropy(hidden.to(dtype), weight.to(dtype), targets, count)
+
+
+def summed_cross_entropy(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor,
+                         count: torch.Tensor) -> torch.Tensor:
+    """`linear_cross_entropy` for `hidden` and `weight` of one type, which is that of the logits."""
+    return _LinearCrossEntropy.apply(hidden, weight, targets, count)
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -56,7 +62,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
         for start in range(0, len(hidden), rows):
             block, wanted = hidden[start:start + rows], targets[start:start + rows, None]
             logits = (block @ weight.T).float()
-            torch.log_softmax(logits, dim=-1, out=logits)
+            # In place on the CPU, where the kernel works row by row; elsewhere a second block is cheaper than a doubt.
+            logits = torch.log_softmax(logits, dim=-1, out=logits if logits.device.type == "cpu" else None)
             total -= logits.gather(1, wanted).sum()
             if not (wants_hidden or wants_weight):
                 continue

@@ -96,7 +96,8 @@ class BaseDataArguments:
 class DataArguments(BaseDataArguments):
     """Which records, at which resolution."""
 
-    data_flatten: bool = option(False, "concatenate a batch into one row without padding")
+    data_flatten: bool | None = option(
+        None, "concatenate a batch into one row without padding; by default where the model's attention allows it")
     data_packing: bool = option(False, "pack samples into rows of --model_max_length tokens; a batch counts rows")
     base_interval: int = option(2, "kept for upstream's scripts; nothing reads it")
     video_max_frames: int = option(8, "frames of one clip at most")

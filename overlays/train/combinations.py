@@ -34,6 +34,8 @@ def check_training(model: ModelArguments, data: DataArguments, training: SimpleN
     if not data.dataset_use:
         raise UserError("no data set is given: use --dataset_use")
     _check_data(data)
+    if data.data_packing and data.data_flatten is False:
+        raise UserError("--data_packing makes rows of several samples: leave --data_flatten False out")
     if data.data_packing and training.train_sampling_strategy == "group_by_length":
         raise UserError("--train_sampling_strategy group_by_length: the rows of --data_packing are about equally long; "
                         "leave one of both out")

