@@ -29,7 +29,7 @@ def vision_keys(media: Mapping[str, torch.Tensor]) -> torch.Tensor:
             parts = media[pixels].split(media[grids].prod(dim=1).tolist())
             for grid, patches in zip(media[grids], parts, strict=True):
                 digest = hashlib.blake2b(grid.numpy(), digest_size=16)
-                digest.update(patches.numpy())
+                digest.update(patches.view(torch.uint8).numpy())
                 keys.append(list(digest.digest()))
     return torch.tensor(keys, dtype=torch.uint8)
 

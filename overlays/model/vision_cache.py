@@ -139,7 +139,7 @@ def install(model: nn.Module, precision: str = "") -> Store:
     """Let the vision tower of a generation model keep what it computes for batches with `vision_keys`.
 
     Args:
-        precision: what decides on the precision of its computations beside the weights, such as autocast.
+        precision: what decides on the precision of its computations beside the weights: autocast, device, ...
 
     Returns:
         The tower's store, below `paths.cache_folder()`.
@@ -155,7 +155,7 @@ def tower_digest(model: nn.Module, precision: str = "") -> str:
     """Digest of config and weights of the vision tower without its mergers, and of how it computes."""
     visual, skipped = model.model.visual, ("_name_or_path", "transformers_version", "dtype", "torch_dtype")
     config = {key: value for key, value in visual.config.to_dict().items() if key not in skipped}
-    how = [FORMAT, transformers.__version__, visual.config._attn_implementation, visual.device.type, precision]
+    how = [FORMAT, transformers.__version__, visual.config._attn_implementation, precision]
     digest = hashlib.blake2b(json.dumps([config, how], sort_keys=True, default=str).encode(), digest_size=16)
     mergers = family_of(model.config).merger
     for name, value in sorted(visual.state_dict().items()):
@@ -181,7 +181,7 @@ def check_room(model: nn.Module, store: Store, visual_tokens: int) -> str:
                         f"{there / 1e9:.3g} GB are there, and its file system has {free / 1e9:.3g} GB left: make room, "
                         "or leave it out")
     room = "" if free is None else f", {free / 1e9:.3g} GB are free"
-    return (f"vision features: up to {total / 1e9:.3g} GB in {store.folder}; {there / 1e9:.3g} GB are there{room}")
+    return f"vision features: up to {total / 1e9:.3g} GB in {store.folder}; {there / 1e9:.3g} GB are there{room}"
 
 
 def keys_argument(core: nn.Module, vision_keys: torch.Tensor | None) -> dict:

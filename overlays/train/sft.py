@@ -260,7 +260,8 @@ class Run(shared.Run):
     def keep_vision(self, model) -> None:
         """Let the vision tower keep its features on disk. Raises UserError where there is no room for them."""
         base = model.get_base_model() if hasattr(model, "get_base_model") else model
-        store = vision_cache.install(base, "bf16" if self.training.bf16 else "")
+        precision = [self.training.bf16, self.training.tf32, self.training.device.type]
+        store = vision_cache.install(base, repr(precision))
         tokens = {}  # media of a record -> visual tokens
         for samples in filter(None, (self.train_set, self.eval_set)):
             samples = getattr(samples, "samples", samples)  # those of packed rows

@@ -7,7 +7,7 @@ import transformers
 from overlays import families, paths
 from overlays.data.collate import vision_keys
 from overlays.errors import UserError
-from overlays.model import channels, forward, load, parts, spatial, vision_cache
+from overlays.model import channels, forward, heads, load, parts, spatial, vision_cache
 
 
 @pytest.fixture(autouse=True)
@@ -16,7 +16,7 @@ def cache(tmp_path, monkeypatch):
     return tmp_path / "cache" / "vision"
 
 
-def build(folder, in_channels=3, scenes=False):
+def build(folder, in_channels=3, scenes=False, head=False):
     """A model whose tower is frozen; everything else is trained."""
     config = load.load_config(folder)
     model_class = getattr(transformers, families.family_of(config).model_class)
@@ -27,6 +27,9 @@ def build(folder, in_channels=3, scenes=False):
     if scenes:
         spatial.attach(model, **spatial.settings("mlp_pe"))
         torch.nn.init.ones_(model.model.spatial.down.bias)
+    if head:
+        heads.attach(model, ["share"], "vision", [0.0], [1.0])
+        torch.nn.init.ones_(model.regression.out.weight)
     rates = dict.fromkeys(parts.PARTS, 1e-4) | {"vision": 0.0}
     del rates["patch_embed"]
     parts.set_trainable(model, model.config, rates)
@@ -79,7 +82,7 @@ def blocks_run(model):
 
 @pytest.mark.parametrize(("family", "options"), [
     *((family, {}) for family in families.FAMILIES), ("qwen3_vl", {"in_channels": 5}), ("qwen2_5_vl", {"scenes": True}),
-    ("qwen3_vl", {"packed": True}),
+    ("qwen3_vl", {"packed": True}), ("qwen3_vl", {"head": True}),
 ])
 def test_loss_and_gradients_are_those_of_the_tower(tiny_model_dir, family, options):
     packed = options.pop("packed", False)
@@ -87,6 +90,8 @@ def test_loss_and_gradients_are_those_of_the_tower(tiny_model_dir, family, optio
     values = batch(model.config, packed)
     if options.get("scenes"):
         values["coordinates"] = torch.rand(18, 3)
+    if options.get("head"):
+        values["targets"] = torch.tensor([[1.0], [2.0]])
     expected = compute(model, values)
     vision_cache.install(model)
     calls = blocks_run(model)

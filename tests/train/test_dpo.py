@@ -190,6 +190,13 @@ def test_what_would_move_the_reference_is_refused(adapter, pairs, tmp_path):
         dpo.prepare(*arguments.parse([*words, "--report_to", "none"], arguments.DPO))
 
 
+def test_kept_vision_features_are_for_fine_tuning(adapter, pairs, tmp_path):
+    words = ["--model_name_or_path", str(adapter), "--dataset_use", str(pairs), "--lora_enable", "True",
+             "--cache_vision", "True", "--output_dir", str(tmp_path / "run"), "--report_to", "none"]
+    with pytest.raises(UserError, match="--cache_vision is for python -m overlays.train"):
+        dpo.prepare(*arguments.parse(words, arguments.DPO))
+
+
 def test_a_model_with_a_head_is_refused(pairs, tmp_path):
     write_json(tmp_path / "config.json", {})
     write_json(tmp_path / "additions.json", {"regression": {"names": ["a"]}})
