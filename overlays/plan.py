@@ -69,7 +69,7 @@ def read_flags(words: Sequence[str]) -> SimpleNamespace:
     """Values of the training flags that a configuration, run or model folder and the flags behind it give.
 
     Raises:
-        UserError: there is no such file or folder, or a flag is wrong.
+        UserError: the file or folder does not exist, or a flag is wrong.
     """
     place, others = Path(words[0]), list(words[1:])
     if place.suffix in (".yaml", ".yml"):
@@ -235,7 +235,7 @@ class Planner:
         accumulated = flags.gradient_accumulation_steps > 1
         key = (shape, is_checkpointed(flags), flags.lora_enable, flags.tune_mm_llm, sharded, accumulated)
         if key not in self._steps:
-            rates = dict(self.rates) | {name: rate for name, rate in parts.learning_rates(flags).items()}
+            rates = {**self.rates, **parts.learning_rates(flags)}
             model = make_model(self.config, flags, rates)
             prefix = family_of(self.config).language_model[0]
             values = list(model.parameters())

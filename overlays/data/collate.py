@@ -11,14 +11,17 @@ from overlays.data.chat import IGNORE
 _PIXELS = ("pixel_values", "image_grid_thw", "pixel_values_videos", "video_grid_thw")
 
 
-def count_samples(batch: Mapping[str, torch.Tensor]) -> int:
-    """Samples of a batch; of a packed row those that it consists of, of tiles without words their number."""
+def count(batch: Mapping[str, torch.Tensor]) -> tuple[int | torch.Tensor, int | torch.Tensor]:
+    """(samples, tokens without padding) of a batch; of tiles without words their number and 0.
+
+    A packed row has the samples that it consists of. Numbers are tensors on the batch's device where they had to be
+    computed: to read one would wait for a GPU.
+    """
     if "input_ids" not in batch:
-        return len(batch.get("image_grid_thw", ()))
-    positions = batch.get("position_ids")
-    if positions is not None and len(positions) == 4:
-        return int((positions[0] == 0).sum())
-    return len(batch["input_ids"])
+        return len(batch.get("image_grid_thw", ())), 0
+    ids, mask, positions = batch["input_ids"], batch.get("attention_mask"), batch.get("position_ids")
+    packed = positions is not None and len(positions) == 4
+    return (positions[0] == 0).sum() if packed else len(ids), ids.numel() if mask is None else mask.sum()
 
 
 def vision_keys(media: Mapping[str, torch.Tensor]) -> torch.Tensor:

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from overlays.data import rasters, records
+from overlays.data.decode import BACKENDS  # noqa: F401
 from overlays.data.rgb import open_rgb, rgb_size, to_rgb  # noqa: F401  (to_rgb: for images that are open already)
 from overlays.data.video import (  # noqa: F401  (videos are media as well: their names are here too)
-    BACKENDS,
     Clip,
     Reader,
     frame_limits,

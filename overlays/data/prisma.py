@@ -20,7 +20,8 @@ _FULL = 65535  # stored value of the largest reflectance
 def open_prisma(path: Path) -> RasterFile:
     """A cube of the visible and the short-wave infrared bands, in file order.
 
-    Reflectance = minimum + stored value x (maximum - minimum) / 65535, of each range its own; a stored 0 is no data.
+    Reflectance = minimum + stored value x (maximum - minimum) / 65535, of each range its own;
+    a stored 0 marks missing data.
     Bands that were not measured have the centre 0.
 
     Raises:

@@ -5,7 +5,6 @@ block itself, so that one block is all the memory that the vocabulary takes.
 """
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 from torch.autograd.function import once_differentiable
 
@@ -23,8 +22,6 @@ class LossHead(Extension):
         """Logits, or with `targets` (N,) for `input` (N, hidden) the summed cross-entropy divided by `count`."""
         if targets is None:
             return super().forward(input)
-        if self.bias is not None:
-            return F.cross_entropy(super().forward(input).float(), targets, reduction="sum") / count
         return linear_cross_entropy(input, self.weight, targets, count)
 
 
@@ -91,6 +88,6 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
 
 def install(head: nn.Module) -> None:
-    """Let a plain linear output layer compute the loss; another one stays as it is."""
-    if type(head) is nn.Linear:
+    """Let a plain linear output layer without bias compute the loss; another one stays as it is."""
+    if type(head) is nn.Linear and head.bias is None:
         extend(head, LossHead)

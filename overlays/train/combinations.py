@@ -1,33 +1,25 @@
-"""What the flags of a stage must be together, and what follows from them; `inherited` has the libraries' own flags."""
+"""What the flags of a stage must be together, and what follows from them; `inherited` has the libraries' own flags.
 
-from __future__ import annotations
+`model` and `data` are the stage's groups of flags, dataclasses of `arguments`.
+"""
 
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from overlays.errors import UserError
 from overlays.train import inherited
 
-if TYPE_CHECKING:
-    from overlays.train.arguments import (
-        BaseDataArguments,
-        DataArguments,
-        ModelArguments,
-        PretrainingDataArguments,
-        PretrainingModelArguments,
-    )
-
 # ---- fine-tuning
 
 
-def _check_data(data: BaseDataArguments) -> None:
+def _check_data(data: Any) -> None:
     if data.min_pixels > data.max_pixels:
         raise UserError("--min_pixels is above --max_pixels")
     if data.samples_per_file < 1:
         raise UserError(f"--samples_per_file must be at least 1, not {data.samples_per_file}")
 
 
-def check_training(model: ModelArguments, data: DataArguments, training: SimpleNamespace) -> None:
+def check_training(model: Any, data: Any, training: SimpleNamespace) -> None:
     """Raise UserError for flags of fine-tuning that make no sense together."""
     if not model.model_name_or_path:
         raise UserError("no model is given: use --model_name_or_path")
@@ -65,7 +57,7 @@ def check_training(model: ModelArguments, data: DataArguments, training: SimpleN
         raise UserError(f"--ddp_find_unused_parameters False does not go with {why}: leave it out")
 
 
-def _check_head(model: ModelArguments, training: SimpleNamespace) -> None:
+def _check_head(model: Any, training: SimpleNamespace) -> None:
     if model.head == "vision" and (training.lora_enable or model.tune_mm_llm or model.train_embeddings):
         raise UserError("--head vision does not run the language model: set --lora_enable, --tune_mm_llm and "
                         "--train_embeddings False, or take --head text")
@@ -77,7 +69,7 @@ def _check_head(model: ModelArguments, training: SimpleNamespace) -> None:
         inherited.check_metric(training, ["loss"])
 
 
-def _check_freezing(model: ModelArguments, training: SimpleNamespace) -> None:
+def _check_freezing(model: Any, training: SimpleNamespace) -> None:
     if training.freeze_encoder_epochs < 0:
         raise UserError(f"--freeze_encoder_epochs must be at least 0, not {training.freeze_encoder_epochs}")
     if training.freeze_encoder_epochs:
@@ -89,7 +81,7 @@ def _check_freezing(model: ModelArguments, training: SimpleNamespace) -> None:
                             "trained: train with --vision_tower_lr 0 first, then again from that run")
 
 
-def _check_vision_cache(model: ModelArguments, data: DataArguments, training: SimpleNamespace) -> None:
+def _check_vision_cache(model: Any, data: Any, training: SimpleNamespace) -> None:
     if model.tune_mm_vision and training.vision_tower_lr != 0:
         raise UserError("--cache_vision keeps what a frozen vision tower computes: leave out --tune_mm_vision, or set "
                         "--vision_tower_lr 0")
@@ -101,7 +93,7 @@ def _check_vision_cache(model: ModelArguments, data: DataArguments, training: Si
                         "every step")
 
 
-def _leaves_unused(model: ModelArguments, training: Any) -> str | None:
+def _leaves_unused(model: Any, training: Any) -> str | None:
     """The flag by which some trainable parameters get no gradient in some steps."""
     if training.freeze_encoder_epochs:
         return "--freeze_encoder_epochs"  # the frozen tower sends no gradients
@@ -110,7 +102,7 @@ def _leaves_unused(model: ModelArguments, training: Any) -> str | None:
     return None
 
 
-def derive_training(model: ModelArguments, data: DataArguments, training: Any) -> None:
+def derive_training(model: Any, data: Any, training: Any) -> None:
     """Set what follows from flags of fine-tuning."""
     training.label_names = ["labels"] if model.head == "none" else ["targets"]
     training.prediction_loss_only = model.head == "none"  # R2 needs the predictions
@@ -124,7 +116,7 @@ def derive_training(model: ModelArguments, data: DataArguments, training: Any) -
 # ---- pretraining
 
 
-def check_pretraining(model: PretrainingModelArguments, data: PretrainingDataArguments,
+def check_pretraining(model: Any, data: Any,
                        training: SimpleNamespace) -> None:
     """Raise UserError for flags of pretraining that make no sense together."""
     if not model.model_name_or_path:
@@ -149,7 +141,7 @@ def check_pretraining(model: PretrainingModelArguments, data: PretrainingDataArg
     inherited.check_metric(training, ["loss"])
 
 
-def derive_pretraining(model: PretrainingModelArguments, data: PretrainingDataArguments, training: Any) -> None:
+def derive_pretraining(model: Any, data: Any, training: Any) -> None:
     """Set what follows from flags of pretraining."""
     if training.ddp_find_unused_parameters is None:
         training.ddp_find_unused_parameters = False  # everything that is trained takes part in every step

@@ -47,6 +47,11 @@ class PreferenceTrainer(Trainer, DPOTrainer):
         """Tokens of the longer answer of each pair."""
         return self.data_collator.sets["train"].lengths
 
+    def count(self, batch):
+        """(pairs, tokens) of a batch, which holds the chosen side of each pair and then the rejected."""
+        samples, tokens = super().count(batch)
+        return samples // 2, tokens
+
     def _prepare_dataset(self, dataset, *_):
         return dataset  # the collator makes tokens
 

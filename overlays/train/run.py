@@ -15,7 +15,8 @@ import transformers
 from overlays import registry, runs
 from overlays.files import free_bytes, remove, sha256
 from overlays.model import load, parts
-from overlays.train.trainer import FiniteLoss, Trainer, check_finite, count_steps, draw_losses, log_once
+from overlays.train.callbacks import FiniteLoss
+from overlays.train.trainer import Trainer, check_finite, count_steps, draw_losses, log_once
 from overlays.upstream import engine as engines
 
 log = logging.getLogger(__name__)

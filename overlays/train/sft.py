@@ -23,8 +23,9 @@ from overlays.errors import UserError
 from overlays.model import channels, extensions, heads, load, parts, spatial, vision_cache
 from overlays.train import arguments, inherited
 from overlays.train import run as shared
+from overlays.train.callbacks import FreezeEncoder, VisionCheckpointing
 from overlays.train.run import data_rows
-from overlays.train.trainer import FreezeEncoder, Trainer, VisionCheckpointing, log_once, to_fp32
+from overlays.train.trainer import Trainer, log_once, to_fp32
 from overlays.upstream import engine as engines
 
 
@@ -258,7 +259,7 @@ class Run(shared.Run):
         return self.new_trainer(model, callbacks)
 
     def keep_vision(self, model) -> None:
-        """Let the vision tower keep its features on disk. Raises UserError where there is no room for them."""
+        """Let the vision tower keep its features on disk. Raises UserError where they do not fit."""
         base = model.get_base_model() if hasattr(model, "get_base_model") else model
         precision = [self.training.bf16, self.training.tf32, self.training.device.type]
         store = vision_cache.install(base, repr(precision))

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from overlays import families, manifest, plotting, runs
-from overlays.data.collate import count_samples
+from overlays.data import collate
 from overlays.errors import UserError
 from overlays.files import atomic_path, free_bytes, named_errors
 from overlays.model import adapters, card, extensions, parts, unloaded
@@ -194,16 +194,20 @@ class Trainer(transformers.Trainer):
         start = time.perf_counter()
         batches, items = super().get_batch_samples(*args, **kwargs)
         self._waited += time.perf_counter() - start
-        self._used += sum(map(count_samples, batches))
-        self._tokens += sum(batch["input_ids"].numel() for batch in batches if "input_ids" in batch)
+        for samples, tokens in map(self.count, batches):
+            self._used, self._tokens = self._used + samples, self._tokens + tokens
         return batches, items
+
+    def count(self, batch) -> tuple:
+        """(samples, tokens) of a batch, see `collate.count`."""
+        return collate.count(batch)
 
     def log(self, logs, *args, **kwargs):
         if "train_runtime" in logs and self._used:
             seconds, processes = logs["train_runtime"], self.args.world_size
-            logs["train_samples_per_second"] = round(self._used * processes / seconds, 3)
+            logs["train_samples_per_second"] = round(int(self._used) * processes / seconds, 3)
             if self._tokens:
-                logs["train_tokens_per_second"] = round(self._tokens * processes / seconds, 1)
+                logs["train_tokens_per_second"] = round(int(self._tokens) * processes / seconds, 1)
             logs["data_wait_share"] = round(self._waited / seconds, 4)
         super().log(logs, *args, **kwargs)
 
@@ -362,70 +366,10 @@ def count_steps(args: transformers.TrainingArguments, samples: int) -> int:
     return math.ceil(args.num_train_epochs * math.ceil(batches / args.gradient_accumulation_steps))
 
 
-class FiniteLoss(transformers.TrainerCallback):
-    """Stops a run whose loss is not finite any more, and says so."""
-
-    def on_log(self, args, state, control, logs=None, **kwargs):
-        """Raise on the first loss that is not finite."""
-        loss = (logs or {}).get("loss")
-        if loss is not None and not math.isfinite(float(loss)):
-            raise UserError(f"the loss became {loss} at step {state.global_step}: lower the learning rate")
-
-
 def check_finite(result) -> None:
     """Raise where the mean loss of a training that has ended (transformers' TrainOutput) is not finite."""
     if not math.isfinite(result.training_loss):
         raise UserError(f"the loss became {result.training_loss}: lower the learning rate; nothing was saved")
-
-
-class FreezeEncoder(transformers.TrainerCallback):
-    """Freezes the vision tower for the first epochs: no gradients, no movement.
-
-    Its parameters are in the optimizer and in every checkpoint all the while, so that a resumed run finds them there.
-    """
-
-    def __init__(self, epochs: int):
-        self.epochs = epochs
-
-    def on_epoch_begin(self, args, state, control, model=None, **kwargs):
-        """Decide for the epoch that begins whether the tower takes gradients."""
-        frozen = round(state.epoch or 0, 6) < self.epochs
-        family = families.family_of(model.config)
-        for name, parameter in model.named_parameters():
-            if parts.part_of(name, family) == "vision":
-                parameter.requires_grad_(not frozen)
-
-
-class VisionCheckpointing(transformers.TrainerCallback):
-    """Gradient checkpointing of the vision tower, apart from that of the language model.
-
-    With a frozen tower there is nothing to checkpoint. The library lets its patches require gradients all the same, for
-    which the tower would run forward twice and backward once, in vain: that is taken back.
-
-    Args:
-        enabled: None: as the language model's.
-    """
-
-    def __init__(self, enabled: bool | None):
-        self.enabled = enabled
-
-    def on_train_begin(self, args, state, control, model=None, **kwargs):
-        """Change what the library has set for all modules."""
-        base = model.get_base_model() if hasattr(model, "get_base_model") else model
-        visual, family = base.model.visual, families.family_of(base.config)
-        if not any(value.requires_grad for name, value in base.named_parameters()
-                   if parts.part_of(name, family) == "vision"):
-            visual.patch_embed.register_forward_hook(_detached)  # after the hooks of enable_input_require_grads
-            visual.gradient_checkpointing_disable()
-        elif self.enabled is not None and self.enabled != args.gradient_checkpointing:
-            if self.enabled:
-                visual.gradient_checkpointing_enable({"use_reentrant": False})
-            else:
-                visual.gradient_checkpointing_disable()
-
-
-def _detached(module, inputs, output):
-    return output.detach()
 
 
 def draw_losses(history: list[dict], file: Path, name: str = WORDS_LOSS) -> None:

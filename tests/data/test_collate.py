@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from overlays.data import chat
-from overlays.data.collate import FlattenedCollator, PaddedCollator, PromptCollator
+from overlays.data.collate import FlattenedCollator, PaddedCollator, PromptCollator, count
 from overlays.families import FAMILIES
 from overlays.model import load
 from overlays.model.parts import position_function
@@ -149,3 +149,13 @@ def test_prompts_of_a_batch_are_answered_as_alone(tiny_model_dir, images, family
         del one["ids"]
         alone = model.generate(**one, max_new_tokens=5, do_sample=False)[0, one["input_ids"].shape[1]:]
         assert alone.tolist() == answer.tolist()[: len(alone)]
+
+
+def test_samples_and_tokens_are_counted_without_padding(tiny_model_dir, images):
+    processor, batch = samples(tiny_model_dir("qwen3_vl"), images)
+    tokens = sum(len(sample["input_ids"]) for sample in batch)
+    padded = PaddedCollator(processor)(batch)
+    assert padded["input_ids"].numel() > tokens
+    for made in (padded, FlattenedCollator(processor)(batch), FlattenedCollator(processor)([{"samples": batch}])):
+        assert tuple(map(int, count(made))) == (len(batch), tokens)
+    assert count({"pixel_values": torch.zeros(8, 3), "image_grid_thw": torch.ones(2, 3)}) == (2, 0)

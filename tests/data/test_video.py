@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import AutoProcessor
 
-from overlays.data import chat, records, video
+from overlays.data import chat, decode, records, video
 from overlays.data.media import MediaOptions, apply_resolution
 from overlays.errors import UserError
 from overlays.model.load import load_processor
@@ -66,7 +66,7 @@ def processor(tiny_model_dir, request):
 @pytest.mark.parametrize("name", NAMES)
 def test_every_frame_of_every_codec_is_the_one_asked_for(name):
     """All frames in one reading, then pairs of neighbours from all over the file, where the reader has to seek."""
-    timeline = video.BACKENDS["pyav"][0](PROBES / name)
+    timeline = decode.BACKENDS["pyav"][0](PROBES / name)
     total = len(timeline.seconds)
     numbers = [burnt_number(frame) for frame in video.read_frames(PROBES / name, np.arange(total))]
     assert numbers == list(range(numbers[0], numbers[0] + total)) and numbers[0] == 0
@@ -134,10 +134,10 @@ def test_a_rate_near_the_files_own_takes_every_frame(tmp_path, processor, rate):
 
 def test_only_what_a_segment_needs_is_decoded(file, processor, monkeypatch):
     starts = []
-    decode = video._pyav_decode
-    monkeypatch.setattr(video, "_pyav_decode", lambda path, wanted, start: (starts.append(start),
-                                                                            decode(path, wanted, start))[1])
-    stamps, keys = video.BACKENDS["pyav"][0](file).handle
+    plain = decode._pyav_decode
+    monkeypatch.setattr(decode, "_pyav_decode", lambda path, wanted, start: (starts.append(start),
+                                                                             plain(path, wanted, start))[1])
+    stamps, keys = decode.BACKENDS["pyav"][0](file).handle
     video.open_video(file, processor.video_processor, segment=(60, 90))
     assert starts == [keys[keys <= stamps[60]][-1]]  # the key frame before, and no second attempt
     assert starts[0] >= stamps[60 - 24]
@@ -168,7 +168,7 @@ def test_frames_are_kept_by_file_segment_and_size(file, processor, tmp_path, mon
     fresh = video.open_video(file, processor.video_processor, reader, (10, 40))
     assert len(list((tmp_path / "kept").rglob("*.npy"))) == 1 and not list((tmp_path / "kept").rglob("*.tmp*"))
     with monkeypatch.context() as patch:
-        patch.setitem(video.BACKENDS, "pyav", (video._pyav_timeline, None))  # decoding would fail
+        patch.setitem(decode.BACKENDS, "pyav", (decode._pyav_timeline, None))  # decoding would fail
         kept = video.open_video(file, processor.video_processor, reader, (10, 40))
     assert kept.frames.equal(fresh.frames) and shown(kept.frames) == list(range(10, 40))
     assert shown(video.open_video(file, processor.video_processor, reader, (11, 41)).frames) == list(range(11, 41))
@@ -232,5 +232,5 @@ def test_decoding_threads_never_wait_for_the_log_callback():
     import av.logging
 
     av.logging.set_level(av.logging.ERROR)  # as torchvision up to 0.24 does when it is imported
-    video.import_av()
+    decode.import_av()
     assert av.logging.get_level() is None

@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 
 from overlays import archives
+from overlays.data.decode import import_av, opened
 from overlays.data.tables import read_frame
-from overlays.data.video import import_av, opened
 from overlays.domains.driving.skips import ClipSkip, no_room
 from overlays.errors import UserError
 from overlays.files import atomic_path, link

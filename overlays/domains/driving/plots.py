@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from overlays import plotting
-from overlays.data.video import import_av
+from overlays.data.decode import import_av
 from overlays.domains.driving.score import Row, integrate
 from overlays.errors import UserError
 from overlays.files import atomic_path
