@@ -56,15 +56,15 @@ def test_a_packed_run_counts_samples_and_goes_on_where_it_stopped(tiny_model_dir
     def losses(name, *flags):
         parsed = arguments.parse(words(tiny_model_dir("qwen3_vl"), annotation, tmp_path / name, "--data_packing",
                                        "True", "--model_max_length", "400", "--per_device_train_batch_size", "1",
-                                       "--logging_steps", "1", "--save_steps", "2", "--use_cpu", "True", *flags))
+                                       "--logging_steps", "1", "--save_steps", "1", "--use_cpu", "True", *flags))
         sft.train(*parsed)
         state = json.loads((tmp_path / name / "trainer_state.json").read_text())["log_history"]
         return [row["loss"] for row in state if "loss" in row], state[-1]
 
-    once, last = losses("once", "--max_steps", "4")
-    assert last["train_samples_per_second"] * last["train_runtime"] > 4.5  # samples, of which a row has several
-    losses("twice", "--max_steps", "2")
-    assert losses("twice", "--max_steps", "4")[0] == once
+    once, last = losses("once", "--max_steps", "2")
+    assert last["train_samples_per_second"] * last["train_runtime"] > 2.5  # samples, of which a row has several
+    losses("twice", "--max_steps", "1")
+    assert losses("twice", "--max_steps", "2")[0] == once
 
 
 def test_packing_is_refused_where_rows_would_mix_samples(tiny_model_dir, annotation, tmp_path):  # noqa: F811
