@@ -30,7 +30,7 @@ READ_OF_A_RUN = {
     "model_max_length", "learning_rate", "mm_projector_lr", "vision_tower_lr", "patch_embed_lr", "additions_lr",
     "lora_enable", "lora_r", "lora_alpha", "lora_dropout", "lora_target_modules", "pure_bf16", "bf16", "optim",
     "optim_args", "gradient_checkpointing", "per_device_train_batch_size", "gradient_accumulation_steps", "deepspeed",
-    "load_in_4bit", "seed", "on_bad_sample",
+    "load_in_4bit", "load_in_8bit", "seed", "on_bad_sample",
 }
 # Numbers that an optimizer keeps for a weight; all others keep 2.
 STATES = {"adafactor": 0, "sgd": 0, "adagrad": 1, "rmsprop": 1, "lion": 1}
@@ -212,6 +212,8 @@ class Planner:
         weights = trained_bytes + frozen_bytes
         if getattr(flags, "load_in_4bit", False):
             weights -= quantised[1] - quantised[0] * FOUR_BIT
+        elif getattr(flags, "load_in_8bit", False):
+            weights -= quantised[1] - quantised[0]
         size = trained_bytes // max(trained, 1)
         state, once = optimizer_bytes(flags.optim, trained, size)
         kinds = {"weights": weights, "optimizer": state, "gradients": step.get("gradients", 0),

@@ -196,21 +196,37 @@ def _json_object(name: str, given: str, text: str) -> dict:
     return found
 
 
+def _deepspeed_config(given: str | dict) -> dict:
+    """The configuration that --deepspeed gives as a file or as JSON. Raises UserError where it cannot be read."""
+    if not isinstance(given, str):
+        return given
+    try:
+        text = given if given.lstrip().startswith("{") else Path(given).read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise UserError(f"--deepspeed {given} cannot be read: {' '.join(str(error).split())}") from None
+    return _json_object("deepspeed", given, text)
+
+
+def zero_stage(given: str | dict) -> int:
+    """The ZeRO stage of a configuration that --deepspeed gives."""
+    zero = _deepspeed_config(given).get("zero_optimization")
+    return zero.get("stage", 0) if isinstance(zero, dict) else 0
+
+
+def need_package(package: str, flag: str) -> None:
+    """Raise UserError where a package that `flag` needs is not installed."""
+    if importlib.util.find_spec(package) is None:
+        raise UserError(f"{flag} needs a package that is not installed: {sys.executable} -m pip install {package}")
+
+
 def _check_deepspeed(given: str | dict) -> None:
     """Refuse a configuration that cannot be read, or that would replace optimizer or learning rates."""
-    config = given
-    if isinstance(given, str):
-        try:
-            text = given if given.lstrip().startswith("{") else Path(given).read_text(encoding="utf-8")
-        except (OSError, ValueError) as error:
-            raise UserError(f"--deepspeed {given} cannot be read: {' '.join(str(error).split())}") from None
-        config = _json_object("deepspeed", given, text)
+    config = _deepspeed_config(given)
     for name in ("optimizer", "scheduler"):
         if name in config:
             raise UserError(f"--deepspeed {given} has its own {name}, which would replace the learning rates of the "
                             f"parts: remove the key {name!r}")
-    if importlib.util.find_spec("deepspeed") is None:
-        raise UserError(f"--deepspeed needs a package that is not installed: {sys.executable} -m pip install deepspeed")
+    need_package("deepspeed", "--deepspeed")
 
 
 def check_together(training: Any, values: Mapping) -> bool | None:
@@ -269,9 +285,8 @@ def _check_tracking(training, values: Mapping) -> None:
 def _check_optimizer(training, values: Mapping) -> None:
     name = training.optim.value
     package, keys, adam = OPTIMIZERS[name]
-    if package and importlib.util.find_spec(package) is None:
-        raise UserError(f"--optim {name} needs a package that is not installed: {sys.executable} -m pip install "
-                        f"{package}")
+    if package:
+        need_package(package, f"--optim {name}")
     for pair in filter(None, (training.optim_args or "").replace(" ", "").split(",")):
         key, equals, _ = pair.partition("=")
         if not equals or key not in keys:

@@ -1,0 +1,105 @@
+"""A base in 4 or 8 bits under an adapter: what is quantised, what is trained, and the run's folder afterwards."""
+
+import importlib.util
+import json
+
+import pytest
+import torch
+from torch import nn
+
+from overlays import families, runs
+from overlays.errors import UserError
+from overlays.merge import merge
+from overlays.model import load, parts
+from overlays.train import arguments
+from tests.model.test_load import logits
+from tests.train.test_sft import LORA, flags_of, here, records  # noqa: F401 (a fixture)
+
+needs_bitsandbytes = pytest.mark.skipif(importlib.util.find_spec("bitsandbytes") is None,
+                                        reason="needs bitsandbytes: pip install bitsandbytes")
+
+
+@needs_bitsandbytes
+@pytest.mark.parametrize("family", families.FAMILIES)
+@pytest.mark.parametrize("bits", [4, 8])
+def test_the_linear_layers_of_the_language_model_are_quantised_and_nothing_else(tiny_model_dir, family, bits):
+    import bitsandbytes
+
+    full = load.load_base(tiny_model_dir(family), torch.float32)
+    model = load.load_base(tiny_model_dir(family), torch.float32, bits=bits, device="cpu")
+    kind = {4: bitsandbytes.nn.Linear4bit, 8: bitsandbytes.nn.Linear8bitLt}[bits]
+    prefix = families.family_of(model.config).language_model[0]
+    linear = {name for name, module in full.named_modules() if isinstance(module, nn.Linear)}
+    found = {name for name, module in model.named_modules() if isinstance(module, kind)}
+    assert found == {name for name in linear if name.startswith(prefix)}
+    inside = tuple(f"{name}." for name in found)
+    for name, value in model.named_parameters():
+        assert name.startswith(inside) or torch.equal(value, full.get_parameter(name)), name
+        assert parts.numel(value) == full.get_parameter(name).numel()
+    if not getattr(model.config.get_text_config(), "num_experts", None):  # routing is not continuous
+        error = (logits_of(model) - logits_of(full)).norm() / logits_of(full).norm()
+        assert 1e-6 < error < {4: 0.2, 8: 0.03}[bits]
+
+
+def logits_of(model):
+    """(L, vocabulary) for a short text."""
+    with torch.no_grad():
+        return model.eval()(input_ids=torch.arange(5, 15)[None]).logits[0]
+
+
+@needs_bitsandbytes
+@pytest.mark.parametrize("bits", [4, 8])
+def test_a_run_on_a_quantised_base(tiny_model_dir, records, tmp_path, bits):  # noqa: F811
+    base, run = tiny_model_dir("qwen3_vl"), tmp_path / "run"
+    trainer = here(base, records, run, *LORA, f"--load_in_{bits}bit", "True", "--gradient_checkpointing", "True",
+                   "--max_steps", "4", "--learning_rate", "1e-2")
+    losses = [row["loss"] for row in trainer.state.log_history if "loss" in row]
+    assert len(losses) == 4 and losses[-1] < losses[0]
+    assert runs.read_run(run)["arguments"][f"load_in_{bits}bit"] is True
+    trained = trainer.model.eval()
+
+    model, _ = load.load_for_inference(run)  # in full precision
+    plain = model.get_base_model().state_dict()
+    for name, value in load.load_base(base, torch.float32).state_dict().items():
+        if "visual" not in name:
+            stored = name if name in plain else name.replace("_proj.weight", "_proj.base_layer.weight")
+            assert torch.equal(plain[stored], value), name
+    error = (logits_of(trained) - logits_of(model)).norm() / logits_of(model).norm()
+    assert error < {4: 0.2, 8: 0.03}[bits]
+    merge(run, tmp_path / "merged", None, "auto")
+    assert (logits(load.load_base(tmp_path / "merged", torch.float32)) - logits(model)).abs().max() < 1e-4
+
+    with pytest.raises(UserError, match="trained with another quantization"):
+        here(base, records, run, *LORA, "--max_steps", "6", "--learning_rate", "1e-2")
+    longer = here(base, records, run, *LORA, f"--load_in_{bits}bit", "True", "--gradient_checkpointing", "True",
+                  "--max_steps", "6", "--learning_rate", "1e-2")
+    assert [row["step"] for row in longer.state.log_history if "loss" in row] == [1, 2, 3, 4, 5, 6]
+
+
+@needs_bitsandbytes
+def test_a_base_that_is_quantised_already_is_refused(tiny_model_dir):
+    config = load.load_config(tiny_model_dir("qwen3_vl"))
+    config.quantization_config = {"quant_method": "fp8"}
+    with pytest.raises(UserError, match="quantised already"):
+        load.quantization(config, 4, torch.float32)
+
+
+@pytest.mark.parametrize(("flags", "sentence"), [
+    ("--load_in_4bit True", "cannot be trained: set --lora_enable True"),
+    ("--load_in_8bit True --tune_mm_llm True", "cannot be trained: set --lora_enable True"),
+    ("--lora_enable True --load_in_4bit True --load_in_8bit True", "exclude each other"),
+    ("--lora_enable True --load_in_4bit True --deepspeed scripts/zero3.json", "does not go with ZeRO-3"),
+    ("--lora_enable True --load_in_8bit True", "--load_in_8bit needs a package .* pip install bitsandbytes"),
+])
+def test_what_cannot_go_together_is_one_sentence(records, tmp_path, monkeypatch, flags, sentence):  # noqa: F811
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "bitsandbytes" else found(name))
+    with pytest.raises(UserError, match=sentence):
+        arguments.read(flags_of("model", records, tmp_path, *flags.split()), arguments.SFT)
+
+
+@needs_bitsandbytes
+@pytest.mark.parametrize("name", ["adamw_8bit", "paged_adamw_8bit", "paged_adamw_32bit"])
+def test_a_step_with_an_optimizer_of_bitsandbytes(tiny_model_dir, records, tmp_path, name):  # noqa: F811
+    trainer = here(tiny_model_dir("qwen3_vl"), records, tmp_path / "run", *LORA, "--optim", name, "--max_steps", "1")
+    assert len(trainer.optimizer.state) and json.loads((tmp_path / "run" / "trainer_state.json").read_text())
