@@ -14,7 +14,7 @@ import torch
 from overlays import runs
 from overlays.data.template import check_template
 from overlays.data.thinking import set_thinking
-from overlays.errors import UserError
+from overlays.errors import UserError, need_package
 from overlays.families import family_of
 from overlays.files import misfit
 from overlays.model import adapters, extensions, forward, heads, unloaded
@@ -212,8 +212,9 @@ def quantization(config, bits: int, dtype: torch.dtype):
         dtype: in which a 4-bit layer computes.
 
     Raises:
-        UserError: the model in the files is quantised already.
+        UserError: the model in the files is quantised already, or bitsandbytes is not installed.
     """
+    need_package("bitsandbytes", f"--load_in_{bits}bit")
     from transformers import BitsAndBytesConfig
 
     if getattr(config, "quantization_config", None) is not None:
@@ -451,10 +452,12 @@ def _check_parameter_groups(model: torch.nn.Module, checkpoint: str, stored: Col
 
 
 def load_for_inference(checkpoint: str | Path, base_model: str | None = None, attn_implementation: str = "auto",
-                       thinking: str = "auto"):
+                       thinking: str = "auto", bits: int | None = None):
     """Model in eval mode, on the GPU in bf16 where there is one, else fp32 on the CPU; and its processor.
 
     Args:
+        bits: 4 or 8 quantise the base, see `load_base`; by default it has full precision, also where an adapter was
+            trained on a quantised one.
         thinking: "on" or "off" asks with or without room for reasoning, "auto" in the checkpoint's own form.
 
     Raises:
@@ -464,6 +467,8 @@ def load_for_inference(checkpoint: str | Path, base_model: str | None = None, at
     processor = load_processor(checkpoint)
     set_thinking(processor, thinking)
     gpu = torch.accelerator.current_accelerator().type if torch.accelerator.is_available() else None
-    model = load_model(checkpoint, base_model, attn_implementation, torch.bfloat16 if gpu else torch.float32)
+    device = f"{gpu}:{os.environ.get('LOCAL_RANK', 0)}" if gpu else "cpu"
+    model = load_model(checkpoint, base_model, attn_implementation, torch.bfloat16 if gpu else torch.float32,
+                       bits=bits, device=device if bits else None)
     check_vocabulary(model, processor)
-    return model.to(f"{gpu}:{os.environ.get('LOCAL_RANK', 0)}" if gpu else "cpu").eval(), processor
+    return (model if bits else model.to(device)).eval(), processor

@@ -5,7 +5,7 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-from overlays.errors import UserError
+from overlays.errors import UserError, need_package
 from overlays.train import inherited
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ def _check_quantization(training: SimpleNamespace) -> None:
     if training.deepspeed and inherited.zero_stage(training.deepspeed) == 3:
         raise UserError(f"--{flags[0]} does not go with ZeRO-3 (--deepspeed), which divides weights in full precision: "
                         "use scripts/zero2.json or leave one of both out")
-    inherited.need_package("bitsandbytes", f"--{flags[0]}")
+    need_package("bitsandbytes", f"--{flags[0]}")
 
 
 def _check_head(model: ModelArguments, training: SimpleNamespace) -> None:

@@ -6,7 +6,6 @@ that is in neither is refused as soon as it is given. `check` looks at the value
 """
 
 import dataclasses
-import importlib.util
 import math
 import os
 import sys
@@ -14,7 +13,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from overlays.errors import UserError
+from overlays.errors import UserError, need_package
 from overlays.files import parse_json
 
 SUPPORTED = frozenset("""
@@ -211,12 +210,6 @@ def zero_stage(given: str | dict) -> int:
     """The ZeRO stage of a configuration that --deepspeed gives."""
     zero = _deepspeed_config(given).get("zero_optimization")
     return zero.get("stage", 0) if isinstance(zero, dict) else 0
-
-
-def need_package(package: str, flag: str) -> None:
-    """Raise UserError where a package that `flag` needs is not installed."""
-    if importlib.util.find_spec(package) is None:
-        raise UserError(f"{flag} needs a package that is not installed: {sys.executable} -m pip install {package}")
 
 
 def _check_deepspeed(given: str | dict) -> None:
