@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import weakref
 
 import pytest
 import torch
@@ -109,6 +110,20 @@ def test_an_adapter_on_an_adapter_and_extensions(tiny_model_dir, tmp_path, monke
     merged = assert_equal_merges(run, tmp_path, monkeypatch)
     found, expected = (load_file(folder / load.TRAINED_PARTS) for folder in (merged, tmp_path / "memory"))
     assert found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in found)
+
+
+def test_memory_holds_one_tensor_of_the_base(sharded, tmp_path, monkeypatch):
+    read, values = merge_shards.read_tensor, []
+
+    def watched(*words):
+        assert not any(value() is not None for value in values)
+        value = read(*words)
+        values.append(weakref.ref(value))
+        return value
+
+    monkeypatch.setattr(merge_shards, "read_tensor", watched)
+    merge(peft_run(sharded, tmp_path / "run"), tmp_path / "merged", None, "auto")
+    assert len(values) == len(tensors(sharded)) - 1  # the one that transformers does not load is copied in blocks
 
 
 def test_what_peft_has_beyond_linear_layers_is_merged_in_memory(tiny_model_dir, tmp_path, capsys):

@@ -11,9 +11,10 @@ from torch import nn
 from overlays import families, predict, runs
 from overlays.errors import UserError
 from overlays.merge import merge
-from overlays.model import load, parts
-from overlays.train import arguments
+from overlays.model import adapters, load, parts
+from overlays.train import arguments, llamafactory
 from tests.model.test_load import logits
+from tests.train.test_dpo import adapter, fit, pairs  # noqa: F401 (fixtures)
 from tests.train.test_sft import LORA, flags_of, here, records  # noqa: F401 (a fixture)
 
 needs_bitsandbytes = pytest.mark.skipif(importlib.util.find_spec("bitsandbytes") is None,
@@ -88,6 +89,21 @@ def test_a_run_on_a_quantised_base(tiny_model_dir, records, tmp_path, bits):  # 
 
 
 @needs_bitsandbytes
+def test_preferences_on_an_adapter_whose_base_is_quantised(tiny_model_dir, adapter, pairs, tmp_path):  # noqa: F811
+    for start in (adapter, tiny_model_dir("qwen3_vl")):
+        trainer = fit(start, pairs, tmp_path / start.name, "--lora_enable", "True", "--load_in_4bit", "True",
+                      "--max_steps", "2")
+        layer = trainer.model.get_base_model().model.language_model.layers[0].self_attn.q_proj
+        assert type(layer).__name__ == "Linear4bit" and layer.lora_B.default.weight.abs().max() > 0
+        load.load_model(tmp_path / start.name)
+    config = json.loads((tmp_path / adapter.name / adapters.CONFIG).read_text())
+    config["base_model_name_or_path"] = str(adapter)
+    (tmp_path / adapter.name / adapters.CONFIG).write_text(json.dumps(config))
+    with pytest.raises(UserError, match="is itself an adapter"):
+        load.load_model(tmp_path / adapter.name, bits=4)
+
+
+@needs_bitsandbytes
 def test_a_base_that_is_quantised_already_is_refused(tiny_model_dir):
     config = load.load_config(tiny_model_dir("qwen3_vl"))
     config.quantization_config = {"quant_method": "fp8"}
@@ -107,6 +123,12 @@ def test_what_cannot_go_together_is_one_sentence(records, tmp_path, monkeypatch,
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "bitsandbytes" else found(name))
     with pytest.raises(UserError, match=sentence):
         arguments.read(flags_of("model", records, tmp_path, *flags.split()), arguments.SFT)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_the_key_of_llama_factory_is_the_flag(bits):
+    values, lacking = llamafactory.translate({"stage": "sft", "quantization_bit": bits}, ())
+    assert values[f"load_in_{bits}bit"] is True and not lacking
 
 
 @needs_bitsandbytes
