@@ -1,5 +1,6 @@
 """What a command tells: messages of the package, and a user's mistake as one sentence on stderr with status 2."""
 
+import importlib.util
 import logging
 import os
 import sys
@@ -70,3 +71,9 @@ def run(main: Callable[[], object]) -> None:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
+
+
+def need_package(package: str, flag: str) -> None:
+    """Raise UserError where a package that `flag` needs is not installed."""
+    if importlib.util.find_spec(package) is None:
+        raise UserError(f"{flag} needs a package that is not installed: {sys.executable} -m pip install {package}")

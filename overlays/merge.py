@@ -9,12 +9,13 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
+from torch import nn
 
 from overlays import manifest, runs
 from overlays.errors import UserError, run
 from overlays.files import complete_folder
 from overlays.flags import Parser
-from overlays.model import card, extensions, load, unloaded
+from overlays.model import card, extensions, load, merge_shards, unloaded
 from overlays.paths import OUTPUTS
 
 log = logging.getLogger(__name__)
@@ -26,11 +27,26 @@ def check_output(output: Path) -> None:
         raise UserError(f"{output} is not an empty folder: choose another --output")
 
 
+def merge_in_memory(checkpoint: Path, base_model: str | None, dtype: torch.dtype, folder: Path) -> nn.Module:
+    """Write configuration and weights of the merged model to the empty `folder`; returns it."""
+    model = load.load_model(checkpoint, base_model, attn="sdpa").merge_and_unload()
+    model.to(dtype)
+    values = model.state_dict()
+    added = {name: value.contiguous() for name, value in values.items() if extensions.owns(name)}
+    model.save_pretrained(folder, state_dict={name: values[name] for name in values if name not in added})
+    extensions.write(model, folder)
+    if added:
+        save_file(added, folder / load.TRAINED_PARTS, metadata={"format": "pt"})
+    unloaded.carry_over(model, folder)
+    return model
+
+
 def merge(checkpoint: Path, output: Path, base_model: str | None, dtype: str) -> None:
     """Write the merged model and its processor to `output`.
 
     The sum is taken in fp32. `dtype` "auto" stores what the base model's config names. Tensors of the base that
-    transformers does not load are carried over.
+    transformers does not load are carried over. Memory holds one tensor at a time where the adapter allows it, see
+    `model.merge_shards`.
 
     Raises:
         UserError: `checkpoint` is not a LoRA folder, or `output` holds files already or is being written.
@@ -42,21 +58,18 @@ def merge(checkpoint: Path, output: Path, base_model: str | None, dtype: str) ->
     with complete_folder(output, check_output) as folder:
         while (below := load.adapter_base(load.locate(base))) is not None:
             base = below
-        stored = load.load_config(base).dtype if dtype == "auto" else getattr(torch, dtype)
-        model = load.load_model(checkpoint, base_model, attn="sdpa").merge_and_unload()
+        config = load.load_config(base)
+        stored = (config.dtype if dtype == "auto" else getattr(torch, dtype)) or torch.float32
         processor = load.load_processor(checkpoint)
-        model.to(stored or torch.float32)
-        values = model.state_dict()
-        added = {name: value.contiguous() for name, value in values.items() if extensions.owns(name)}
-        model.save_pretrained(folder, state_dict={name: values[name] for name in values if name not in added})
-        extensions.write(model, folder)
-        if added:
-            save_file(added, folder / load.TRAINED_PARTS, metadata={"format": "pt"})
+        try:
+            model = merge_shards.write_merged(checkpoint, base_model, stored, folder)
+        except merge_shards.Unsupported as reason:
+            log.info("the whole model is merged in memory: %s", reason)
+            model = merge_in_memory(checkpoint, base_model, stored, folder)
         processor.save_pretrained(folder)
-        unloaded.carry_over(model, folder)
         card.write(folder, model, None)
         manifest.write(folder)
-    log.info("merged %s into %s (%s)", checkpoint, output, str(stored or torch.float32).removeprefix("torch."))
+    log.info("merged %s into %s (%s)", checkpoint, output, str(stored).removeprefix("torch."))
 
 
 def main(words: Sequence[str] | None = None) -> None:

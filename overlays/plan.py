@@ -18,7 +18,7 @@ from types import SimpleNamespace
 
 from overlays import runs
 from overlays.errors import UserError, run
-from overlays.train import arguments
+from overlays.train import arguments, inherited
 
 GB = 1e9  # a card has a little more than its name says, which is left to the allocator's fragments
 OVERHEAD = 1.0  # GB on a GPU that no tensor takes: CUDA context, cuBLAS workspaces
@@ -30,7 +30,7 @@ READ_OF_A_RUN = {
     "model_max_length", "learning_rate", "mm_projector_lr", "vision_tower_lr", "patch_embed_lr", "additions_lr",
     "lora_enable", "lora_r", "lora_alpha", "lora_dropout", "lora_target_modules", "pure_bf16", "bf16", "optim",
     "optim_args", "gradient_checkpointing", "per_device_train_batch_size", "gradient_accumulation_steps", "deepspeed",
-    "load_in_4bit", "seed", "on_bad_sample",
+    "load_in_4bit", "load_in_8bit", "seed", "on_bad_sample",
 }
 # Numbers that an optimizer keeps for a weight; all others keep 2.
 STATES = {"adafactor": 0, "sgd": 0, "adagrad": 1, "rmsprop": 1, "lion": 1}
@@ -210,15 +210,17 @@ class Planner:
         sizes, step, rows = self._step(flags, sharded)
         trained, trained_bytes, frozen_bytes, quantised = sizes
         weights = trained_bytes + frozen_bytes
-        if getattr(flags, "load_in_4bit", False):
+        if flags.load_in_4bit:
             weights -= quantised[1] - quantised[0] * FOUR_BIT
+        elif flags.load_in_8bit:
+            weights -= quantised[1] - quantised[0]
         size = trained_bytes // max(trained, 1)
         state, once = optimizer_bytes(flags.optim, trained, size)
         kinds = {"weights": weights, "optimizer": state, "gradients": step.get("gradients", 0),
                  "activations": step.get("activations", 0), "logits": step.get("logits", 0)}
         if sharded:
             total = sum(row.parameters for row in rows)
-            kinds |= _sharded(_deepspeed(flags.deepspeed), processes, weights, total, trained, size)
+            kinds |= _sharded(inherited.zero_optimization(flags.deepspeed), processes, weights, total, trained, size)
         else:
             if kinds["gradients"] + kinds["activations"] + kinds["logits"] < trained_bytes + once:
                 kinds |= {"gradients": trained_bytes, "optimizer": state + once, "activations": 0, "logits": 0}
@@ -258,7 +260,7 @@ class Planner:
         saving = {} if is_checkpointed(flags) else {"gradient_checkpointing": True}
         eight_bit = {"optim": "adamw_8bit"} if "8bit" not in flags.optim and flags.optim.startswith("adamw") else {}
         adapter = {"tune_mm_llm": False, "lora_enable": True} if flags.tune_mm_llm and not flags.lora_enable else {}
-        four_bit = {"load_in_4bit": True} if not getattr(flags, "load_in_4bit", True) else {}
+        four_bit = {"load_in_4bit": True} if not flags.load_in_4bit else {}
         found = []
         for changes in _different([saving, saving | eight_bit, saving | adapter, saving | adapter | four_bit]):
             fit = self._largest_batch(flags, changes, gpu)
@@ -291,13 +293,6 @@ class Planner:
 
 def _different(changes: list[dict]) -> list[dict]:
     return [row for i, row in enumerate(changes) if row not in changes[:i]]
-
-
-def _deepspeed(given: str | dict) -> dict:
-    """The zero_optimization of a DeepSpeed configuration."""
-    if isinstance(given, str):
-        given = json.loads(given if given.lstrip().startswith("{") else Path(given).read_text(encoding="utf-8"))
-    return given.get("zero_optimization", {})
 
 
 def _sharded(zero: dict, processes: int, weights: float, total: int, trained: int, size: int) -> dict[str, float]:

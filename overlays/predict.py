@@ -215,12 +215,16 @@ def _batches(chosen: Sequence[dict], missing: Iterable[int], batch_size: int) ->
 
 # ---------------------------------------------------------------- interruption
 
-def checkpoint_identity(checkpoint: str | Path, base_model: str | None = None) -> str:
-    """Digest of a checkpoint's files by name, size and time of change; of its name where it is not a folder."""
+def checkpoint_identity(checkpoint: str | Path, base_model: str | None = None, bits: int | None = None) -> str:
+    """Digest of a checkpoint's files by name, size and time of change; of its name where it is not a folder.
+
+    Args:
+        base_model, bits: with which it is loaded.
+    """
     folder = Path(checkpoint)
     files = sorted(path for path in folder.glob("*") if path.suffix in (".safetensors", ".bin", ".json"))
     rows = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files if path.name != "run.json"]
-    words = json.dumps([str(folder.resolve()) if files else str(checkpoint), base_model, rows])
+    words = json.dumps([str(folder.resolve()) if files else str(checkpoint), base_model, rows] + [bits] * bool(bits))
     return hashlib.sha256(words.encode()).hexdigest()
 
 
@@ -338,6 +342,9 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--max-new-tokens", type=int, default=128)
     parser.add_argument("--limit", type=int, help="only the first N records")
     parser.add_argument("--attn-implementation", default="auto")
+    parser.add_argument("--load-in-4bit", dest="bits", action="store_const", const=4,
+                        help="quantise the language model (NF4); default: full precision")
+    parser.add_argument("--load-in-8bit", dest="bits", action="store_const", const=8, help="the same in 8 bits")
     parser.add_argument("--thinking", default="auto", choices=["auto", "on", "off"],
                         help="ask with room for reasoning before the answer, or without; auto: the checkpoint's form")
     parser.add_argument("--allow-symlinks", action="store_true", help=paths.SYMLINKS_HELP)
@@ -355,9 +362,10 @@ def main(words: Sequence[str] | None = None) -> None:
         checkpoint = find_checkpoint(checkpoint, paths.OUTPUTS)
     check_answers_in_words(extensions.read(checkpoint), checkpoint)
     print(f"checkpoint {checkpoint}, {len(chosen)} records of {flags.dataset_use}")
-    model, processor = load_for_inference(checkpoint, flags.base_model, flags.attn_implementation, flags.thinking)
+    model, processor = load_for_inference(checkpoint, flags.base_model, flags.attn_implementation, flags.thinking,
+                                          flags.bits)
     predict(model, processor, chosen, media_root, flags.batch_size, flags.max_new_tokens, flags.output,
-            checkpoint_identity(checkpoint, flags.base_model), note=print)
+            checkpoint_identity(checkpoint, flags.base_model, flags.bits), note=print)
     print(f"wrote {flags.output}")
 
 

@@ -93,11 +93,8 @@ def open_weights(file: Path, floats: Collection[str] | None = None) -> Iterator[
         raise UserError(f"{file} is damaged or cut short: {error}") from None
 
 
-def full_parameters(folder: str | Path, values: bool = True) -> Iterator[tuple[str, torch.Tensor | None, Path]]:
-    """(name in the plain model, value, file) of every weight in a folder that is not the adapter's, one at a time.
-
-    Args:
-        values: False reads names alone; every value is None.
+def full_names(folder: str | Path) -> Iterator[tuple[str, str, Path]]:
+    """(name in the plain model, name in the file, file) of every weight in a folder that is not the adapter's.
 
     Raises:
         UserError: a file is damaged.
@@ -105,11 +102,20 @@ def full_parameters(folder: str | Path, values: bool = True) -> Iterator[tuple[s
     files = [Path(folder) / BESIDE]
     if stores_full_modules(read_config(folder)):
         files.append(Path(folder) / WEIGHTS)
+    tied = (read_config(folder) or {}).get("ensure_weight_tying")
     for file in filter(Path.is_file, files):
         with open_weights(file) as tensors:
             for name in tensors.keys():  # noqa: SIM118 (not a mapping)
-                if ".lora_" not in name:
-                    yield plain_name(name), tensors.get_tensor(name) if values else None, file
+                # A tied lm_head is the embeddings' tensor, in the file for PEFT.
+                if ".lora_" not in name and not (tied and plain_name(name) == "lm_head.weight"):
+                    yield plain_name(name), name, file
+
+
+def full_parameters(folder: str | Path) -> Iterator[tuple[str, torch.Tensor, Path]]:
+    """(name in the plain model, value, file) of the weights of `full_names`, one at a time."""
+    for name, stored, file in full_names(folder):
+        with safe_open(file, framework="pt") as tensors:
+            yield name, tensors.get_tensor(stored), file
 
 
 def lora_names(folder: str | Path) -> set[str]:
@@ -121,17 +127,17 @@ def lora_names(folder: str | Path) -> set[str]:
     file, older = Path(folder) / WEIGHTS, Path(folder) / PICKLED
     if older.is_file() and not file.is_file():
         try:
-            return {_bare(name) for name in torch.load(older, map_location="meta", weights_only=True)
+            return {bare_name(name) for name in torch.load(older, map_location="meta", weights_only=True)
                     if ".lora_" in name}
         except Exception as error:  # of pickle, zip or torch
             raise UserError(f"{older} is damaged or cut short: {' '.join(str(error).split())[:200]}") from None
     if not file.is_file():
         raise UserError(f"{folder} lacks {WEIGHTS}: copy the folder again, or use another checkpoint")
     with open_weights(file) as tensors:
-        return {_bare(name) for name in tensors.keys() if ".lora_" in name}  # noqa: SIM118 (not a mapping)
+        return {bare_name(name) for name in tensors.keys() if ".lora_" in name}  # noqa: SIM118 (not a mapping)
 
 
-def _bare(name: str) -> str:
+def bare_name(name: str) -> str:
     """A tensor's name in the file or the model, without the adapter's; PEFT stores DoRA's magnitudes under less."""
     name = name.replace(".default", "")
     return name.removesuffix(".weight") if "lora_magnitude_vector" in name else name
@@ -145,7 +151,7 @@ def check_tensors(folder: str | Path, model: nn.Module) -> None:
     """
     file, stored = Path(folder) / WEIGHTS, lora_names(folder)
     # Beside the adapter "default", TRL's model has a frozen copy, which is not stored.
-    wanted = {_bare(name) for name, _ in model.named_parameters()
+    wanted = {bare_name(name) for name, _ in model.named_parameters()
               if ".lora_" in name and ".default" in name}
     for names, what in ((wanted - stored, "lacks"), (stored - wanted, "does not fit this base model and its own "
                                                      f"{CONFIG}, it also holds")):

@@ -74,13 +74,13 @@ def _initial(weight: torch.Tensor, init: str, channels: int, projection: torch.T
         return torch.randn(shape).to(weight) * weight.std() * (own / channels) ** 0.5
     if init == "copy":
         return weight[:, torch.arange(channels) % own] * (own / channels)
-    matrix = torch.as_tensor(projection).to(weight)
+    matrix = torch.as_tensor(projection)
     if matrix.shape != (own, channels):
         raise UserError(f"the channel projection has the shape {tuple(matrix.shape)}, but {own} x {channels} "
                         "(RGB from the raster's channels) is needed")
     if not torch.isfinite(matrix).all():
         raise UserError("the channel projection holds values that are not finite")
-    return torch.einsum("ecthw,cn->enthw", weight, matrix)
+    return torch.einsum("ecthw,cn->enthw", weight, matrix.to(weight))
 
 
 def _whole(proj: nn.Conv3d):

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import socket
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -13,7 +14,7 @@ import torch
 from overlays import runs
 from overlays.data.template import check_template
 from overlays.data.thinking import set_thinking
-from overlays.errors import UserError
+from overlays.errors import UserError, need_package
 from overlays.families import family_of
 from overlays.files import misfit
 from overlays.model import adapters, extensions, forward, heads, unloaded
@@ -203,10 +204,40 @@ def _processor_problem(part) -> str | None:
     return None
 
 
-def load_base(name: str | Path, dtype: torch.dtype, attn: str = "auto", cache_dir: str | None = None):
+def quantization(config, bits: int, dtype: torch.dtype):
+    """transformers' configuration that quantises the linear layers of the language model and of nothing else.
+
+    Args:
+        bits: 4 (NF4, its constants quantised once more) or 8.
+        dtype: in which a 4-bit layer computes.
+
+    Raises:
+        UserError: the model in the files is quantised already, or bitsandbytes is not installed.
+    """
+    need_package("bitsandbytes", f"--load_in_{bits}bit")
+    from transformers import BitsAndBytesConfig
+
+    if getattr(config, "quantization_config", None) is not None:
+        raise UserError(f"--load_in_{bits}bit quantises a model in full precision, and this one is quantised already: "
+                        "give the model that it was made from")
+    others = [rf"(?!{re.escape(family_of(config).language_model[0])}).*"]
+    if bits == 8:
+        # It says at every product that the inputs are rounded to fp16.
+        logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
+        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=others)
+    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
+                              bnb_4bit_compute_dtype=dtype, llm_int8_skip_modules=others)
+
+
+def load_base(name: str | Path, dtype: torch.dtype, attn: str = "auto", cache_dir: str | None = None,
+              bits: int | None = None, device: str | torch.device | None = None):
     """A generation model with its weights in `dtype`, the overlay's forward and the extensions stored with it.
 
     Tensors of the base that the model class does not know are named in one line on stderr.
+
+    Args:
+        bits: 4 or 8 quantise the linear layers of the language model, see `quantization`.
+        device: where the weights go; "meta": nowhere, and only the files' headers are read.
 
     Raises:
         UserError: the model cannot be had, or lacks weights that its class has, which would be random numbers.
@@ -215,13 +246,16 @@ def load_base(name: str | Path, dtype: torch.dtype, attn: str = "auto", cache_di
     name = locate(name)
     model_class = model_class_of(config)
     _check_size(name, config, model_class)
+    placed = {} if device is None else {"device_map": {"": device}}
+    if bits:
+        placed["quantization_config"] = quantization(config, bits, dtype)
     with _without_load_report():
         model, report = _from_hub(
             name,
             lambda **options: model_class.from_pretrained(
                 name, dtype=dtype, attn_implementation=attention_implementation(attn, dtype, config),
                 trust_remote_code=False, cache_dir=cache_dir, output_loading_info=True, ignore_mismatched_sizes=True,
-                **options
+                **placed, **options
             ),
         )
     _check_weights(name, model_class.__name__, report)
@@ -248,11 +282,17 @@ def check_finite(model: torch.nn.Module, name: str | Path, among: Callable[[str]
         among: whether a parameter, by its name, is looked at.
     """
     for key, value in model.named_parameters():
-        if among(key) and value.numel() and value.dtype in CHECKED_TYPES and not value.is_meta:
-            low, high = torch.aminmax(value.detach())
-            if not (torch.isfinite(low) and torch.isfinite(high)):
-                raise UserError(f"{name} holds weights that are not finite numbers, the first is {plain_name(key)}: "
-                                "copy the model again, or use another checkpoint")
+        if among(key):
+            check_tensor(key, value, name)
+
+
+def check_tensor(key: str, value: torch.Tensor, name: str | Path) -> None:
+    """Raise UserError where a weight `key` of the model `name` holds NaN or infinity."""
+    if value.numel() and value.dtype in CHECKED_TYPES and not value.is_meta:
+        low, high = torch.aminmax(value.detach())
+        if not (torch.isfinite(low) and torch.isfinite(high)):
+            raise UserError(f"{name} holds weights that are not finite numbers, the first is {plain_name(key)}: copy "
+                            "the model again, or use another checkpoint")
 
 
 @contextmanager
@@ -333,11 +373,8 @@ def load_trained_parts(model: torch.nn.Module, checkpoint: str | Path) -> None:
     there = extensions.read(checkpoint)
     lost = dict.fromkeys(name for name in own if extensions.owns(name, there))
     own |= {plain_name(name): buffer for name, buffer in model.named_buffers()}
-    tied = (adapters.read_config(checkpoint) or {}).get("ensure_weight_tying")
     for name, value, file in adapters.full_parameters(checkpoint):
         lost.pop(name, None)
-        if tied and name == "lm_head.weight":  # the embeddings' tensor, in the file for PEFT
-            continue
         if name not in own or own[name].shape != value.shape:
             raise UserError(f"{file} holds {name} {tuple(value.shape)}, which this base model has no place for")
         with torch.no_grad():
@@ -349,22 +386,24 @@ def load_trained_parts(model: torch.nn.Module, checkpoint: str | Path) -> None:
 
 def full_parameter_names(checkpoint: str | Path) -> frozenset[str]:
     """Plain names of the parameters that a checkpoint stores in full beside its adapter."""
-    return frozenset(name for name, *_ in adapters.full_parameters(locate(checkpoint), values=False))
+    return frozenset(name for name, *_ in adapters.full_names(locate(checkpoint)))
 
 
 def load_model(checkpoint: str | Path, base_model: str | None = None, attn: str = "auto",
-               dtype: torch.dtype = torch.float32, cache_dir: str | None = None):
+               dtype: torch.dtype = torch.float32, cache_dir: str | None = None, bits: int | None = None,
+               device: str | torch.device | None = None):
     """A model from any of the three kinds of checkpoint; a LoRA one comes as PeftModel on its base.
 
     Modules that were trained in full are loaded into the base model's own, without PEFT's second copy of them.
 
     Args:
         base_model: overrides the base that the adapter names.
+        bits, device: of the base, see `load_base`.
     """
     checkpoint = locate(checkpoint)
     stored = adapters.read_config(checkpoint)
     if stored is None:
-        return load_base(checkpoint, dtype, attn, cache_dir)
+        return load_base(checkpoint, dtype, attn, cache_dir, bits, device)
     from peft import PeftConfig, PeftModel
 
     adapters.lora_names(checkpoint)  # damage is told before the base is loaded
@@ -373,9 +412,12 @@ def load_model(checkpoint: str | Path, base_model: str | None = None, attn: str 
         raise UserError(f"{checkpoint} names {base} as its base model, and there is no such folder: give --base_model, "
                         f"or the right name in {adapters.CONFIG}")
     if adapter_base(locate(base)) is None:
-        model = load_base(base, dtype, attn, cache_dir)
+        model = load_base(base, dtype, attn, cache_dir, bits, device)
+    elif bits:
+        raise UserError(f"--load_in_{bits}bit: the base model {base} of {checkpoint} is itself an adapter, whose sum "
+                        "cannot be kept in so few bits: merge it, and give the result as the base model")
     else:  # an adapter on an adapted model, e.g. a user's on the one of all users
-        model = load_model(base, None, attn, dtype, cache_dir).merge_and_unload()
+        model = load_model(base, None, attn, dtype, cache_dir, device=device).merge_and_unload()
     if (Path(checkpoint) / extensions.FILE).is_file():  # trained without the head that its base has
         heads.detach(model, extensions.read(checkpoint).get("regression"))
     extensions.attach(model, extensions.read(checkpoint))
@@ -386,6 +428,8 @@ def load_model(checkpoint: str | Path, base_model: str | None = None, attn: str 
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*")  # peft asks by the old name
         warnings.filterwarnings("ignore", message="Found missing adapter keys")  # see `check_tensors`
+        if device == "meta":
+            warnings.filterwarnings("ignore", message=".*to a meta parameter in the current model")
         model = _from_hub(checkpoint, lambda **_: PeftModel.from_pretrained(model, checkpoint, config=config))
     adapters.check_tensors(checkpoint, model)
     full = full_parameter_names(checkpoint)
@@ -408,10 +452,12 @@ def _check_parameter_groups(model: torch.nn.Module, checkpoint: str, stored: Col
 
 
 def load_for_inference(checkpoint: str | Path, base_model: str | None = None, attn_implementation: str = "auto",
-                       thinking: str = "auto"):
+                       thinking: str = "auto", bits: int | None = None):
     """Model in eval mode, on the GPU in bf16 where there is one, else fp32 on the CPU; and its processor.
 
     Args:
+        bits: 4 or 8 quantise the base, see `load_base`; by default it has full precision, also where an adapter was
+            trained on a quantised one.
         thinking: "on" or "off" asks with or without room for reasoning, "auto" in the checkpoint's own form.
 
     Raises:
@@ -421,6 +467,8 @@ def load_for_inference(checkpoint: str | Path, base_model: str | None = None, at
     processor = load_processor(checkpoint)
     set_thinking(processor, thinking)
     gpu = torch.accelerator.current_accelerator().type if torch.accelerator.is_available() else None
-    model = load_model(checkpoint, base_model, attn_implementation, torch.bfloat16 if gpu else torch.float32)
+    device = f"{gpu}:{os.environ.get('LOCAL_RANK', 0)}" if gpu else "cpu"
+    model = load_model(checkpoint, base_model, attn_implementation, torch.bfloat16 if gpu else torch.float32,
+                       bits=bits, device=device if bits else None)
     check_vocabulary(model, processor)
-    return model.to(f"{gpu}:{os.environ.get('LOCAL_RANK', 0)}" if gpu else "cpu").eval(), processor
+    return (model if bits else model.to(device)).eval(), processor

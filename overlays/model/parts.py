@@ -55,6 +55,9 @@ class PartRow:
 
 def numel(parameter: nn.Parameter) -> int:
     """Elements of a parameter."""
+    quantized = getattr(parameter, "quant_state", None)
+    if quantized is not None:  # bitsandbytes packs two elements of 4 bits into a byte
+        return quantized.shape.numel()
     return getattr(parameter, "ds_numel", parameter.numel())  # ZeRO-3 leaves an empty tensor and the count
 
 

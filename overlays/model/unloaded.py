@@ -3,17 +3,18 @@
 A merged or fully trained model keeps them as they are in the base, for programs that use them (vLLM's speculation).
 """
 
-import json
 import logging
 import math
 import os
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from functools import partial
 from pathlib import Path
 
 from torch import nn
 
-from overlays.files import atomic_path, read_json, write_json
+from overlays.files import read_json, write_json
+from overlays.model.weight_file import Row, read_header, size_of, write
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +34,7 @@ def find(model: nn.Module, name: str, unexpected: Collection[str], cache_dir: st
     if not ignored and not unexpected:
         return
     loaded = model.state_dict().keys()
-    for tensor, file in _tensor_files(name, cache_dir).items():
+    for tensor, file in tensor_files(name, cache_dir).items():
         if tensor in unexpected or tensor not in loaded and any(pattern.search(tensor) for pattern in ignored):
             model._unloaded[tensor] = file
 
@@ -50,8 +51,8 @@ def carry_over(model: nn.Module, folder: str | Path) -> None:
                     "longer there", len(tensors), min(gone))
         return
     if (folder / SINGLE).is_file():
-        entries, _ = _header(folder / SINGLE)
-        index = {"metadata": {"total_size": sum(_size(entry) for entry in entries.values())},
+        entries, _ = read_header(folder / SINGLE)
+        index = {"metadata": {"total_size": sum(size_of(entry) for entry in entries.values())},
                  "weight_map": dict.fromkeys(entries, SINGLE)}
     else:
         index = read_json(folder / INDEX, INDEX_FORM)
@@ -69,7 +70,7 @@ def carry_over(model: nn.Module, folder: str | Path) -> None:
              min(tensors))
 
 
-def _tensor_files(name: str, cache_dir: str | None) -> dict[str, Path]:
+def tensor_files(name: str, cache_dir: str | None = None) -> dict[str, Path]:
     """Tensor name -> safetensors file of a local or cached model; empty where it has other kinds of files."""
     from transformers.utils import cached_file
 
@@ -80,7 +81,7 @@ def _tensor_files(name: str, cache_dir: str | None) -> dict[str, Path]:
 
     single = local(SINGLE)
     if single is not None:
-        return dict.fromkeys(_header(single)[0], single)
+        return dict.fromkeys(read_header(single)[0], single)
     index = local(INDEX)
     if index is None:
         return {}
@@ -88,46 +89,26 @@ def _tensor_files(name: str, cache_dir: str | None) -> dict[str, Path]:
     return {tensor: index.with_name(shard) for tensor, shard in weight_map.items()}
 
 
-def _header(file: Path) -> tuple[dict[str, dict], int]:
-    """({tensor: {"dtype", "shape", "data_offsets"}}, position of the first data byte) of a safetensors file."""
-    with file.open("rb") as stream:
-        size = int.from_bytes(stream.read(8), "little")
-        entries = json.loads(stream.read(size))
-    entries.pop("__metadata__", None)
-    return entries, 8 + size
-
-
-def _size(entry: dict) -> int:
-    start, end = entry["data_offsets"]
-    return end - start
-
-
 def _copy(tensors: dict[str, Path], target: Path) -> int:
     """Write tensors of other safetensors files to `target`, block by block; returns their bytes."""
-    sources = []  # (bytes of one element, name, entry, file, position in it)
+    rows = []
     for file in sorted(set(tensors.values())):
-        entries, start = _header(file)
+        entries, start = read_header(file)
         for name, entry in entries.items():
             if tensors.get(name) == file:
-                width = _size(entry) / max(1, math.prod(entry["shape"]))
-                sources.append((width, name, entry, file, start + entry["data_offsets"][0]))
-    sources.sort(key=lambda row: (-row[0], row[1]))  # wide types first keeps every tensor aligned
-    header, offset = {"__metadata__": {"format": "pt"}}, 0
-    for _, name, entry, *_ in sources:
-        header[name] = {**entry, "data_offsets": [offset, offset + _size(entry)]}
-        offset += _size(entry)
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
-    with atomic_path(target) as temporary, temporary.open("wb") as out:
-        out.write(len(text).to_bytes(8, "little") + text)
-        for _, _, entry, file, position in sources:
-            with file.open("rb") as stream:
-                stream.seek(position)
-                left = _size(entry)
-                while left:
-                    block = stream.read(min(BLOCK, left))
-                    if not block:
-                        raise OSError(5, "file ends early", str(file))
-                    out.write(block)
-                    left -= len(block)
-    return offset
+                size = size_of(entry)
+                rows.append(Row(name, entry["dtype"], entry["shape"], size / max(1, math.prod(entry["shape"])), size,
+                                partial(blocks, file, start + entry["data_offsets"][0], size)))
+    return write(target, rows)
+
+
+def blocks(file: Path, position: int, left: int) -> Iterator[bytes]:
+    """`left` bytes of a file from `position` on. Raises OSError where it ends before."""
+    with file.open("rb") as stream:
+        stream.seek(position)
+        while left:
+            block = stream.read(min(BLOCK, left))
+            if not block:
+                raise OSError(5, "file ends early", str(file))
+            yield block
+            left -= len(block)

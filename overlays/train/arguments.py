@@ -157,6 +157,8 @@ class TrainingFlags(BaseFlags):
     lora_alpha: int = option(128, "the adapter's output is scaled by lora_alpha / lora_r")
     lora_dropout: float = option(0.0, "dropout before the adapter")
     lora_target_modules: str = option("", "projections by comma; empty: the family's own")
+    load_in_4bit: bool = option(False, "keep the language model's linear layers in 4 bits (NF4) under the adapter")
+    load_in_8bit: bool = option(False, "the same in 8 bits")
     pure_bf16: bool = option(False, "trainable weights in bf16 too (default fp32, autocast)")
     engine: Literal["auto", "upstream", "native"] = option(
         "auto", "whose train() drives; auto: upstream's if it fits")

@@ -6,7 +6,7 @@
 from types import SimpleNamespace
 from typing import Any
 
-from overlays.errors import UserError
+from overlays.errors import UserError, need_package
 from overlays.train import inherited
 
 # ---- fine-tuning
@@ -48,6 +48,7 @@ def check_training(model: Any, data: Any, training: SimpleNamespace) -> None:
         raise UserError(f"--{'eval_on_start' if training.eval_on_start else 'eval_strategy'} needs --eval_dataset")
     if training.early_stopping_patience and not training.load_best_model_at_end:
         raise UserError("--early_stopping_patience needs --load_best_model_at_end True")
+    _check_quantization(training)
     _check_head(model, training)
     _check_freezing(model, training)
     if training.cache_vision:
@@ -55,6 +56,21 @@ def check_training(model: Any, data: Any, training: SimpleNamespace) -> None:
     why = _leaves_unused(model, training)
     if why and training.ddp_find_unused_parameters is False:
         raise UserError(f"--ddp_find_unused_parameters False does not go with {why}: leave it out")
+
+
+def _check_quantization(training: SimpleNamespace) -> None:
+    flags = [flag for flag in ("load_in_4bit", "load_in_8bit") if getattr(training, flag)]
+    if not flags:
+        return
+    if len(flags) > 1:
+        raise UserError("--load_in_4bit and --load_in_8bit exclude each other: give one of them")
+    if not training.lora_enable:
+        raise UserError(f"--{flags[0]} keeps the language model in a form that cannot be trained: set --lora_enable "
+                        "True")
+    if training.deepspeed and inherited.zero_optimization(training.deepspeed).get("stage") == 3:
+        raise UserError(f"--{flags[0]} does not go with ZeRO-3 (--deepspeed), which divides weights in full precision: "
+                        "use scripts/zero2.json or leave one of both out")
+    need_package("bitsandbytes", f"--{flags[0]}")
 
 
 def _check_head(model: Any, training: SimpleNamespace) -> None:

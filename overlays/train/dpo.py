@@ -141,7 +141,7 @@ def start_model(model_args, training):
         model = sft.load_model(model_args, training, {})
     else:
         model = load.load_model(name, None, model_args.attn_implementation, sft.weight_dtype(training),
-                                training.cache_dir)
+                                training.cache_dir, **sft.quantized(training))
         if training.lora_enable:
             model.peft_config["default"].inference_mode = False
         else:

@@ -6,7 +6,6 @@ that is in neither is refused as soon as it is given. `check` looks at the value
 """
 
 import dataclasses
-import importlib.util
 import math
 import os
 import sys
@@ -14,7 +13,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from overlays.errors import UserError
+from overlays.errors import UserError, need_package
 from overlays.files import parse_json
 
 SUPPORTED = frozenset("""
@@ -196,21 +195,31 @@ def _json_object(name: str, given: str, text: str) -> dict:
     return found
 
 
+def _deepspeed_config(given: str | dict) -> dict:
+    """The configuration that --deepspeed gives as a file or as JSON. Raises UserError where it cannot be read."""
+    if not isinstance(given, str):
+        return given
+    try:
+        text = given if given.lstrip().startswith("{") else Path(given).read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise UserError(f"--deepspeed {given} cannot be read: {' '.join(str(error).split())}") from None
+    return _json_object("deepspeed", given, text)
+
+
+def zero_optimization(given: str | dict) -> dict:
+    """What a configuration that --deepspeed gives says about ZeRO: "stage" and its options."""
+    zero = _deepspeed_config(given).get("zero_optimization")
+    return zero if isinstance(zero, dict) else {}
+
+
 def _check_deepspeed(given: str | dict) -> None:
     """Refuse a configuration that cannot be read, or that would replace optimizer or learning rates."""
-    config = given
-    if isinstance(given, str):
-        try:
-            text = given if given.lstrip().startswith("{") else Path(given).read_text(encoding="utf-8")
-        except (OSError, ValueError) as error:
-            raise UserError(f"--deepspeed {given} cannot be read: {' '.join(str(error).split())}") from None
-        config = _json_object("deepspeed", given, text)
+    config = _deepspeed_config(given)
     for name in ("optimizer", "scheduler"):
         if name in config:
             raise UserError(f"--deepspeed {given} has its own {name}, which would replace the learning rates of the "
                             f"parts: remove the key {name!r}")
-    if importlib.util.find_spec("deepspeed") is None:
-        raise UserError(f"--deepspeed needs a package that is not installed: {sys.executable} -m pip install deepspeed")
+    need_package("deepspeed", "--deepspeed")
 
 
 def check_together(training: Any, values: Mapping) -> bool | None:
@@ -269,9 +278,8 @@ def _check_tracking(training, values: Mapping) -> None:
 def _check_optimizer(training, values: Mapping) -> None:
     name = training.optim.value
     package, keys, adam = OPTIMIZERS[name]
-    if package and importlib.util.find_spec(package) is None:
-        raise UserError(f"--optim {name} needs a package that is not installed: {sys.executable} -m pip install "
-                        f"{package}")
+    if package:
+        need_package(package, f"--optim {name}")
     for pair in filter(None, (training.optim_args or "").replace(" ", "").split(",")):
         key, equals, _ = pair.partition("=")
         if not equals or key not in keys:

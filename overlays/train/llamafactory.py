@@ -16,6 +16,7 @@ VALUES: dict[str, dict[Any, dict[str, Any]]] = {
     "finetuning_type": {"lora": {"lora_enable": True}, "full": {"lora_enable": False}},
     "flash_attn": {"auto": {"attn_implementation": "auto"}, "disabled": {"attn_implementation": "eager"},
                    "sdpa": {"attn_implementation": "sdpa"}, "fa2": {"attn_implementation": "flash_attention_2"}},
+    "quantization_bit": {4: {"load_in_4bit": True}, 8: {"load_in_8bit": True}},
     "overwrite_output_dir": {True: {"resume": "never"}, False: {}},
     "disable_gradient_checkpointing": {value: {"gradient_checkpointing": not value} for value in (True, False)},
 }
@@ -41,7 +42,7 @@ def translate(values: Mapping[str, Any], flags: Collection[str]) -> tuple[dict[s
         if value is None:
             continue
         if key in VALUES:
-            counterpart = VALUES[key].get(value) if isinstance(value, str | bool) else None
+            counterpart = VALUES[key].get(value) if isinstance(value, str | bool | int) else None
             if counterpart is None:
                 lacking.append(f"{key}: {value}")
             else:

@@ -34,6 +34,12 @@ def weight_dtype(training: Any) -> torch.dtype:
     return torch.bfloat16 if training.bf16 or training.pure_bf16 else torch.float32
 
 
+def quantized(training: Any) -> dict[str, Any]:
+    """What `load.load_base` is told about a quantised base; empty for one in full precision."""
+    bits = 4 if training.load_in_4bit else 8 if training.load_in_8bit else None
+    return {"bits": bits, "device": training.device} if bits else {}
+
+
 def wanted_extensions(model_args, training, train_set) -> dict[str, dict]:
     """Settings of what the flags add to the model (see model/extensions.py), by the extension's name."""
     added = {}
@@ -80,9 +86,8 @@ def regression_settings(model_args, train_set) -> dict:
 
 def load_model(model_args, training, added: dict[str, dict]):
     """Base model in its type of weights with extensions, and a fresh adapter where --lora_enable asks for one."""
-    model = load.load_base(
-        model_args.model_name_or_path, weight_dtype(training), model_args.attn_implementation, training.cache_dir
-    )
+    model = load.load_base(model_args.model_name_or_path, weight_dtype(training), model_args.attn_implementation,
+                           training.cache_dir, **quantized(training))
     if heads.detach(model, added.get("regression")):
         log_once(f"the regression head of {model_args.model_name_or_path} is left out: another or none is asked for")
     extensions.attach(model, added)
@@ -213,6 +218,7 @@ def identity(model_args, data, training, config, rates) -> dict:
         "parts": {part: rate > 0 for part, rate in rates.items()},
         "rates": rates,
         "adapter": lora,
+        "quantization": quantized(training).get("bits"),
         "head": model_args.head,
         "feature_processing": spatial_settings(model_args, training),
         "samples_per_file": {"samples": data.samples_per_file, "augmented": not data.no_augment},
