@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 ABSURD = 1e30  # no measurement is larger; fill values such as -3.4e38 are
+FILL = -9999.0  # of floats, whether a tag names it or not
 # What numpy raises on damaged .npy and .npz files.
 NUMPY_ERRORS = (OSError, EOFError, ValueError, TypeError, SyntaxError, KeyError, OverflowError, tokenize.TokenError,
                 zipfile.BadZipFile, zlib.error)
@@ -87,7 +88,8 @@ class RasterFile:
         """Values of a window, (rows, cols, bands) float32, NaN where there is no data; 8-bit values of a file that
         needs no scale stay so where all are there.
 
-        There is no data where a mask or the nodata value says so, and where a value is not finite or above ABSURD.
+        There is no data where a mask or the nodata value says so, where a value is not finite or above ABSURD,
+        and where one of floats is FILL.
         """
         chosen = np.arange(self.shape[2]) if bands is None else np.asarray(bands)
         stored, missing = self.stored(row, col, rows, cols, chosen)
@@ -102,7 +104,7 @@ class RasterFile:
             values = stored.astype(np.float32) if self.decode is None else self.decode(stored)
         if stored.dtype.kind == "f":
             with np.errstate(invalid="ignore"):
-                values[~(np.abs(values) < ABSURD)] = np.nan
+                values[~(np.abs(values) < ABSURD) | (values == FILL)] = np.nan
         if self.decode is None and self.scale is not None:
             values *= self.scale[chosen].astype(np.float32)
         if self.decode is None and self.offset is not None:

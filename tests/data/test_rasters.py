@@ -380,9 +380,10 @@ def test_one_band_or_a_centre_that_is_nan_leaves_the_widths(tmp_path):
 
 def test_fill_of_floats_that_no_tag_names_is_no_data(tmp_path):
     values = random(2, 4, 4)
-    values[:, 0] = -3.4e38
+    values[:, 0], values[:, 1, 2] = -3.4e38, -9999
     np.save(tmp_path / "a.npy", values)
-    assert np.isnan(rasters.read(tmp_path / "a.npy")[:, 0]).all()
+    read = rasters.read(tmp_path / "a.npy")
+    assert np.isnan(read[:, 0]).all() and np.isnan(read[:, 1, 2]).all() and np.isnan(read).sum() == 2 * 5
 
 
 def test_a_strange_wavelength_matters_only_to_a_cube(tmp_path):
